@@ -1,0 +1,153 @@
+"""Where text comes from: the sources by name, paths, standard input, and the one-time download."""
+
+import hashlib
+import os
+import sys
+import sysconfig
+import tempfile
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import UserError, nearest
+
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A public file: downloaded on first use, or taken from `$CHARLM_DATA` under `file`."""
+
+    file: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A resolved source: its short name, the files in reading order, and how they are read when nothing else is
+    said."""
+
+    name: str
+    files: tuple[Path, ...]
+    kind: str = "stream"
+    folder: Path | None = None  # set when the files were found by walking a folder
+    temporary: bool = field(default=False, compare=False)  # a spooled standard input, to delete after use
+
+
+REMOTES = {
+    "names32k": Remote(
+        "names.txt",
+        "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt",
+        228_145,
+        "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
+    ),
+    "shakespeare": Remote(
+        "shakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        1_115_394,
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+KINDS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"}
+_NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared texts are kept: `$CHARLM_CACHE`, else `~/.cache/charlm`."""
+    return Path(os.environ.get("CHARLM_CACHE") or Path.home() / ".cache" / "charlm")
+
+
+def resolve(data: str) -> Text:
+    """The text that `--data` names: a source by name, a file, a folder, or `-`. Raises UserError when there is none."""
+    if data == "names":
+        return Text("names", (Path(__file__).parent / "names.txt",), "lines")
+    if data in REMOTES:
+        return Text(data, (_remote_file(data, REMOTES[data]),), KINDS[data])
+    if data == "stdlib":
+        return Text(data, _standard_library(), "stream")
+    if data == "-":
+        return Text("stdin", (_spool_standard_input(),), temporary=True)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        files = tuple(_walk(path))
+        if not files:
+            raise UserError(f"the folder {data} holds no files; --data takes a text file or a folder of text files")
+        return Text(path.resolve().name or "root", files, folder=path)
+    if not path.exists():
+        raise UserError(
+            f"no such file, folder or data set: '{data}'; by name there are: {', '.join(KINDS)}.{nearest(data, KINDS)}"
+        )
+    if not path.is_file():
+        raise UserError(f"{data} is neither a file nor a folder; to read from a pipe use --data -")
+    return Text(path.stem, (path,))
+
+
+def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
+    """Every file below `folder` in sorted order, hidden ones and the folders in `skip` left out."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skip)
+        found += [Path(root, name) for name in sorted(files) if not name.startswith(".")]
+    return found
+
+
+def _standard_library() -> tuple[Path, ...]:
+    files = _walk(Path(sysconfig.get_paths()["stdlib"]), _NOT_STDLIB | {"__pycache__"})
+    return tuple(path for path in files if path.suffix == ".py")
+
+
+def _spool_standard_input() -> Path:
+    """Standard input is read once, but a text is read twice: keep it in a temporary file."""
+    with tempfile.NamedTemporaryFile(prefix="charlm-stdin-", delete=False) as spool:
+        while chunk := sys.stdin.buffer.read(1 << 20):
+            spool.write(chunk)
+    return Path(spool.name)
+
+
+def _remote_file(name: str, remote: Remote) -> Path:
+    """A checked local copy: from `$CHARLM_DATA`, from the cache, or downloaded now."""
+    given = os.environ.get("CHARLM_DATA")
+    if given and (Path(given) / remote.file).is_file():
+        path = Path(given) / remote.file
+        _check(path, remote)
+        return path
+    path = cache_folder() / "downloads" / f"{name}.txt"
+    if not path.is_file():
+        _download(name, remote, path)
+    _check(path, remote)
+    return path
+
+
+def _check(path: Path, remote: Remote) -> None:
+    size = path.stat().st_size
+    if size != remote.size:
+        raise UserError(
+            f"{path} has {size:,} bytes, not {remote.size:,}: it is not {remote.url}; delete it and try again"
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != remote.sha256:
+        raise UserError(f"{path} fails its SHA-256 check: it is not {remote.url}; delete it and try again")
+
+
+def _download(name: str, remote: Remote, path: Path) -> None:
+    """Fetch to a file beside `path` and move it there once whole; stops at more bytes than were promised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(remote.url, timeout=DOWNLOAD_TIMEOUT) as response, open(part, "wb") as out:
+            with tqdm(total=remote.size, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
+                while (chunk := response.read(1 << 16)) and bar.n <= remote.size:
+                    out.write(chunk)
+                    bar.update(len(chunk))
+        _check(part, remote)
+        os.replace(part, path)
+    except (OSError, UserError) as error:  # URLError, timeouts and a cut connection are all OSErrors
+        raise UserError(
+            f"could not download '{name}' ({getattr(error, 'reason', None) or error}). Fetch {remote.url} by other "
+            f"means, call it {remote.file} and put it into a folder that $CHARLM_DATA names"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Validation loss: plain NLL over fixed windows, in nats a token and bits a character."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.batches import IGNORE, Batch
+from makemore.base import LanguageModel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The sum of negative log-likelihoods in nats, and over how much."""
+
+    nll_sum: float
+    n_tokens: int
+    n_characters: int  # line ends included
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nll_sum / max(1, self.n_tokens)
+
+    @property
+    def bits_per_char(self) -> float:
+        return self.nll_sum / math.log(2) / max(1, self.n_characters)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    batches: Callable[[], Iterator[Batch]],
+    characters: np.ndarray,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Evaluate `model` over `batches()`, and leave it in the mode it was in. `characters` (V,) is how many characters
+    each id stands for. None when `stop()` said so in between."""
+    per_token = torch.from_numpy(characters)
+    training = model.training
+    model.eval()
+    nll_sums, n_tokens, n_characters = [], 0, 0
+    try:
+        for batch in batches():
+            if stop():
+                return None
+            here = batch.to(device)
+            nll_sums.append(model(here.tokens, here.targets, want_logits=False).nll_sum.double())
+            n_tokens += batch.n_tokens
+            n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
+    finally:
+        model.train(training)
+    return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)

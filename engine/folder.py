@@ -1,0 +1,121 @@
+"""A run directory on disk: what it holds, how it is made, described and found. Imports no torch.
+
+runs/<name>/  config.json  tokenizer.json  metrics.jsonl  summary.json  samples.txt  loss.png
+              best/  model.safetensors
+              last/  model.safetensors  trainer.safetensors
+"""
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.store import Store
+from data.tokenizers import Tokenizer, from_json
+
+RUNS = Path("runs")
+FORMAT = 1
+_OURS = (
+    "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "tensorboard",
+    "best", "best.new", "best.old", "last", "last.new", "last.old",
+)  # fmt: skip
+
+
+def create(out: str | None, overwrite: bool, config: dict[str, Any], store: Store) -> Path:
+    """Make the directory of a new run and write down what it is. Never replaces a run unless told to."""
+    folder = Path(out) if out else _next_free(config["model"], store.meta["name"])
+    try:
+        occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if occupied and not overwrite:
+            raise UserError(f"{folder} already exists; use --resume to go on with it, --overwrite, or another --out")
+        if occupied:
+            _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
+    replace_file(folder / "tokenizer.json", json.dumps(store.tokenizer.to_json()).encode())
+    data = {"key": store.key, "folder": store.folder.name, "name": store.meta["name"], "start": store.meta["start"]}
+    facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": store.tokenizer.vocab_size}
+    write_facts(folder, facts)
+    return folder
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Replace `config.json`."""
+    replace_file(folder / "config.json", json.dumps(facts, indent=1).encode())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `config.json` of a run says. Raises UserError when there is no run, or one that cannot be read."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"no run directory {folder}{_suggest(folder)}")
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        if facts["format"] != FORMAT or not isinstance(facts["config"], dict):
+            raise UserError(f"{path} has format {facts['format']}; this version reads {FORMAT}")
+        return {name: facts[name] for name in ("format", "config", "data", "vocab_size")}
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a run directory: it has no config.json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or not a run's ({error or type(error).__name__})") from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The run's tokenizer. Raises UserError naming the file."""
+    path = folder / "tokenizer.json"
+    try:
+        return from_json(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
+
+
+def sample_command(folder: Path) -> str:
+    """The command that samples from this run."""
+    return f"python sample.py {shlex.quote(str(folder))}"
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with this run."""
+    return f"python train.py --resume --out {shlex.quote(str(folder))}"
+
+
+def _next_free(model: str, data: str) -> Path:
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in data)
+    n = 1
+    while (folder := RUNS / f"{model}-{name}-{n}").exists():
+        n += 1
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    if not folder.is_dir() or not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a run directory: --overwrite does not touch it; choose another --out")
+    for name in _OURS:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _suggest(folder: Path) -> str:
+    if RUNS.is_dir() and (names := sorted(str(path) for path in RUNS.iterdir() if (path / "config.json").is_file())):
+        return f"; there are: {', '.join(names[-5:])}"
+    return ""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write and flush to the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace one file: readers see the old content or the new, never part of it."""
+    new = path.with_name(path.name + ".new")
+    write_file(new, content)
+    os.replace(new, path)

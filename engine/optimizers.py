@@ -1,0 +1,104 @@
+"""The optimizers: torch's, Muon, and which parameters get what."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import Config
+from makemore.layers import embedding_names
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal by a Newton-Schulz iteration, for matrices (more dimensions are
+    flattened into the second). Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+
+    Matrices of one shape go through the iteration together. float32 on CPU, bfloat16 on a GPU."""
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+    ITERATIONS = 5
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[(len(p), p.numel() // len(p))].append(p)
+            for shape, params in by_shape.items():
+                self._step_shape(group, shape, params)
+
+    def _step_shape(self, group: dict, shape: tuple[int, int], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
+        update = orthogonalise(torch.stack(nesterov).view(-1, *shape), self.COEFFICIENTS, self.ITERATIONS)
+        scale = max(1.0, shape[0] / shape[1]) ** 0.5
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(
+            params, [u.view_as(p) for u, p in zip(update, params, strict=True)], alpha=-group["lr"] * scale
+        )
+
+
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+    """Near the closest semi-orthogonal matrix of each of `matrices` (N, R, C): singular values end in about 0.7
+    .. 1.2."""
+    a, b, c = coefficients
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two under muon. Weight decay goes to matrices that multiply; biases, gains and embedding tables
+    get none. Each group's `peak_lr` is what the schedule scales."""
+    tables = embedding_names(model)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
+    others = [p for name, p in named if name not in matrices]
+    if config.optimizer == "muon":
+        inner = [p for name, p in matrices.items() if not name.startswith("lm_head")]
+        outer = [p for name, p in matrices.items() if name.startswith("lm_head")]
+        made = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
+        made.append(torch.optim.AdamW(_groups(outer, others, config), lr=config.lr, betas=_betas(config), fused=True))
+    else:
+        made = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return made
+
+
+def _groups(decayed: list[Tensor], others: list[Tensor], config: Config) -> list[dict]:
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _betas(config: Config) -> tuple[float, float]:
+    return config.beta1, config.beta2
+
+
+def _torch_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer:
+    lr = config.lr
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr)
+        case "momentum":
+            return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+        case "adagrad":
+            return torch.optim.Adagrad(groups, lr=lr)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=lr, alpha=config.beta2)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=_betas(config), fused=True)
+        case _:  # fused: one pass over all weights, several times faster than a loop over tensors on CPU too
+            return torch.optim.AdamW(groups, lr=lr, betas=_betas(config), fused=True)

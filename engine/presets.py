@@ -1,0 +1,64 @@
+"""Defaults that follow the model, the kind of text and the optimizer, and the presets by name. Imports no torch."""
+
+from typing import Any
+
+Defaults = dict[str, Any]
+
+_PLAIN = {"norm": "none", "activation": "tanh"}
+FAMILY: dict[str, Defaults] = {
+    "bigram": {"lr": 0.1, "weight_decay": 0.0},
+    "ngram": {},
+    "mlp": {"order": 8, "n_layer": 1, "n_embd": 32, "n_hidden": 256, "lr": 2e-3, **_PLAIN},
+    "cnn": {"n_layer": 6, "n_embd": 64, "activation": "tanh", "norm": "none", "lr": 2e-3},
+    "rnn": {"n_layer": 1, "n_hidden": 128, "lr": 2e-3, **_PLAIN},
+    "lstm": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
+    "gru": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
+    "transformer": {"lr": 2e-3},
+}
+STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to learn from than a list of names
+    "bigram": {},
+    "ngram": {},
+    "mlp": {"order": 10, "n_hidden": 512},
+    "cnn": {"n_embd": 128},
+    "rnn": {"n_embd": 128, "n_hidden": 256},
+    "lstm": {"n_embd": 128, "n_hidden": 256},
+    "gru": {"n_embd": 128, "n_hidden": 256},
+    "transformer": {"n_embd": 128},
+}
+STREAM_CONTEXT = 64
+LINES_CONTEXT = 256  # longer lines are cut
+OPTIMIZER: dict[str, Defaults] = {
+    "sgd": {"lr": 0.3, "weight_decay": 0.0},
+    "momentum": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
+    "adagrad": {"lr": 0.02, "weight_decay": 0.0},
+    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0},
+    "adam": {"weight_decay": 0.0},
+    "adamw": {},
+    "muon": {"momentum": 0.95},
+}
+
+_MAKEMORE: Defaults = {
+    "n_embd": 64, "n_hidden": 64, "batch_size": 32, "steps": 5000, "eval_interval": 500, "optimizer": "adamw",
+    "lr": 5e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "schedule": "constant", "warmup": 0, "grad_clip": 0.0,
+}  # fmt: skip
+_MAKEMORE_FAMILY: dict[str, Defaults] = {
+    "mlp": {"order": 16, "n_layer": 1, **_PLAIN},
+    "rnn": {"n_layer": 1, **_PLAIN},
+    "lstm": {"n_layer": 1, "norm": "none"},
+    "gru": {"n_layer": 1, "norm": "none"},
+    "cnn": {"n_layer": 4},
+    "transformer": {"n_layer": 4, "n_head": 4, "tie_head": False},
+}
+_NANOGPT_CPU: Defaults = {
+    "n_layer": 4, "n_head": 4, "n_embd": 128, "n_hidden": 128, "context": 64, "batch_size": 12, "steps": 2000,
+    "eval_interval": 250, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 0.1, "beta1": 0.9, "beta2": 0.99,
+    "weight_decay": 0.1, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0, "dropout": 0.0, "bias": False,
+}  # fmt: skip
+PRESETS = ("makemore", "nanogpt-cpu")
+
+
+def preset(name: str, model: str) -> Defaults:
+    """The defaults that `--preset name` fills in for `model`."""
+    if name == "makemore":
+        return _MAKEMORE | _MAKEMORE_FAMILY.get(model, {})
+    return dict(_NANOGPT_CPU)

@@ -1,0 +1,69 @@
+"""From a configuration to a model: the families by name, and which flags each has a use for."""
+
+import inspect
+
+from data.errors import UserError
+from engine.config import Config
+from engine.flags import flag
+from makemore.base import LanguageModel
+from makemore.bigram import Bigram, CountedBigram
+from makemore.cnn import CNN
+from makemore.mlp import MLP
+from makemore.ngram import NGram
+from makemore.recurrent import GRU, LSTM, RNN
+from nanogpt.model import Transformer
+
+FAMILIES: dict[str, type[LanguageModel]] = {
+    "bigram": Bigram, "ngram": NGram, "mlp": MLP, "cnn": CNN, "rnn": RNN, "lstm": LSTM, "gru": GRU,
+    "transformer": Transformer,
+}  # fmt: skip
+
+
+def family(config: Config) -> type[LanguageModel]:
+    """The class that `config` asks for."""
+    return CountedBigram if config.model == "bigram" and config.counts else FAMILIES[config.model]
+
+
+def is_counted(config: Config) -> bool:
+    """Whether the model is fitted by counting rather than trained."""
+    return hasattr(family(config), "fit")
+
+
+def flags_of(cls: type) -> set[str]:
+    """The flags a family has a use for: the keyword arguments of its constructor, and of its parent's where it passes
+    the rest on."""
+    found = set()
+    for parent in cls.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(parent.__init__).parameters.values()
+            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return found
+
+
+MODEL_FLAGS = set().union(*map(flags_of, FAMILIES.values())) | {"counts"}
+
+
+def refuse_foreign_flags(config: Config, given: set[str]) -> None:
+    """Raise UserError when a model flag was given that the chosen family has no use for."""
+    has = flags_of(family(config)) | ({"counts"} if config.model == "bigram" else set()) | {"context"}
+    if foreign := sorted((given & MODEL_FLAGS) - has):
+        counted = " --counts" if config.counts else ""
+        raise UserError(
+            f"{', '.join(map(flag, foreign))} means nothing to --model {config.model}{counted}; "
+            f"it has: {', '.join(map(flag, sorted(has))) or 'no flags of its own'}"
+        )
+    if "carry_state" in given and config.model not in ("rnn", "lstm", "gru"):
+        raise UserError(f"--carry-state means nothing to --model {config.model}; it is for rnn, lstm and gru")
+
+
+def build_model(config: Config, vocab_size: int) -> LanguageModel:
+    """A freshly initialised model. Raises UserError for sizes and options that do not go together."""
+    cls = family(config)
+    if config.activation == "swiglu" and config.model != "transformer":
+        raise UserError(f"--activation swiglu is the Transformer's; --model {config.model} has the others")
+    try:
+        return cls(vocab_size, **{name: getattr(config, name) for name in flags_of(cls)})
+    except ValueError as error:
+        raise UserError(str(error)) from error

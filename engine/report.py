@@ -1,0 +1,83 @@
+"""What a finished run shows: samples marked by whether the data has them, the summary, the picture of the loss."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.store import Split, Store
+from engine.folder import replace_file
+from engine.metrics import Metrics
+from engine.runs import Run, until_end
+
+N_LINES = 20
+N_CHARACTERS = 500
+SAMPLE_SEED = 42
+
+
+def samples(run: Run, store: Store) -> str:
+    """What the model makes up: for lines 20 of them, each marked 'in train', 'in val' or 'new'; for a stream
+    500 tokens."""
+    if not run.is_lines:
+        return run.generate(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)[0].strip("\n")
+    drawn = torch.stack(list(run.stream(num=N_LINES, seed=SAMPLE_SEED)), 1).tolist()
+    rows = [until_end(row) for row in drawn]
+    known = {"in train": _found(rows, store.train, store), "in val": _found(rows, store.val, store)}
+    lines = []
+    for i, row in enumerate(rows):
+        mark = next((name for name, found in known.items() if i in found), "new")
+        lines.append(f"{run.tokenizer.decode(row):<24} {mark}")
+    return "\n".join(lines)
+
+
+def _found(rows: list[list[int]], split: Split, store: Store) -> set[int]:
+    """Which of `rows` stand as lines in `split`, compared as raw ids."""
+    wanted: dict[bytes, list[int]] = {}
+    for i, row in enumerate(rows):
+        wanted.setdefault(np.asarray(row, store.tokenizer.dtype).tobytes(), []).append(i)
+    ids = split.tokens.array()
+    found: set[int] = set()
+    for start, end in zip(split.offsets[:-1].tolist(), split.offsets[1:].tolist(), strict=True):
+        found.update(wanted.get(ids[start : end - 1].tobytes(), ()))
+    return found
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Replace `summary.json`."""
+    replace_file(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What `summary.json` says, or nothing where a run has not ended."""
+    try:
+        return json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def draw_loss(metrics: Metrics, folder: Path) -> None:
+    """Draw training and validation loss over the steps into `loss.png`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = metrics.read()
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    trained = [line for line in lines if line["train_loss"] is not None]
+    axes.plot([x["step"] for x in trained], [x["train_loss"] for x in trained], ".-", color="#9a9a9a", label="training")
+    axes.plot(
+        [x["step"] for x in lines], [x["val_loss"] for x in lines], "o-", color="#0b6e99", label="validation", ms=4
+    )
+    best = min(lines, key=lambda line: line["val_loss"])
+    axes.annotate(
+        f"best {best['val_loss']:.4f} at step {best['step']}", (best["step"], best["val_loss"]), (0, 22),
+        textcoords="offset points", ha="right", color="#0b6e99", arrowprops={"arrowstyle": "-", "color": "#0b6e99"},
+    )  # fmt: skip
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title=folder.name)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(folder / "loss.png", dpi=120)

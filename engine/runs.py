@@ -1,0 +1,181 @@
+"""A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import UserError
+from data.tokenizers import BOS, EOS, NEVER_PREDICTED, Decoder, Tokenizer
+from engine import checkpoint
+from engine.config import Config
+from engine.evaluate import Evaluation
+from engine.flags import config_of
+from engine.folder import read_facts, read_tokenizer
+from engine.generate import Sampling, generate, score
+from engine.registry import build_model
+from engine.runtime import choose_device
+from makemore.base import LanguageModel
+
+
+def load_weights(model: LanguageModel, folder: Path) -> dict[str, Any]:
+    """Load checkpoint `folder` into `model` and return its facts. Raises UserError when the two do not fit."""
+    tensors, facts = checkpoint.load(folder, ("model",))
+    fit_weights(model, tensors["model"], folder)
+    return facts
+
+
+def fit_weights(model: LanguageModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Put `weights` into `model`; UserError naming `folder` when they are another model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:3]
+        raise UserError(
+            f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, first))}"
+        ) from error
+
+
+@dataclass
+class Run:
+    """A trained model with its tokenizer: what sampling, scoring and fine-tuning start from."""
+
+    folder: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: Config
+    start: str  # what an empty prompt of a stream begins with
+    facts: dict[str, Any]  # of the checkpoint: step, val_loss
+    device: torch.device
+
+    @property
+    def is_lines(self) -> bool:
+        return self.config.kind == "lines"
+
+    @property
+    def never(self) -> list[int]:
+        """Ids that are not drawn: all specials but `<eos>`, and that too where training had no ends."""
+        return [*NEVER_PREDICTED] + ([] if self.is_lines else [EOS])
+
+    def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
+        """Ids of a prompt: after `<bos>` for lines; an empty one of a stream is the run's start text."""
+        if self.is_lines:
+            return [BOS, *self.tokenizer.encode(prompt, unknown).tolist()]
+        return self.tokenizer.encode(prompt, unknown).tolist() or self.tokenizer.encode(self.start).tolist()
+
+    def stream(
+        self, prompt: str = "", num: int = 1, max_new_tokens: int | None = None, seed: int | None = None,
+        sampling: Sampling | None = None, unknown: str = "error",
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield one token (num,) at a time after `prompt`. `max_new_tokens` None: the context for lines, 500
+        for a stream."""
+        ids = torch.tensor([self.prompt_ids(prompt, unknown)] * num, device=self.device)
+        generator = torch.Generator(self.device)
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        length = max_new_tokens or (self.config.context if self.is_lines else 500)
+        return generate(self.model, ids, length, sampling or Sampling(), self.never, generator)
+
+    def generate(self, prompt: str = "", num: int = 1, *, stop: str | None = None, **options) -> list[str]:
+        """`num` texts that go on after `prompt`, the prompt included, each up to where `stop` would begin.
+        Options as of `stream`."""
+        writers = [_Writer(self.tokenizer.decoder(), stop) for _ in range(num)]
+        texts = [prompt] * num
+        for token in self.stream(prompt, num, **options):
+            for n, id_ in enumerate(token.tolist()):
+                texts[n] += writers[n].write(id_)
+            if all(writer.ended for writer in writers):
+                break
+        return [text + writer.end() for text, writer in zip(texts, writers, strict=True)]
+
+    def pieces(self, prompt: str = "", *, stop: str | None = None, **options) -> Iterator[str]:
+        """One text after `prompt`, piece by piece as it becomes certain: never half a character, nothing of `stop`."""
+        writer = _Writer(self.tokenizer.decoder(), stop)
+        for token in self.stream(prompt, **options):
+            yield writer.write(int(token))
+            if writer.ended:
+                return
+        yield writer.end()
+
+    def score(self, text: str, unknown: str = "error") -> Evaluation:
+        """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
+        parts = text.split("\n") if self.is_lines else [text]
+        total = Evaluation(0.0, 0, 0)
+        for part in filter(None, parts):
+            ids = self.tokenizer.encode(part, unknown).tolist()
+            before = [BOS] if self.is_lines else self.tokenizer.encode(self.start).tolist()
+            after = [EOS] if self.is_lines else []
+            tokens = torch.tensor(before + ids + after, device=self.device)
+            skipped = len(before) - 1
+            one = self._score(tokens, skipped)
+            total = Evaluation(*(a + b for a, b in zip(vars(total).values(), vars(one).values(), strict=True)))
+        if not total.n_tokens:
+            raise UserError("there is nothing to score in an empty text")
+        return total
+
+    def _score(self, tokens: Tensor, skipped: int) -> Evaluation:
+        characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
+        return score(self.model, tokens[skipped:-1], tokens[skipped + 1 :], characters)
+
+
+class _Writer:
+    """Turns drawn ids into the text that may be shown so far: what could still become the stop text is held back."""
+
+    def __init__(self, decoder: Decoder, stop: str | None):
+        self.decoder, self.stop, self.ended, self._held = decoder, stop, False, ""
+
+    def write(self, id_: int) -> str:
+        if self.ended:
+            return ""
+        if id_ == EOS:
+            return self.end()
+        return self._show(self.decoder.feed([id_]))
+
+    def end(self) -> str:
+        if self.ended:
+            return ""
+        text = self._show(self.decoder.flush())
+        self.ended = True
+        rest, self._held = self._held, ""
+        return text + rest
+
+    def _show(self, text: str) -> str:
+        text = self._held + text
+        if not self.stop:
+            return text
+        if self.stop in text:
+            self.ended, self._held = True, ""
+            return text[: text.index(self.stop)]
+        keep = next((n for n in range(min(len(self.stop) - 1, len(text)), 0, -1) if self.stop.startswith(text[-n:])), 0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def until_end(row: list[int]) -> list[int]:
+    """The ids before the first `<eos>`."""
+    return row[: row.index(EOS)] if EOS in row else row
+
+
+def load_run(folder: str | Path, which: str = "best", device: str = "auto") -> Run:
+    """Load a run for use: model in evaluation mode, tokenizer, configuration. `which` is 'best' or 'last'.
+
+    Raises UserError naming the file that is missing, damaged or foreign."""
+    folder = Path(folder)
+    facts = read_facts(folder)
+    config = config_of(facts)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.vocab_size != facts["vocab_size"]:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, config.json {facts['vocab_size']}"
+        )
+    chosen, _ = choose_device(device)
+    model = build_model(config, tokenizer.vocab_size)
+    try:
+        about = load_weights(model, folder / which)
+    except UserError as error:
+        other = "last" if which == "best" else "best"
+        way_out = f"; --checkpoint {other} takes the other one" if checkpoint.find(folder / other) else ""
+        raise UserError(f"{error}{way_out}") from error
+    return Run(folder, model.to(chosen).eval(), tokenizer, config, facts["data"]["start"], about, chosen)

@@ -1,0 +1,136 @@
+"""The machine: device, dtype and compiler choices with their reasons, signals, peak memory."""
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import sys
+
+import torch
+
+from data.errors import UserError, nearest, warn
+
+
+def choose_device(wanted: str) -> tuple[torch.device, str]:
+    """The device for `--device` and why. Raises UserError for one this machine does not have."""
+    has_mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), "a CUDA device is there"
+        if has_mps:
+            return torch.device("mps"), "Apple's GPU is there and CUDA is not"
+        return torch.device("cpu"), "neither CUDA nor MPS is there"
+    kinds = ("auto", "cpu", "cuda", "mps")
+    if wanted.split(":")[0] not in kinds:
+        raise UserError(f"unknown device '{wanted}'; there are: {', '.join(kinds)}.{nearest(wanted, kinds)}")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError(f"--device {wanted} is not a device; write cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no CUDA device here; use --device auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {wanted}, but this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "mps" and not has_mps:
+        raise UserError("--device mps, but torch sees no Apple GPU here; use --device auto")
+    return device, "asked for"
+
+
+def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The arithmetic for `--dtype` and why. Weights stay float32; bfloat16 is autocast."""
+    if wanted == "auto":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU multiplies it natively"
+        return torch.float32, "half precision is slower here" if device.type == "cpu" else "safe on this device"
+    return getattr(torch, wanted), "asked for"
+
+
+def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
+    """Whether to torch.compile for `--compile`, and why."""
+    if wanted == "auto":
+        if device.type != "cuda":
+            return False, "on CPU compiling a small model takes longer than it saves"
+        return True, "small kernels fuse well on a GPU"
+    return wanted == "on", "asked for"
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """A context in which matrix products run in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def compile_or_warn(model: torch.nn.Module) -> None:
+    """Compile `model` in place; where the compiler is missing or fails at the first call, warn once and go on
+    eagerly."""
+    eager = type(model).forward
+    compiled = torch.compile(model.forward)
+    tried = False
+
+    def forward(*args, **kwargs):
+        nonlocal tried
+        if tried:
+            return compiled(*args, **kwargs)
+        try:
+            out = compiled(*args, **kwargs)
+        except Exception as error:  # whatever a compiler, its toolchain or the driver may throw
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            warn(f"torch.compile does not work here, going on without it ({reason[0][:160]})")
+            model.forward = eager.__get__(model)
+            return model.forward(*args, **kwargs)
+        tried = True
+        return out
+
+    model.forward = forward
+
+
+def c_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on CPU, or None."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
+        if shutil.which(name):
+            return name
+    return None
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB (10^6 bytes)."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such call
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class Interrupted(Exception):
+    """Training stopped by a signal, after saving."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Signals:
+    """Inside, the first SIGINT or SIGTERM only raises a flag, and the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "Signals":
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def stop(self) -> bool:
+        return self.received is not None
+
+    def _handle(self, signum: int, _frame) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        print("\nfinishing the step and saving; once more to leave at once", file=sys.stderr, flush=True)

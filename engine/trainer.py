@@ -1,0 +1,270 @@
+"""The one training loop, and everything about it that a checkpoint has to hold to go on exactly."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batches import Batch, Loader
+from data.errors import UserError
+from engine import checkpoint, runtime
+from engine.config import Config
+from engine.evaluate import Evaluation, evaluate
+from engine.metrics import Metrics
+from engine.optimizers import make_optimizers
+from engine.runs import fit_weights
+from engine.schedules import lr_factor
+from makemore.base import LanguageModel, State
+
+CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for it
+
+
+@dataclass
+class Progress:
+    """Where a run stands: plain numbers, stored as JSON."""
+
+    step: int = 0
+    tokens: int = 0  # targets trained on
+    seconds: float = 0.0  # spent in training steps
+    evaluated: int = -1  # step of the last evaluation
+    train_loss: float | None = None  # mean over the steps between the last two evaluations
+    nll_sum: float = 0.0  # training loss since the last evaluation ...
+    nll_tokens: int = 0  # ... and over how many targets
+    best_val: float | None = None
+    best_bits: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations since the best one
+    val_tokens: int = 0  # targets of the last evaluation
+
+
+class Trainer:
+    """Trains `model` on `loader`'s batches as `config` says, evaluates, saves into `folder`, and resumes exactly."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        loader: Loader,
+        val_batches: Callable[[], Iterator[Batch]],
+        characters: np.ndarray,
+        config: Config,
+        folder: Path,
+        device: torch.device,
+        metrics: Metrics,
+    ):
+        self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
+        self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = make_optimizers(model, config)
+        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
+        self.progress = Progress()
+        self.carried: State | None = None
+        self._unchecked: list[tuple[int, float, Tensor, int]] = []
+
+    def train(self) -> None:
+        """Train to the last step, or until patience runs out. Raises Interrupted after saving when a signal came, and
+        UserError when the loss stops being finite."""
+        config, progress = self.config, self.progress
+        self.model.train()
+        with runtime.Signals() as signals, self._bar() as self.bar:
+            while True:
+                if self._evaluation_is_due():
+                    self._evaluate_and_save(signals)
+                if signals.stop():
+                    self._check_losses()
+                    self.save_last()
+                    raise runtime.Interrupted(signals.received)
+                if progress.step >= config.steps or self._is_out_of_patience():
+                    return
+                started = time.perf_counter()
+                lr = self._set_lr()
+                batches = [self.loader.next() for _ in range(config.grad_accum)]
+                n_tokens = sum(batch.n_tokens for batch in batches)
+                nll_sum = self._backward(batches, n_tokens)
+                norm = self._clip()
+                self._note_loss(lr, nll_sum, norm, n_tokens)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                progress.tokens += n_tokens
+                progress.seconds += time.perf_counter() - started
+                self.bar.update()
+
+    def _backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
+        """Gradients of the mean over all targets of the step; returns the sum of their losses."""
+        nll_sum = torch.zeros((), device=self.device)
+        for batch in batches:
+            here = batch.to(self.device)
+            state = None if here.fresh else self.carried
+            with self.autocast:
+                out = self.model(here.tokens, here.targets, state, want_logits=False)
+            (out.nll_sum / max(1, n_tokens)).backward()
+            nll_sum += out.nll_sum.detach()
+            if self.config.carry_state:
+                self.carried = {name: vector.detach() for name, vector in out.state.items()}
+        return nll_sum
+
+    def _set_lr(self) -> float:
+        config = self.config
+        factor = lr_factor(config.schedule, self.progress.step, config.steps, config.warmup, config.lr_floor)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+        return config.lr * factor
+
+    def _clip(self) -> Tensor | None:
+        if not self.config.grad_clip:
+            return None
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+
+    def _note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+        # An infinite gradient under a finite loss ruins the weights all the same: it counts as a non-finite loss.
+        seen = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
+        self._unchecked.append((self.progress.step, lr, seen, n_tokens))
+        if self.device.type == "cpu" or len(self._unchecked) >= CHECK_EVERY:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        progress = self.progress
+        for step, lr, nll_sum, n_tokens in self._unchecked:
+            value = float(nll_sum)
+            if not math.isfinite(value):
+                raise self._diverged(step, lr, "training loss")
+            progress.nll_sum += value
+            progress.nll_tokens += n_tokens
+        if self._unchecked:
+            *_, value, n_tokens = self._unchecked[-1]
+            rate = progress.tokens / progress.seconds if progress.seconds else 0
+            self.bar.set_postfix_str(f"loss {float(value) / max(1, n_tokens):.3f}, {rate:,.0f} tokens/s", refresh=False)
+        self._unchecked.clear()
+
+    def _diverged(self, step: int, lr: float, what: str) -> UserError:
+        kept = checkpoint.find(self.folder / "last")
+        saved = f"; {kept} keeps the last good checkpoint" if kept else ""
+        clip = "" if self.config.grad_clip else ", --grad-clip 1"
+        return UserError(
+            f"the {what} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr "
+            f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
+        )
+
+    def _evaluation_is_due(self) -> bool:
+        step, config = self.progress.step, self.config
+        due = step % config.eval_interval == 0 or step >= config.steps
+        return due and self.progress.evaluated != step and not self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.progress.worse >= self.config.patience
+
+    def _evaluate_and_save(self, signals: runtime.Signals) -> None:
+        """Evaluate, write a metrics line, save `best/` when it is one, save `last/`. Nothing of it when a
+        signal comes."""
+        self._check_losses()
+        with self.autocast:
+            found = evaluate(self.model, self.val_batches, self.characters, self.device, signals.stop)
+        if found is None:
+            return
+        progress = self.progress
+        if not math.isfinite(found.loss):
+            raise self._diverged(progress.step, self.optimizers[0].param_groups[0]["lr"], "validation loss")
+        if progress.nll_tokens:
+            progress.train_loss = progress.nll_sum / progress.nll_tokens
+        progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
+        progress.val_tokens = found.n_tokens
+        is_best = progress.best_val is None or found.loss < progress.best_val
+        if is_best:
+            progress.best_val, progress.best_bits, progress.best_step = found.loss, found.bits_per_char, progress.step
+        progress.worse = 0 if is_best else progress.worse + 1
+        self._report(found, is_best)
+        if is_best:
+            self.save_best(found)
+        self.save_last()
+
+    def _report(self, found: Evaluation, is_best: bool) -> None:
+        progress = self.progress
+        self.metrics.write(
+            {
+                "step": progress.step,
+                "train_loss": progress.train_loss,
+                "val_loss": found.loss,
+                "val_bits_per_char": found.bits_per_char,
+                "lr": self._set_lr(),
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 3),
+            }
+        )
+        train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
+        mark = "  best" if is_best else ""
+        self.bar.write(f"step {progress.step:5d}  {train}val {found.loss:.4f}  {progress.seconds:6.1f} s{mark}")
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            total=self.config.steps,
+            initial=self.progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None,
+            bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}, {remaining} left]",
+        )
+
+    def save_best(self, found: Evaluation) -> None:
+        facts = {"step": self.progress.step, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}
+        checkpoint.save(self.folder / "best", {"model": self.model.state_dict()}, facts)
+
+    def save_last(self) -> None:
+        tensors, facts = self.state()
+        checkpoint.save(self.folder / "last", {"model": self.model.state_dict(), "trainer": tensors}, facts)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `load_state` needs besides the weights: tensors by name, and JSON."""
+        tensors = {"rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        numbers: dict[str, Any] = {}
+        for n, optimizer in enumerate(self.optimizers):
+            for i, kept in optimizer.state_dict()["state"].items():
+                for name, value in kept.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{n}.{i}.{name}"] = value
+                    else:
+                        numbers[f"optimizer.{n}.{i}.{name}"] = value
+        for name, vector in (self.carried or {}).items():
+            tensors[f"carried.{name}"] = vector
+        facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
+        return tensors, {"step": self.progress.step, "val_loss": None, **facts}
+
+    def resume(self, folder: Path) -> None:
+        """Go on where the checkpoint `folder` (a `last/`) was saved, bit for bit."""
+        tensors, facts = checkpoint.load(folder, ("model", "trainer"))
+        fit_weights(self.model, tensors["model"], folder)
+        kept = tensors["trainer"]
+        try:
+            self.progress = Progress(**facts["progress"])
+            self.loader.load_state_dict(facts["loader"])
+            self._load_optimizers(kept, facts["optimizer"])
+            torch.set_rng_state(kept["rng.cpu"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
+        if self.device.type == "cuda" and "rng.cuda" in kept:
+            torch.cuda.set_rng_state(kept["rng.cuda"], self.device)
+        carried = {
+            name.removeprefix("carried."): v.to(self.device) for name, v in kept.items() if name.startswith("carried.")
+        }
+        self.carried = carried or None
+        self.metrics.cut_back(self.progress.evaluated)
+
+    def _load_optimizers(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        for n, optimizer in enumerate(self.optimizers):
+            whole = optimizer.state_dict()
+            whole["state"] = {}
+            for key, value in (tensors | numbers).items():
+                part, *path = key.split(".", 3)
+                if part == "optimizer" and path[0] == str(n):
+                    whole["state"].setdefault(int(path[1]), {})[path[2]] = value
+            optimizer.load_state_dict(whole)

@@ -1,0 +1,2 @@
+"""The language-model contract and the small families: bigram, n-gram, MLP, CNN, RNN, LSTM, GRU. Stands on data
+alone."""

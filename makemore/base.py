@@ -1,0 +1,120 @@
+"""The contract of every language model here: one `forward`, one shape of output, an explicit state.
+
+A family writes what differs: `hidden` (tokens to feature vectors, with its state) and the sizes. The loss, the head
+and the incremental reading of any length are here, once.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.batches import IGNORE
+from data.tokenizers import NEVER_PREDICTED
+
+State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
+
+SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
+ROWS_A_CHUNK = 1024  # positions whose logits are held at a time above it
+IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
+
+
+class Output(NamedTuple):
+    """What `forward` returns, always these four."""
+
+    logits: Tensor | None  # (B, T, V); None when not wanted
+    nll_sum: Tensor | None  # scalar: negative log-likelihood in nats, summed over valid targets; None without targets
+    n_tokens: Tensor | None  # scalar int64: valid targets; None without targets
+    state: State  # goes into the next call as `state`
+
+
+class LanguageModel(nn.Module):
+    """Base of all families.
+
+    `context`: the most tokens one `forward` takes, state included; None when unbounded.
+    `history`: how many tokens before a window evaluation lets the model see (0 for neural ones).
+    """
+
+    context: int | None = None
+    history: int = 0
+
+    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0):
+        super().__init__()
+        self.vocab_size, self.label_smoothing = vocab_size, label_smoothing
+
+    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        """Features of each position, (B, T, C), and the state after the last. `valid` (B, T) marks the positions
+        that are not padding, for batch statistics; None means all."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., C)."""
+        raise NotImplementedError
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
+    ) -> Output:
+        """Read `tokens` (B, T) int64 after `state` (None: from the beginning).
+
+        `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. Label smoothing applies in training mode only.
+        Raises ValueError for more tokens than `context`."""
+        valid = None if targets is None else targets != IGNORE
+        hidden, state = self.hidden(tokens, state, valid)
+        if targets is None:
+            return Output(self.head(hidden) if want_logits else None, None, None, state)
+        logits = None
+        if want_logits or self.vocab_size <= SMALL_VOCABULARY:
+            logits = self.head(hidden)
+            nll_sum = self._nll(logits, targets)
+        else:
+            nll_sum = self._nll_in_chunks(hidden, targets)
+        return Output(logits if want_logits else None, nll_sum, valid.sum(), state)
+
+    def read(self, tokens: Tensor, state: State | None = None) -> Output:
+        """`forward` for any number of tokens: the way to decode, whatever the context."""
+        return self(tokens, state=state)
+
+    def window_start(self, position: int) -> int:
+        """The first token that the logits after token `position` depend on: what `read` does, stated without a
+        cache."""
+        return 0
+
+    def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        return F.cross_entropy(
+            logits.reshape(-1, self.vocab_size).float(),
+            targets.reshape(-1),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+
+    def _nll_in_chunks(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same sum with at most ROWS_A_CHUNK rows of logits alive, forward and backward."""
+
+        def chunk_nll(rows: Tensor, wanted: Tensor) -> Tensor:
+            return self._nll(self.head(rows), wanted)
+
+        rows, wanted = hidden.flatten(0, -2).split(ROWS_A_CHUNK), targets.reshape(-1).split(ROWS_A_CHUNK)
+        return torch.stack(
+            [checkpoint(chunk_nll, r, w, use_reentrant=False) for r, w in zip(rows, wanted, strict=True)]
+        ).sum()
+
+
+def make_head(width: int, vocab_size: int, bias: bool = True) -> nn.Linear:
+    """The last layer. With a bias, the specials that never are targets start out improbable, so that the first steps
+    are not spent on learning that."""
+    head = nn.Linear(width, vocab_size, bias)
+    if bias:
+        with torch.no_grad():
+            head.bias.zero_()
+            head.bias[list(NEVER_PREDICTED)] = IMPROBABLE
+    return head
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trained parameters, or the stored counts of a model that counts."""
+    counted = getattr(model, "n_counts", None)
+    return counted if counted is not None else sum(p.numel() for p in model.parameters())

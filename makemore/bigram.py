@@ -1,0 +1,55 @@
+"""Bigram: a table of logits, one row for each token that may come before. Trained by gradient, or counted.
+
+Row i holds the logits of the token after token i; `(V, V)` numbers are the whole model. Counting gives the same table
+in closed form: the maximum of the likelihood, with `SMOOTHING` added to every count (Laplace 1812).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.tokenizers import NEVER_PREDICTED
+from makemore.base import IMPROBABLE, LanguageModel, State
+
+SMOOTHING = 0.1
+IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted
+
+
+class Bigram(LanguageModel):
+    """tokens (B, T) -> logits (B, T, V), each from the row of its own token."""
+
+    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0):
+        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        self.table = nn.Embedding(vocab_size, vocab_size)
+        with torch.no_grad():
+            self.table.weight.zero_()
+            self.table.weight[:, list(NEVER_PREDICTED)] = IMPROBABLE
+
+    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        return self.table(tokens), {}
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class CountedBigram(Bigram):
+    """The same table, fitted by counting. `n_counts` is how many different pairs were seen."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__(vocab_size)
+        self.register_buffer("pairs", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def n_counts(self) -> int:
+        return int(self.pairs)
+
+    def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
+        """Count `targets` (N,) after `inputs` (N,); one pass, nothing else to train."""
+        v = self.vocab_size
+        counts = np.bincount(inputs.astype(np.int64) * v + targets, minlength=v * v).reshape(v, v)
+        smoothed = counts + SMOOTHING
+        smoothed[:, list(NEVER_PREDICTED)] = 0
+        with np.errstate(divide="ignore"):
+            table = np.log(smoothed / smoothed.sum(1, keepdims=True))
+        self.table.weight.data.copy_(torch.from_numpy(np.maximum(table, IMPOSSIBLE)))
+        self.pairs.fill_(int((counts > 0).sum()))

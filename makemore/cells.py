@@ -1,0 +1,85 @@
+"""The three recurrent cells written out, with the parameter names of `torch.nn.RNN`, `LSTM` and `GRU`.
+
+Slower than the fused layers and equal to them (a test holds it so): this is the page to read. A cell's job is to take
+the input at time t and the hidden vector of time t - 1, and to give the hidden vector of time t. `input` is one matrix
+product for all gates and all times at once; only what depends on the hidden vector has to wait for it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from makemore.layers import ACTIVATIONS
+
+
+class WrittenCell(nn.Module):
+    """A recurrent layer that loops over time: x (B, T, C) and hidden vectors (1, B, H) each -> y (B, T, H), the
+    last."""
+
+    gates: int
+
+    def __init__(self, n_input: int, n_hidden: int):
+        super().__init__()
+        self.n_hidden = n_hidden
+        self.weight_ih_l0 = nn.Parameter(torch.empty(self.gates * n_hidden, n_input))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(self.gates * n_hidden, n_hidden))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(self.gates * n_hidden))
+        self.bias_hh_l0 = nn.Parameter(torch.empty(self.gates * n_hidden))
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -1 / math.sqrt(n_hidden), 1 / math.sqrt(n_hidden))
+
+    def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One tick: the input's share of the gates (B, gates * H) and the hidden vectors -> the new ones,
+        output first."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        gates = F.linear(x, self.weight_ih_l0, self.bias_ih_l0)  # (B, T, gates * H)
+        hidden, outputs = tuple(h[0] for h in hidden), []
+        for now in gates.unbind(1):
+            hidden = self.step(now, hidden)
+            outputs.append(hidden[0])
+        return torch.stack(outputs, 1), tuple(h[None] for h in hidden)
+
+
+class RNNCell(WrittenCell):
+    """h' = act(W x + U h + b). Elman 1990."""
+
+    gates = 1
+
+    def __init__(self, n_input: int, n_hidden: int, activation: str = "tanh"):
+        super().__init__(n_input, n_hidden)
+        self.activation = ACTIVATIONS[activation]
+
+    def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = hidden
+        return (self.activation(gates + F.linear(h, self.weight_hh_l0, self.bias_hh_l0)),)
+
+
+class LSTMCell(WrittenCell):
+    """A second vector c, the memory, is kept (f), written to (i * g) and shown (o). Hochreiter & Schmidhuber 1997."""
+
+    gates = 4
+
+    def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, c = hidden
+        i, f, g, o = (gates + F.linear(h, self.weight_hh_l0, self.bias_hh_l0)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class GRUCell(WrittenCell):
+    """r wipes part of the old vector before a candidate is made; z decides what of the old one stays. Cho et
+    al. 2014."""
+
+    gates = 3
+
+    def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = hidden
+        reset_x, keep_x, new_x = gates.chunk(3, -1)
+        reset_h, keep_h, new_h = F.linear(h, self.weight_hh_l0, self.bias_hh_l0).chunk(3, -1)
+        r, z = torch.sigmoid(reset_x + reset_h), torch.sigmoid(keep_x + keep_h)
+        candidate = torch.tanh(new_x + r * new_h)
+        return ((1 - z) * candidate + z * h,)

@@ -1,0 +1,77 @@
+"""CNN: stacked causal convolutions whose reach doubles with each layer, gated and residual.
+
+van den Oord et al., "WaveNet: A Generative Model for Raw Audio", 2016. A layer looks at its input now and `dilation`
+steps ago (1, 2, 4, ...); a filter is multiplied by a sigmoid gate; the sum of all layers' skip outputs predicts. The
+state is, for each layer, its last `dilation` inputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from makemore.base import LanguageModel, State, make_head
+from makemore.layers import ACTIVATIONS, initialise, make_norm
+
+MAX_DILATION = 512  # as in the paper: after it the doubling starts again at 1
+
+
+class GatedConvolution(nn.Module):
+    """One layer: (B, T, C) and the last `dilation` inputs (B, dilation, C) -> residual, skip and the inputs to
+    remember.
+
+    A dilated convolution of two taps is a matrix product over [x(t - dilation), x(t)], which is how it is computed."""
+
+    def __init__(self, n_embd: int, dilation: int, activation: str, norm: str, dropout: float):
+        super().__init__()
+        self.dilation, self.activation = dilation, ACTIVATIONS[activation]
+        self.norm = make_norm(norm, n_embd)
+        self.taps = nn.Linear(2 * n_embd, 2 * n_embd)
+        self.out = nn.Linear(n_embd, 2 * n_embd)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = torch.cat([before, self.norm(x, valid)], 1)  # (B, dilation + T, C)
+        taps = torch.cat([inputs[:, : -self.dilation], inputs[:, self.dilation :]], -1)  # (B, T, 2C)
+        signal, gate = self.taps(taps).chunk(2, -1)
+        residual, skip = self.out(self.dropout(self.activation(signal) * torch.sigmoid(gate))).chunk(2, -1)
+        return x + residual, skip, inputs[:, -self.dilation :]
+
+
+class CNN(LanguageModel):
+    """tokens (B, T) -> n_layer gated convolutions of width n_embd -> sum of skips -> logits (B, T, V).
+
+    Reaches sum of the dilations + 1 tokens back: 2^n_layer for up to ten layers."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        n_layer: int,
+        n_embd: int,
+        activation: str,
+        norm: str,
+        dropout: float,
+        weight_init: str,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        self.wte = nn.Embedding(vocab_size, n_embd)
+        period = MAX_DILATION.bit_length()
+        self.layers = nn.ModuleList(
+            GatedConvolution(n_embd, 2 ** (i % period), activation, norm, dropout) for i in range(n_layer)
+        )
+        self.mix = nn.Linear(n_embd, n_embd)
+        self.norm = make_norm(norm, n_embd)
+        self.lm_head = make_head(n_embd, vocab_size)
+        initialise(self, weight_init, activation)
+
+    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        x = self.wte(tokens)  # (B, T, C)
+        after, skips = {}, torch.zeros_like(x)
+        for i, layer in enumerate(self.layers):
+            before = x.new_zeros(len(x), layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
+            x, skip, after[f"inputs{i}"] = layer(x, before, valid)
+            skips = skips + skip
+        return torch.relu(self.mix(torch.relu(self.norm(skips, valid)))), after
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)

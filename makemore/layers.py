@@ -1,0 +1,107 @@
+"""What several families are made of: activations, normalisation that skips padding, and weight initialisation."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # GPT-2's
+    "silu": F.silu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
+}
+_GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
+WEIGHT_INITS = ("default", "normal", "xavier", "kaiming", "orthogonal")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over the last dimension of (B, T, C), padding left out of the
+    statistics.
+
+    Uses the batch's statistics in training and running ones in evaluation, so causality holds in evaluation only."""
+
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if self.training:
+            rows = (x[valid] if valid is not None else x.flatten(0, -2)).float()  # (N, C)
+            if len(rows) > 1:
+                var, mean = torch.var_mean(rows, 0, correction=0)
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean, self.momentum)
+                    self.running_var.lerp_(var * len(rows) / (len(rows) - 1), self.momentum)
+            else:  # no statistics in one position or none
+                mean, var = self.running_mean, self.running_var
+        else:
+            mean, var = self.running_mean, self.running_var
+        return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
+
+
+class LayerNorm(nn.LayerNorm):
+    """Ba, Kiros & Hinton 2016. Takes the mask of valid positions that batch statistics need, and has no use for it."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Zhang & Sennrich 2019: a layer norm without the mean. The mask goes unused."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class NoNorm(nn.Module):
+    """x as it is."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x
+
+
+def make_norm(kind: str, width: int, bias: bool = True) -> nn.Module:
+    """A module `(x (B, T, C), valid (B, T) | None) -> (B, T, C)` for kind 'none', 'batch', 'layer' or 'rms'."""
+    if kind == "layer":
+        return LayerNorm(width, bias=bias)
+    return {"none": NoNorm, "batch": lambda: BatchNorm(width), "rms": lambda: RMSNorm(width)}[kind]()
+
+
+def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
+    """Draw every weight matrix of `model` anew: 'normal' (std 0.02, GPT-2), 'xavier' (Glorot & Bengio 2010), 'kaiming'
+    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own.
+
+    Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise."""
+    if how == "default":
+        return
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2:
+            continue
+        if name in embedding_names(model):
+            if how == "normal":
+                nn.init.normal_(weight, std=0.02)
+        elif how == "normal":
+            nn.init.normal_(weight, std=0.02)
+        elif how == "xavier":
+            nn.init.xavier_uniform_(weight)
+        elif how == "kaiming":
+            nn.init.kaiming_normal_(weight, nonlinearity=_GAINS.get(activation, "relu"))
+        else:
+            nn.init.orthogonal_(weight)
+
+
+def embedding_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that are lookup tables: never decayed, never orthogonalised."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }

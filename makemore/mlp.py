@@ -1,0 +1,56 @@
+"""MLP: embed the last `order` tokens, lay the vectors side by side, predict the next with hidden layers.
+
+Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JMLR 2003. Before the beginning stands
+`<pad>`. The state is the last `order - 1` tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from data.tokenizers import PAD
+from makemore.base import LanguageModel, State, make_head
+from makemore.layers import ACTIVATIONS, initialise, make_norm
+
+
+class MLP(LanguageModel):
+    """tokens (B, T) -> embeddings (B, T, order * n_embd) -> `n_layer` hidden layers (B, T, n_hidden) -> logits
+    (B, T, V)."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        order: int,
+        n_layer: int,
+        n_embd: int,
+        n_hidden: int,
+        activation: str,
+        norm: str,
+        dropout: float,
+        weight_init: str,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        self.order, self.activation = order, ACTIVATIONS[activation]
+        self.wte = nn.Embedding(vocab_size, n_embd)
+        widths = [order * n_embd] + [n_hidden] * n_layer
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias=norm != "batch") for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(make_norm(norm, n_hidden) for _ in range(n_layer))
+        self.dropout = nn.Dropout(dropout)
+        self.lm_head = make_head(n_hidden, vocab_size)
+        initialise(self, weight_init, activation)
+
+    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        B, T = tokens.shape
+        before = tokens.new_full((B, self.order - 1), PAD) if state is None else state["tokens"]
+        tokens = torch.cat([before, tokens], 1)  # (B, order - 1 + T)
+        vectors = self.wte(tokens)
+        x = torch.cat([vectors[:, i : i + T] for i in range(self.order)], -1)  # (B, T, order * n_embd)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.dropout(self.activation(norm(layer(x), valid)))
+        return x, {"tokens": tokens[:, T:]}
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)

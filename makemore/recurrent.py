@@ -1,0 +1,102 @@
+"""RNN, LSTM and GRU: a vector that is updated at every token and carries everything read so far.
+
+Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torch.nn`'s fused ones, or, with
+`cells="written"`, the loops of `makemore/cells.py` (same parameters, same numbers). The state is each layer's hidden
+vector(s); it may be carried over consecutive stream batches for truncated backpropagation through time.
+"""
+
+from torch import Tensor, nn
+
+from makemore.base import LanguageModel, State, make_head
+from makemore.cells import GRUCell, LSTMCell, RNNCell
+from makemore.layers import initialise, make_norm
+
+
+class Recurrent(LanguageModel):
+    """tokens (B, T) -> n_layer recurrent layers of width n_hidden, a norm after each -> logits (B, T, V)."""
+
+    vectors: tuple[str, ...] = ("h",)
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        n_layer: int,
+        n_embd: int,
+        n_hidden: int,
+        cells: str,
+        norm: str,
+        dropout: float,
+        weight_init: str,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        self.n_hidden, self.written = n_hidden, cells == "written"
+        self.wte = nn.Embedding(vocab_size, n_embd)
+        widths = [n_embd] + [n_hidden] * (n_layer - 1)
+        self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
+        self.norms = nn.ModuleList(make_norm(norm, n_hidden) for _ in range(n_layer))
+        self.dropout = nn.Dropout(dropout)
+        self.lm_head = make_head(n_hidden, vocab_size)
+        initialise(self, weight_init)
+
+    def make_layer(self, n_input: int) -> nn.Module:
+        """One recurrent layer from width n_input to n_hidden."""
+        raise NotImplementedError
+
+    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        x, after = self.dropout(self.wte(tokens)), {}
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            names = [f"{name}{i}" for name in self.vectors]
+            if state is None:
+                before = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
+            else:
+                before = tuple(state[name][None] for name in names)  # (1, B, H)
+            x, last = self._run(layer, x, before)
+            x = self.dropout(norm(x, valid))
+            after |= {name: vector[0] for name, vector in zip(names, last, strict=True)}
+        return x, after
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+    def _run(self, layer: nn.Module, x: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.written:
+            return layer(x, before)
+        # torch's LSTM takes and gives its two vectors as a pair, the others their one vector bare.
+        x, last = layer(x, before if len(before) > 1 else before[0])
+        return x, last if isinstance(last, tuple) else (last,)
+
+
+class RNN(Recurrent):
+    """h' = act(W x + U h + b)."""
+
+    def __init__(self, vocab_size: int, *, activation: str, **shared):
+        self.activation = activation
+        super().__init__(vocab_size, **shared)
+
+    def make_layer(self, n_input: int) -> nn.Module:
+        if self.written:
+            return RNNCell(n_input, self.n_hidden, self.activation)
+        if self.activation not in ("tanh", "relu"):
+            raise ValueError(f"the fused rnn knows tanh and relu, not {self.activation}; use --cells written")
+        return nn.RNN(n_input, self.n_hidden, nonlinearity=self.activation, batch_first=True)
+
+
+class LSTM(Recurrent):
+    """A hidden and a memory vector, with input, forget and output gates. Starts out remembering: the forget gate's
+    bias is 1 (Gers et al. 2000)."""
+
+    vectors = ("h", "c")
+
+    def make_layer(self, n_input: int) -> nn.Module:
+        layer = LSTMCell(n_input, self.n_hidden) if self.written else nn.LSTM(n_input, self.n_hidden, batch_first=True)
+        nn.init.ones_(layer.bias_hh_l0.data[self.n_hidden : 2 * self.n_hidden])
+        return layer
+
+
+class GRU(Recurrent):
+    """One vector, with reset and update gates."""
+
+    def make_layer(self, n_input: int) -> nn.Module:
+        return GRUCell(n_input, self.n_hidden) if self.written else nn.GRU(n_input, self.n_hidden, batch_first=True)

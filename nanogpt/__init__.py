@@ -1,0 +1,1 @@
+"""The Transformer. Stands on makemore (the contract, the layers) and on kernels."""

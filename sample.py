@@ -1,0 +1,139 @@
+"""Sample from a trained run, or score a text with it: `python sample.py --help`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from data.errors import UserError, run_command
+
+
+@dataclasses.dataclass
+class Options:
+    """Sample from a run of train.py, or score a text with it. Needs the run directory alone, never the data set."""
+
+    run: tyro.conf.Positional[str]
+    """The run directory."""
+    prompt: str | None = None
+    """Text to go on from; @FILE reads it from a file. Without it: <bos> for lines, the start text for a stream."""
+    num: int | None = None
+    """How many samples, drawn as one batch (default: 10 for lines, 1 for a stream)."""
+    max_new_tokens: int | None = None
+    """Longest sample (default: the context for lines, 500 for a stream)."""
+    temperature: float = 1.0
+    """Below 1 bolder on the likely, above 1 flatter; 0 takes the likeliest."""
+    top_k: int | None = None
+    """Draw from the k likeliest only."""
+    top_p: float | None = None
+    """Draw from the likeliest that together have this probability."""
+    min_p: float | None = None
+    """Draw from those at least this fraction as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that occurred before less likely."""
+    stop: str | None = None
+    """End a sample before this text."""
+    seed: int | None = None
+    """Same seed, same samples (default: different ones each time)."""
+    unknown: Literal["error", "skip"] = "error"
+    """What to do with a character the model does not know."""
+    stream: bool = False
+    """Print each sample while it is drawn."""
+    json: bool = False
+    """One JSON line a sample (or for --score)."""
+    score: str | None = None
+    """Print this text's bits per character instead of sampling; @FILE reads it from a file."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+_SCORE_TAKES = {"run", "unknown", "json", "score", "checkpoint", "device"}
+
+
+def main() -> int:
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog="sample.py")
+    check(options)
+    from engine.generate import Sampling
+    from engine.runs import load_run
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
+    run = load_run(options.run, options.checkpoint, options.device)
+    if options.score is not None:
+        return score(run, options)
+    prompt = text_of(options.prompt or "", "--prompt")
+    if run.is_lines and "\n" in prompt:
+        raise UserError("--prompt has a line end, but this run's texts are single lines")
+    num = options.num or (10 if run.is_lines else 1)
+    drawn = {
+        "max_new_tokens": options.max_new_tokens,
+        "seed": options.seed,
+        "sampling": sampling,
+        "unknown": options.unknown,
+    }
+    show = stream if options.stream else batch
+    show(run, options, prompt, num, drawn)
+    return 0
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be or does not go together."""
+    for name in ("num", "max_new_tokens"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
+    if options.stop == "":
+        raise UserError("--stop is empty; leave it out for no stop text")
+    if options.stream and options.json:
+        raise UserError("--stream and --json exclude each other")
+    if options.score is not None:
+        plain = Options(run=options.run)
+        for name in {field.name for field in dataclasses.fields(Options)} - _SCORE_TAKES:
+            if getattr(options, name) != getattr(plain, name):
+                raise UserError(f"--{name.replace('_', '-')} is for sampling; with --score leave it out")
+
+
+def text_of(value: str, flag: str) -> str:
+    """The text itself, or that of the file after an @."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {value[1:]} ({flag}): {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{value[1:]} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
+
+
+def batch(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
+    """Draw all samples together, then print them."""
+    for text in run.generate(prompt, num, stop=options.stop, **drawn):
+        print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
+        if not options.json and not run.is_lines and num > 1:
+            print("-" * 60)
+
+
+def stream(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
+    """Print every character as soon as it is certain, one sample after the other."""
+    for n in range(num):
+        seed = None if options.seed is None else options.seed + n
+        print(prompt, end="", flush=True)
+        for piece in run.pieces(prompt, stop=options.stop, **(drawn | {"seed": seed})):
+            print(piece, end="", flush=True)
+        print()
+
+
+def score(run, options: Options) -> int:
+    found = run.score(text_of(options.score, "--score"), options.unknown)
+    if options.json:
+        facts = {"bits_per_char": found.bits_per_char, "nats_per_token": found.loss, "tokens": found.n_tokens}
+        print(json.dumps(facts | {"characters": found.n_characters}))
+    else:
+        print(f"{found.bits_per_char:.4f} bits per character over {found.n_characters} characters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,22 @@
+"""Train (or evaluate) any model on any text: `python train.py --help`."""
+
+import sys
+
+from data.errors import run_command
+
+
+def main() -> int:
+    from engine.flags import parse
+
+    config, given = parse(sys.argv[1:])
+    from engine.runtime import Interrupted  # torch loads only now, after --help and the flags' own mistakes
+    from engine.session import run
+
+    try:
+        return run(config, given)
+    except Interrupted as stopped:
+        return 128 + stopped.signum
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
