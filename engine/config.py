@@ -141,8 +141,8 @@ class Config:
 
 # What makes a model what it is: --init takes these from the run it starts from.
 MODEL_FIELDS = {
-    "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells", "activation",
-    "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer",
+    "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells",
+    "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer",
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
 CHANGEABLE = {"steps", "eval_interval", "eval_tokens", "patience", "device", "compile", "log"}

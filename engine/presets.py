@@ -39,7 +39,8 @@ OPTIMIZER: dict[str, Defaults] = {
 
 _MAKEMORE: Defaults = {
     "n_embd": 64, "n_hidden": 64, "batch_size": 32, "steps": 5000, "eval_interval": 500, "optimizer": "adamw",
-    "lr": 5e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "schedule": "constant", "warmup": 0, "grad_clip": 0.0,
+    "lr": 5e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "schedule": "constant", "warmup": 0,
+    "grad_clip": 0.0,
 }  # fmt: skip
 _MAKEMORE_FAMILY: dict[str, Defaults] = {
     "mlp": {"order": 16, "n_layer": 1, **_PLAIN},

@@ -1,0 +1,141 @@
+"""Shared by all tests: a private cache, and the project's commands as real processes."""
+
+import os
+
+# One thread a process: tests run side by side, and a forked child must not inherit a thread pool.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import runpy
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.report
+import engine.session
+import engine.trainer  # noqa: F401  imported here once, so that forked commands start at once
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory):
+    """Prepared texts go into a folder of this test session, and no data folder is given."""
+    os.environ["CHARLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("CHARLM_DATA", None)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """`cli("train.py", "--steps", 3, stdin=b"", env={})` runs a script of the project in a process of its own, in
+    `tmp_path`, and returns its exit code and output. The process is forked from this one, where torch is loaded."""
+    monkeypatch.chdir(tmp_path)
+    count = 0
+
+    def run(script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
+        nonlocal count
+        count += 1
+        streams = [tmp_path.parent / f"{tmp_path.name}.{count}.{name}" for name in ("in", "out", "err")]
+        streams[0].write_bytes(stdin)
+        pid = os.fork()
+        if not pid:
+            _child(script, [str(a) for a in args], streams, env or {})
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return Result(code, streams[1].read_text("utf-8"), streams[2].read_text("utf-8"))
+
+    return run
+
+
+def _child(script: str, args: list[str], streams: list[Path], env: dict[str, str]) -> None:
+    """Become the command: its own streams, arguments and environment, and its exit code as the process's."""
+    code = 70
+    try:
+        for fd, (path, mode) in enumerate(zip(streams, (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT] * 2), strict=True)):
+            os.dup2(os.open(path, mode), fd)
+        sys.stdin = os.fdopen(0, "r", closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+        os.environ.update(env)
+        sys.argv = [script, *args]
+        try:
+            if script.startswith("-m "):
+                runpy.run_module(script[3:], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+@pytest.fixture
+def process(tmp_path):
+    """`process("train.py", ...)` starts a script as a fresh interpreter in `tmp_path` (for signals and kills):
+    a Popen."""
+    started = []
+
+    def start(script: str, *args, env: dict[str, str] | None = None) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / script), *map(str, args)]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | (env or {}), **pipe))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+NAMES = """emma olivia ava isabella sophia charlotte mia amelia harper evelyn abigail emily ella elizabeth camila luna
+sofia avery mila aria scarlett penelope layla chloe victoria madison eleanor grace nora riley zoey hannah hazel lily
+ellie violet lillian zoe stella aurora natalie emilia everly leah aubrey willow addison lucy audrey bella""".split()
+
+
+@pytest.fixture
+def names(tmp_path) -> Path:
+    """A small file of lines."""
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """A small stream, a few thousand characters long."""
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "".join(f"{a} met {b};\nthey spoke of {c}.\n" for a, b, c in zip(NAMES, NAMES[7:], NAMES[19:], strict=False)),
+        "utf-8",
+    )
+    return path
+
+
+# Small sizes for each family, as flags: a run takes a fraction of a second.
+TINY = {
+    "bigram": [],
+    "mlp": ["--order", 3, "--n-embd", 8, "--n-hidden", 16],
+    "cnn": ["--n-layer", 3, "--n-embd", 8],
+    "rnn": ["--n-embd", 8, "--n-hidden", 12],
+    "lstm": ["--n-embd", 8, "--n-hidden", 12],
+    "gru": ["--n-embd", 8, "--n-hidden", 12],
+    "transformer": ["--n-layer", 2, "--n-head", 2, "--n-embd", 16],
+}
