@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from data.errors import UserError, run_command
+from engine.checks import MAX_SEED
 
 
 @dataclasses.dataclass
@@ -84,6 +85,8 @@ def check(options: Options) -> None:
     for name in ("num", "max_new_tokens"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
+    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed is {options.seed}; it has to be from 0 to {MAX_SEED}")
     if options.stop == "":
         raise UserError("--stop is empty; leave it out for no stop text")
     if options.stream and options.json:
@@ -98,7 +101,8 @@ def check(options: Options) -> None:
 def text_of(value: str, flag: str) -> str:
     """The text itself, or that of the file after an @."""
     if not value.startswith("@"):
-        return value
+        # Bytes that are not the terminal's encoding arrive as lone surrogates, which no text has.
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         return Path(value[1:]).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
     except OSError as error:

@@ -17,7 +17,6 @@ from data.tokenizers import BOS, PAD, UNK
 
 IGNORE = -1  # a target that counts for nothing: padding, an unknown character
 EVAL_TOKENS_A_BATCH = 8192
-BUCKET_BATCHES = 20  # lines of similar length share a batch, inside windows of this many batches
 
 
 class Batch(NamedTuple):
@@ -133,22 +132,15 @@ class LaneLoader(Loader):
 
 
 class LineLoader(Loader):
-    """Lines, `<bos>` before and `<eos>` after, padded to the longest of the batch; lines of similar length together."""
+    """Lines, `<bos>` before and `<eos>` after, padded to the longest of the batch."""
 
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
         self.tokens, self.pieces = split.tokens, cut_lines(split.offsets, context)
-        self._block = batch_size * world
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
-        order = rng.permutation(len(self.pieces.start))
-        lengths = (self.pieces.end - self.pieces.start)[order]
-        window = np.arange(len(order)) // (BUCKET_BATCHES * self._block)
-        order = order[np.lexsort((lengths, window))]
-        whole = len(order) // self._block * self._block
-        blocks = order[:whole].reshape(-1, self._block)
-        # The remainder, short of a batch, goes last: it joins the next epoch's first lines.
-        return np.concatenate([rng.permutation(blocks).reshape(-1), order[whole:]])
+        # Not by length: batches of short lines would weigh their tokens more (docs/log.md has the figures).
+        return rng.permutation(len(self.pieces.start))
 
     def _batch(self, items: np.ndarray) -> Batch:
         return _rows(self.tokens.array(), self.pieces, items)

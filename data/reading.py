@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.errors import UserError, nearest
-from data.sources import Text
+from data.sources import SPOOL_PREFIX, Text
 
 CHUNK = 1 << 22  # bytes read at a time: the largest piece of any text that is ever held while preparing it
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
@@ -14,9 +14,17 @@ _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb180
 def check_encoding(encoding: str) -> None:
     """Raise UserError unless Python knows `encoding` as a text encoding."""
     try:
-        b"".decode(encoding)
-    except LookupError:
-        raise UserError(f"unknown encoding '{encoding}'.{nearest(encoding, _ENCODINGS)} See Python's codecs") from None
+        b"x".decode(encoding, "replace")  # an empty text would not even look the codec up
+        codecs.getincrementaldecoder(encoding)
+    except (LookupError, ValueError, TypeError):
+        raise UserError(
+            f"unknown encoding '{encoding}'.{nearest(encoding, _ENCODINGS)} Some that there are: {', '.join(_ENCODINGS)}"
+        ) from None
+
+
+def shown(path: Path) -> str:
+    """How a message calls a file: standard input is spooled to one whose name means nothing to the user."""
+    return "standard input" if path.name.startswith(SPOOL_PREFIX) else str(path)
 
 
 def text_files(text: Text, encoding: str) -> tuple[list[Path], int]:
@@ -57,7 +65,7 @@ def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
     try:
         file = open(path, "rb")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {shown(path)}: {error.strerror}") from error
     with file:
         decoder = codecs.getincrementaldecoder(encoding)("strict")
         done, first, held_return = 0, True, ""
@@ -68,8 +76,10 @@ def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
                 text = held_return + decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
                 raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
+            except UnicodeError as error:  # UTF-16 that does not say its byte order
+                raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
             if "\0" in text:
-                raise UserError(f"{path} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
+                raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
             if first and text:
                 text, first = text.removeprefix("\ufeff"), False
             # A "\r" at a chunk's end may be half of a "\r\n": hold it back until the next chunk tells.
@@ -84,12 +94,14 @@ def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
 def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
     if near.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return UserError(
-            f"{path} is not {encoding} (byte offset {offset}) but starts like UTF-16: use --encoding utf-16"
+            f"{shown(path)} is not {encoding} (byte offset {offset}) but starts like UTF-16: use --encoding utf-16"
         )
     if b"\0" in near:
-        return UserError(f"{path} is not text: it has NUL bytes and byte {offset} is not {encoding} (a binary file?)")
+        return UserError(
+            f"{shown(path)} is not text: it has NUL bytes and byte {offset} is not {encoding} (a binary file?)"
+        )
     return UserError(
-        f"{path} is not {encoding}: invalid byte at offset {offset}; name its encoding, as in --encoding latin-1"
+        f"{shown(path)} is not {encoding}: invalid byte at offset {offset}; name its encoding, as in --encoding latin-1"
     )
 
 

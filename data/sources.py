@@ -1,6 +1,7 @@
 """Where text comes from: the sources by name, paths, standard input, and the one-time download."""
 
 import hashlib
+import http.client
 import os
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from data.errors import UserError, nearest
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+SPOOL_PREFIX = "charlm-stdin-"
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,30 @@ def resolve(data: str) -> Text:
         return Text(data, _standard_library(), "stream")
     if data == "-":
         return Text("stdin", (_spool_standard_input(),), temporary=True)
-    path = Path(data).expanduser()
+    path = _path(data)
+    if path is None or not path.exists():
+        raise UserError(
+            f"no such file, folder or data set: '{data[:200]}'; by name there are: {', '.join(KINDS)}."
+            f"{nearest(data[:200], KINDS)}"
+        )
     if path.is_dir():
         files = tuple(_walk(path))
         if not files:
             raise UserError(f"the folder {data} holds no files; --data takes a text file or a folder of text files")
         return Text(path.resolve().name or "root", files, folder=path)
-    if not path.exists():
-        raise UserError(
-            f"no such file, folder or data set: '{data}'; by name there are: {', '.join(KINDS)}.{nearest(data, KINDS)}"
-        )
     if not path.is_file():
         raise UserError(f"{data} is neither a file nor a folder; to read from a pipe use --data -")
     return Text(path.stem, (path,))
+
+
+def _path(data: str) -> Path | None:
+    """The path that `data` writes, or None when it cannot be one (empty, too long, an unknown ~user)."""
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return path if data else None
 
 
 def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
@@ -91,7 +104,8 @@ def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skip)
-        found += [Path(root, name) for name in sorted(files) if not name.startswith(".")]
+        paths = [Path(root, name) for name in sorted(files) if not name.startswith(".")]
+        found += [path for path in paths if path.is_file()]  # a named pipe would be waited for
     return found
 
 
@@ -102,7 +116,7 @@ def _standard_library() -> tuple[Path, ...]:
 
 def _spool_standard_input() -> Path:
     """Standard input is read once, but a text is read twice: keep it in a temporary file."""
-    with tempfile.NamedTemporaryFile(prefix="charlm-stdin-", delete=False) as spool:
+    with tempfile.NamedTemporaryFile(prefix=SPOOL_PREFIX, delete=False) as spool:
         while chunk := sys.stdin.buffer.read(1 << 20):
             spool.write(chunk)
     return Path(spool.name)
@@ -138,13 +152,19 @@ def _download(name: str, remote: Remote, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with urllib.request.urlopen(remote.url, timeout=DOWNLOAD_TIMEOUT) as response, open(part, "wb") as out:
+            got = 0
             with tqdm(total=remote.size, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
-                while (chunk := response.read(1 << 16)) and bar.n <= remote.size:
+                while got <= remote.size and (chunk := response.read(1 << 16)):
                     out.write(chunk)
+                    got += len(chunk)
                     bar.update(len(chunk))
         _check(part, remote)
         os.replace(part, path)
-    except (OSError, UserError) as error:  # URLError, timeouts and a cut connection are all OSErrors
+    except (
+        OSError,
+        http.client.HTTPException,
+        UserError,
+    ) as error:  # URLError, timeouts and a cut connection are all OSErrors
         raise UserError(
             f"could not download '{name}' ({getattr(error, 'reason', None) or error}). Fetch {remote.url} by other "
             f"means, call it {remote.file} and put it into a folder that $CHARLM_DATA names"

@@ -6,6 +6,7 @@ Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Everything is read 
 """
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,42 +18,43 @@ from data.tokenizers import Tokenizer, from_json
 
 FORMAT = 1
 IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded
-REOPEN = 500  # reads between fresh memory maps
+READS_KEPT = 16  # reads of a memory map between giving its pages back; each window read maps up to 64 KB
 SCAN = 1 << 22  # ids checked at a time
 
 
 class TokenFile:
     """A flat file of ids, read by position.
 
-    A large one is memory-mapped, and mapped anew every `REOPEN` reads: pages once touched count as this process's
-    memory until the map goes, so a long training run would otherwise end up holding the whole file.
-    """
+    A large one is memory-mapped, and its pages are given back every few reads: what was once touched counts as this
+    process's memory, so a long training run would otherwise end up holding the whole file."""
 
     def __init__(self, path: Path, dtype: type[np.unsignedinteger]):
         self.path, self.dtype = path, np.dtype(dtype)
         self.size = path.stat().st_size // self.dtype.itemsize
-        self._array = np.fromfile(path, dtype) if path.stat().st_size <= IN_MEMORY else None
-        self._reads = 0
+        self._map, self._reads = None, 0
+        if path.stat().st_size <= IN_MEMORY:
+            self._array = np.fromfile(path, dtype)
+        else:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._array = np.frombuffer(self._map, dtype)
 
     def __len__(self) -> int:
         return self.size
 
     def array(self) -> np.ndarray:
-        """The ids, shape (tokens,): in memory when small, a memory map otherwise."""
-        if self._array is None or (isinstance(self._array, np.memmap) and self._reads >= REOPEN):
-            self._array, self._reads = np.memmap(self.path, self.dtype, "r"), 0
+        """The ids, shape (tokens,): in memory when small, a memory map otherwise. Ask anew for every read."""
         self._reads += 1
+        if self._map is not None and self._reads % READS_KEPT == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         return self._array
 
     def check(self, vocab_size: int) -> None:
-        """Raise UserError when an id is outside the vocabulary."""
+        """Raise ValueError when an id is outside the vocabulary."""
         for start in range(0, self.size, SCAN):
             ids = np.fromfile(self.path, self.dtype, SCAN, offset=start * self.dtype.itemsize)
             if len(ids) and int(ids.max()) >= vocab_size:
-                raise UserError(
-                    f"{self.path} holds the id {int(ids.max())}, outside the vocabulary of {vocab_size}: "
-                    f"delete {self.path.parent} to prepare the text again"
-                )
+                raise ValueError(f"{self.path.name} holds the id {int(ids.max())}, the vocabulary has {vocab_size}")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def open_store(folder: Path) -> Store:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         tokenizer = from_json(json.loads((folder / "tokenizer.json").read_text("utf-8")))
         splits = {name: _open_split(folder, name, meta, tokenizer) for name in ("train", "val")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{folder} is not a prepared text ({error}); delete it to prepare the text again") from error
     return Store(folder, meta, tokenizer, **splits)
 

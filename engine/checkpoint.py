@@ -93,7 +93,7 @@ def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if len(content) != expected.get("size"):
-        raise UserError(f"{path} is damaged: {len(content):,} bytes instead of {expected.get('size'):,}")
+        raise UserError(f"{path} is damaged: {len(content)} bytes instead of {expected.get('size')}")
     if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
     return content

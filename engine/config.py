@@ -65,8 +65,8 @@ class Config:
     """Use the embedding table as the output head too."""
     bias: bool = True
     """Biases in the Transformer's layers."""
-    weight_init: Literal["default", "normal", "xavier", "kaiming", "orthogonal"] = "default"
-    """Initialisation of the weight matrices."""
+    weight_init: Literal["default", "torch", "normal", "xavier", "kaiming", "orthogonal"] = "default"
+    """Initialisation of the weight matrices; default: GPT-2's for the Transformer, torch's for the others."""
     dropout: float = 0.0
     """Dropout probability."""
     label_smoothing: float = 0.0

@@ -19,6 +19,11 @@ class Evaluation:
     n_tokens: int
     n_characters: int  # line ends included
 
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        return Evaluation(
+            self.nll_sum + other.nll_sum, self.n_tokens + other.n_tokens, self.n_characters + other.n_characters
+        )
+
     @property
     def loss(self) -> float:
         """Nats a token."""

@@ -5,6 +5,7 @@ runs/<name>/  config.json  tokenizer.json  metrics.jsonl  summary.json  samples.
               last/  model.safetensors  trainer.safetensors
 """
 
+import errno
 import json
 import os
 import shlex
@@ -34,7 +35,9 @@ def create(out: str | None, overwrite: bool, config: dict[str, Any], store: Stor
         if occupied:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
     replace_file(folder / "tokenizer.json", json.dumps(store.tokenizer.to_json()).encode())
     data = {"key": store.key, "folder": store.folder.name, "name": store.meta["name"], "start": store.meta["start"]}
@@ -49,19 +52,25 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a run says. Raises UserError when there is no run, or one that cannot be read."""
+    """What `config.json` of a run says: `config`, `data` and `vocab_size`. Raises UserError when there is no
+    run, or one that cannot be read."""
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError(f"no run directory {folder}{_suggest(folder)}")
     try:
+        if not folder.is_dir():
+            raise UserError(f"no run directory {folder}{_suggest()}")
         facts = json.loads(path.read_text("utf-8"))
-        if facts["format"] != FORMAT or not isinstance(facts["config"], dict):
+        if facts["format"] != FORMAT:
             raise UserError(f"{path} has format {facts['format']}; this version reads {FORMAT}")
-        return {name: facts[name] for name in ("format", "config", "data", "vocab_size")}
+        texts = [facts["data"][name] for name in ("key", "folder", "name", "start")]
+        if not (isinstance(facts["config"], dict) and isinstance(facts["vocab_size"], int)):
+            raise ValueError("config or vocab_size is missing")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("data is not described")
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not a run directory: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or not a run's ({error or type(error).__name__})") from error
+        raise UserError(f"{path} is damaged or not a run's ({type(error).__name__}: {error})") from error
+    return facts
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -100,7 +109,7 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def _suggest(folder: Path) -> str:
+def _suggest() -> str:
     if RUNS.is_dir() and (names := sorted(str(path) for path in RUNS.iterdir() if (path / "config.json").is_file())):
         return f"; there are: {', '.join(names[-5:])}"
     return ""

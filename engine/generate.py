@@ -12,6 +12,8 @@ from data.tokenizers import EOS
 from engine.evaluate import Evaluation
 from makemore.base import LanguageModel, State
 
+MAX_TEMPERATURE = 1000.0  # all but uniform
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -24,16 +26,20 @@ class Sampling:
     repetition_penalty: float = 1.0  # divides what occurred before (Keskar et al. 2019)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature is {self.temperature}; it has to be at least 0 (0: the likeliest token)")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise UserError(
+                f"--temperature is {self.temperature}; it has to be from 0 (the likeliest) to {MAX_TEMPERATURE}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"--top-k is {self.top_k}; it has to be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"--top-p is {self.top_p}; it has to be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise UserError(f"--min-p is {self.min_p}; it has to be between 0 and 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(f"--repetition-penalty is {self.repetition_penalty}; it has to be above 0 (1: none)")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UserError(
+                f"--repetition-penalty is {self.repetition_penalty}; it has to be from 0.01 to 100 (1: none)"
+            )
 
 
 @torch.inference_mode()
@@ -54,7 +60,7 @@ def generate(
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     for n in range(max_new_tokens):
-        logits = out.logits[:, -1].float()
+        logits = out.logits[:, -1].double()
         logits[:, never] = -math.inf
         token = draw(logits, sampling, generator, seen)
         token = torch.where(ended, EOS, token)
@@ -84,6 +90,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
     if sampling.top_p is not None:
         ordered, order = probabilities.sort(descending=True)
         enough = ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)
+        enough[:, 0] = False  # however small p is, the likeliest stays
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 

@@ -1,10 +1,12 @@
 """What a run writes down while it goes: metrics.jsonl, and TensorBoard or Weights & Biases when asked."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from engine.folder import replace_file
 
 
 class Metrics:
@@ -16,23 +18,34 @@ class Metrics:
 
     def cut_back(self, step: int) -> None:
         """Drop lines after `step`, and torn ones: what happened after the save that a run resumes from."""
-        lines = [json.dumps(line) for line in self.read() if line["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in lines), "utf-8")
+        lines = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
+        replace_file(self.path, "".join(lines).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
+        """All whole lines so far."""
         found = []
-        for line in self.path.read_text("utf-8").splitlines() if self.path.exists() else []:
+        for line in self.path.read_text("utf-8", "replace").splitlines() if self.path.exists() else []:
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                read = json.loads(line)
+                if not isinstance(read["step"], int):
+                    break
+            except (ValueError, KeyError, TypeError):
                 break
+            found.append(read)
         return found
 
     def write(self, line: dict[str, Any]) -> None:
+        """Append one line."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._send(line)
+
+
+def check_log(log: str) -> None:
+    """Raise UserError when the package that `--log` needs is not installed."""
+    module = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(log)
+    if module and importlib.util.find_spec(module) is None:
+        raise UserError(f"--log {log} needs a package: pip install {module}")
 
 
 def _no_log(folder: Path, config: dict[str, Any]):
@@ -40,10 +53,8 @@ def _no_log(folder: Path, config: dict[str, Any]):
 
 
 def _tensorboard(folder: Path, config: dict[str, Any]):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--log tensorboard needs the package: pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def send(line: dict[str, Any]) -> None:
@@ -56,10 +67,8 @@ def _tensorboard(folder: Path, config: dict[str, Any]):
 
 
 def _wandb(folder: Path, config: dict[str, Any]):
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--log wandb needs the package: pip install wandb") from error
+    import wandb
+
     run = wandb.init(project="charlm", name=folder.name, config=config, dir=str(folder), resume="allow")
     return lambda line: run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
 

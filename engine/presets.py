@@ -48,7 +48,7 @@ _MAKEMORE_FAMILY: dict[str, Defaults] = {
     "lstm": {"n_layer": 1, "norm": "none"},
     "gru": {"n_layer": 1, "norm": "none"},
     "cnn": {"n_layer": 4},
-    "transformer": {"n_layer": 4, "n_head": 4, "tie_head": False},
+    "transformer": {"n_layer": 4, "n_head": 4, "tie_head": False, "weight_init": "torch"},
 }
 _NANOGPT_CPU: Defaults = {
     "n_layer": 4, "n_head": 4, "n_embd": 128, "n_hidden": 128, "context": 64, "batch_size": 12, "steps": 2000,

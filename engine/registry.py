@@ -3,8 +3,9 @@
 import inspect
 
 from data.errors import UserError
+from engine import runtime
+from engine.checks import flag
 from engine.config import Config
-from engine.flags import flag
 from makemore.base import LanguageModel
 from makemore.bigram import Bigram, CountedBigram
 from makemore.cnn import CNN
@@ -49,7 +50,7 @@ def refuse_foreign_flags(config: Config, given: set[str]) -> None:
     """Raise UserError when a model flag was given that the chosen family has no use for."""
     has = flags_of(family(config)) | ({"counts"} if config.model == "bigram" else set()) | {"context"}
     if foreign := sorted((given & MODEL_FLAGS) - has):
-        counted = " --counts" if config.counts else ""
+        counted = " --counts" if config.counts and config.model == "bigram" else ""
         raise UserError(
             f"{', '.join(map(flag, foreign))} means nothing to --model {config.model}{counted}; "
             f"it has: {', '.join(map(flag, sorted(has))) or 'no flags of its own'}"
@@ -67,3 +68,9 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
         return cls(vocab_size, **{name: getattr(config, name) for name in flags_of(cls)})
     except ValueError as error:
         raise UserError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not runtime.is_out_of_memory(error):
+            raise
+        raise UserError(
+            "a model of this size does not fit into memory; lower --n-embd, --n-hidden or --n-layer"
+        ) from error

@@ -62,7 +62,8 @@ def draw_loss(metrics: Metrics, folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = metrics.read()
+    if not (lines := metrics.read()):
+        return
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

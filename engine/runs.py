@@ -101,23 +101,19 @@ class Run:
 
     def score(self, text: str, unknown: str = "error") -> Evaluation:
         """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
-        parts = text.split("\n") if self.is_lines else [text]
         total = Evaluation(0.0, 0, 0)
-        for part in filter(None, parts):
-            ids = self.tokenizer.encode(part, unknown).tolist()
-            before = [BOS] if self.is_lines else self.tokenizer.encode(self.start).tolist()
-            after = [EOS] if self.is_lines else []
-            tokens = torch.tensor(before + ids + after, device=self.device)
-            skipped = len(before) - 1
-            one = self._score(tokens, skipped)
-            total = Evaluation(*(a + b for a, b in zip(vars(total).values(), vars(one).values(), strict=True)))
+        for part in text.split("\n") if self.is_lines else [text]:
+            if ids := self.tokenizer.encode(part, unknown).tolist():
+                total = total + self._score(ids)
         if not total.n_tokens:
-            raise UserError("there is nothing to score in an empty text")
+            raise UserError("there is nothing to score: the text is empty, or nothing of it is in the vocabulary")
         return total
 
-    def _score(self, tokens: Tensor, skipped: int) -> Evaluation:
+    def _score(self, ids: list[int]) -> Evaluation:
+        before = BOS if self.is_lines else self.tokenizer.encode(self.start)[-1]
+        tokens = torch.tensor([before, *ids] + [EOS] * self.is_lines, device=self.device)
         characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
-        return score(self.model, tokens[skipped:-1], tokens[skipped + 1 :], characters)
+        return score(self.model, tokens[:-1], tokens[1:], characters)
 
 
 class _Writer:
@@ -164,7 +160,7 @@ def load_run(folder: str | Path, which: str = "best", device: str = "auto") -> R
     Raises UserError naming the file that is missing, damaged or foreign."""
     folder = Path(folder)
     facts = read_facts(folder)
-    config = config_of(facts)
+    config = config_of(facts, folder)
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size != facts["vocab_size"]:
         raise UserError(

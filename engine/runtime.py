@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import signal
-import sys
 
 import torch
 
@@ -94,6 +93,11 @@ def c_compiler() -> str | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a GPU torch has a class for it, on CPU only a sentence."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def peak_memory_mb() -> float:
     """The most memory this process has held, in MB (10^6 bytes)."""
     try:
@@ -133,4 +137,6 @@ class Signals:
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum
-        print("\nfinishing the step and saving; once more to leave at once", file=sys.stderr, flush=True)
+        # Straight to the descriptor, and without minding its end: the reader of a pipe may be gone by the same Ctrl-C.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nfinishing the step and saving; once more to leave at once\n")

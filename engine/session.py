@@ -1,5 +1,6 @@
 """What `train.py` does: start a run, go on with one, or evaluate one; and end it with samples, summary and picture."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -10,20 +11,21 @@ import torch
 
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, counting_arrays, eval_batches, longest_line
 from data.errors import UserError, warn
-from data.prepare import prepare, read_notes
+from data.prepare import VAL_FRACTION, prepare, read_notes
 from data.sources import cache_folder
 from data.store import Store, open_store
 from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, presets, report, runtime
+from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, Config
 from engine.evaluate import evaluate
-from engine.metrics import Metrics
+from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, refuse_foreign_flags
 from engine.runs import Run, load_run, load_weights
 from engine.trainer import Progress, Trainer
 from makemore.base import LanguageModel, count_parameters
 
-_EVAL_ONLY_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype", "compile", "log"}
+_EVAL_ONLY_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype"}
 
 
 def run(config: Config, given: set[str]) -> int:
@@ -38,6 +40,7 @@ def run(config: Config, given: set[str]) -> int:
 def start_run(config: Config, given: set[str]) -> Path:
     """A new run, from data to summary."""
     refuse_foreign_flags(config, given)
+    check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     parent = _parent(config, given) if config.init else None
     store = prepare(
@@ -69,7 +72,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
     path = Path(config.out)
     facts = folder.read_facts(path)
-    flags.refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
+    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
     device, _ = runtime.choose_device(config.device)
     tokenizer = folder.read_tokenizer(path)
     store = _store_of_run(config, facts, tokenizer)
@@ -77,7 +80,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
         raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size)
-    folder.write_facts(path, facts | {"config": flags.stored(config)})
+    check_log(config.log)
     metrics = Metrics(path, config.log, flags.stored(config))
     if is_counted(config):
         _introduce(config, store, model, device, path)
@@ -86,6 +89,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     else:
         trainer = _trainer(model, _loader(config, store), config, store, device, path, metrics)
         _restore(trainer, path, config)
+        folder.write_facts(path, facts | {"config": flags.stored(config)})
         _introduce(config, store, model, device, path)
         _train(trainer)
         progress = trainer.progress
@@ -97,22 +101,21 @@ def evaluate_run(config: Config, given: set[str]) -> int:
     """Evaluate a run on its own validation text or on the given data, and print one JSON line."""
     path = Path(config.out)
     facts = folder.read_facts(path)
-    flags.refuse_contradictions(config, given, facts["config"], _EVAL_ONLY_MAY_CHANGE, "--eval-only")
+    refuse_contradictions(config, given, facts["config"], _EVAL_ONLY_MAY_CHANGE, "--eval-only")
     loaded = load_run(path, config.checkpoint or "best", config.device)
+    if "data" in given and "val_data" in given:
+        raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
     if given & {"data", "val_data"}:
-        # Given validation text stands by itself; of given data its validation split is taken, as in training.
-        data = config.val_data if "val_data" in given else config.data
+        data, part = (config.val_data, 1) if "val_data" in given else (config.data, VAL_FRACTION)
         store = prepare(
-            data, val_data=data if "val_data" in given else None, kind=config.kind, encoding=config.encoding,
-            vocabulary=loaded.tokenizer,
-        )  # fmt: skip
+            data, kind=config.kind, encoding=config.encoding, vocabulary=loaded.tokenizer, val_fraction=part
+        )
         read_notes(store.meta["notes"])
     else:
         store = _store_of_run(config, facts, loaded.tokenizer)
-    found = evaluate(
-        loaded.model, eval_batches(store.val, loaded.config.context, config.eval_tokens, loaded.model.history),
-        loaded.tokenizer.characters(), loaded.device,
-    )  # fmt: skip
+    batches = eval_batches(store.val, loaded.config.context, config.eval_tokens, loaded.model.history)
+    with runtime.autocast(loaded.device, runtime.choose_dtype(config.dtype, loaded.device)[0]):
+        found = evaluate(loaded.model, batches, loaded.tokenizer.characters(), loaded.device)
     known = report.read_summary(path)
     summary = _summary(loaded.model, Progress(), loaded.config)
     summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
@@ -128,26 +131,40 @@ def _train(trainer: Trainer) -> None:
     try:
         trainer.train()
     except runtime.Interrupted:
-        print(f"saved at step {trainer.progress.step}; go on with: {folder.resume_command(trainer.folder)}")
+        with contextlib.suppress(BrokenPipeError):  # the same Ctrl-C may have ended who reads this
+            command = folder.resume_command(trainer.folder)
+            print(f"saved at step {trainer.progress.step}; go on with: {command}", flush=True)
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not runtime.is_out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory; lower --batch-size (and raise --grad-accum by as much), --context or the sizes"
+        ) from error
 
 
 def _restore(trainer: Trainer, path: Path, config: Config) -> None:
     """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only)."""
     if config.checkpoint == "best":
         facts = load_weights(trainer.model, path / "best")
-        trainer.progress = Progress(step=facts["step"])
-        trainer.metrics.cut_back(facts["step"] - 1)
-        warn(f"going on from {path / 'best'} at step {facts['step']}: optimizer and data order start anew")
+        step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]
+        trainer.progress = Progress(step=step, evaluated=step, best_step=step, best_val=loss, best_bits=bits)
+        trainer.metrics.cut_back(step)
+        warn(f"going on from {path / 'best'} at step {step}: optimizer and data order start anew")
         return
-    if checkpoint.find(path / "last") is None and checkpoint.find(path / "best") is None:
-        trainer.metrics.cut_back(-1)  # stopped before its first save: nothing to go on from, so begin
+    if checkpoint.find(path / "last") is None and _was_never_saved(path):
+        trainer.metrics.cut_back(-1)  # stopped before its first save was whole: nothing to go on from, so begin
         return
     try:
         trainer.resume(path / "last")
     except UserError as error:
         way_out = "; --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
         raise UserError(f"{error}{way_out}") from error
+
+
+def _was_never_saved(path: Path) -> bool:
+    """Whether there is no checkpoint, or only the `best/` of the very beginning, which is saved just before `last/`."""
+    return checkpoint.find(path / "best") is None or checkpoint.load(path / "best", ())[1].get("step") == 0
 
 
 def _trainer(
@@ -238,7 +255,7 @@ def _summary(model: LanguageModel, progress: Progress, config: Config) -> dict[s
 
 def _parent(config: Config, given: set[str]) -> Run:
     parent = load_run(config.init, config.checkpoint or "best", "cpu")
-    flags.refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
+    refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
     if is_counted(parent.config):
         raise UserError(f"{config.init} is a model that counts: there are no weights to start from")
     return parent

@@ -16,7 +16,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
 }
 _GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
-WEIGHT_INITS = ("default", "normal", "xavier", "kaiming", "orthogonal")
 
 
 class BatchNorm(nn.Module):
@@ -77,10 +76,11 @@ def make_norm(kind: str, width: int, bias: bool = True) -> nn.Module:
 
 def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
     """Draw every weight matrix of `model` anew: 'normal' (std 0.02, GPT-2), 'xavier' (Glorot & Bengio 2010), 'kaiming'
-    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own.
+    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own, 'torch' that of
+    torch's layers.
 
     Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise."""
-    if how == "default":
+    if how in ("default", "torch"):
         return
     for name, weight in model.named_parameters():
         if weight.ndim < 2:

@@ -96,6 +96,8 @@ class NGram(LanguageModel):
     def _choose_order(self, targets: np.ndarray, position: np.ndarray) -> int:
         rows = np.flatnonzero(position == 0)
         cut = int(len(targets) * 0.9)
+        if not cut:
+            return 1
         if len(rows) > 1:  # whole lines only
             cut = int(rows[np.searchsorted(rows, cut, "right") - 1]) or int(rows[1])
         levels = count(targets[:cut], position[:cut], MAX_ORDER, self.vocab_size)
@@ -112,6 +114,9 @@ class NGram(LanguageModel):
         return min(losses, key=losses.get)
 
     def _smooth(self, levels: list[Level]) -> None:
+        """Fill the tables from the counts; the longest contexts keep their raw ones."""
+        for name in [name for name in self._buffers if name != "base"]:  # those of an order tried before
+            del self._buffers[name]
         for k, level in enumerate(levels):
             counts = level.counts if k == len(levels) - 1 else level.continuations
             context = level.grams // self.vocab_size

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.tokenizers import NEVER_PREDICTED
-from makemore.base import IMPROBABLE, LanguageModel, Output, State, make_head
+from makemore.base import LanguageModel, Output, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, Where, alibi_slopes, rotation, sinusoids, visible
 
@@ -179,16 +178,14 @@ class Transformer(LanguageModel):
         return Where(turned, mask, causal)
 
     def _initialise(self, weight_init: str, activation: str) -> None:
-        """GPT-2's: normal of std 0.02, projections into the residual stream smaller with depth, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if self.lm_head is not None and self.lm_head.bias is not None:
-            self.lm_head.bias.data[list(NEVER_PREDICTED)] = IMPROBABLE
+        """By default GPT-2's: normal of std 0.02, projections into the residual stream smaller with depth, biases zero."""
+        if weight_init == "default":
+            for name, parameter in self.named_parameters():
+                if name.endswith(".bias") and not name.startswith("lm_head"):
+                    nn.init.zeros_(parameter)
+            weight_init = "normal"
         initialise(self, weight_init, activation)
-        if weight_init in ("default", "normal"):
+        if weight_init == "normal":
             for block in self.h:
                 for projection in (block.attn.c_proj, block.mlp.c_proj):
                     nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))

@@ -1,0 +1,81 @@
+"""Test loss of every family on makemore's own split of the names, at makemore's default settings: 5,000 steps,
+batch 32.
+
+    CHARLM_DATA=DIR python -m bench.makemore_losses [--makemore CHECKOUT] [--models gru transformer ...]
+
+makemore's split is `torch.manual_seed(3407)`, `randperm`, the last 1,000 lines. 153 of them also stand in its training
+half (the names have duplicates), so the loss over the other 847 stands beside. With --makemore its own runs are made
+too (its last printed test loss); otherwise figures measured earlier are shown. `ngram6` is `--order 6`.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from bench import peers
+from data.sources import resolve
+
+THEIRS = {"bigram": 2.501, "mlp": 2.086, "rnn": 2.114, "gru": 2.076, "transformer": 2.013}
+MODELS = ("bigram", "ngram6", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
+
+
+def write_split(folder: Path) -> dict[str, Path]:
+    """makemore's two halves as files, and the test names that its training half has not."""
+    words = [word.strip() for word in resolve("names32k").files[0].read_text("utf-8").splitlines()]
+    torch.manual_seed(3407)
+    order = torch.randperm(len(words)).tolist()
+    train, test = [words[i] for i in order[:-1000]], [words[i] for i in order[-1000:]]
+    halves = {"train": train, "test": test, "unseen": [word for word in test if word not in set(train)]}
+    for name, rows in halves.items():
+        (folder / f"{name}.txt").write_text("\n".join(rows) + "\n", "utf-8")
+    return {name: folder / f"{name}.txt" for name in halves}
+
+
+def run(model: str, split: dict[str, Path], folder: Path) -> tuple[dict, float]:
+    """Our summary on the split, and the loss over the unseen names."""
+    flags = ["--model", "ngram", "--order", "6"] if model == "ngram6" else ["--model", model, "--preset", "makemore"]
+    out = str(folder / model)
+    train = [sys.executable, str(peers.ROOT / "train.py")]
+    _call([*train, *flags, "--data", split["train"], "--val-data", split["test"], "--kind", "lines", "--out", out])
+    printed = _call([*train, "--eval-only", "--out", out, "--val-data", split["unseen"], "--kind", "lines"])
+    return json.loads((folder / model / "summary.json").read_text()), json.loads(printed)["val_loss"]
+
+
+def _call(command: list) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.makemore_losses", description=__doc__.splitlines()[0])
+    parser.add_argument("--makemore", type=Path, help="a checkout of makemore to run beside")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    args = parser.parse_args()
+    print("| family | makemore | ours, 1,000 names | ours, 847 unseen | seconds |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        split = write_split(folder)
+        for model in args.models:
+            theirs = THEIRS.get(model)
+            if args.makemore and theirs:
+                names = resolve("names32k").files[0]
+                printed = peers.makemore(args.makemore, names, "--type", model, "--max-steps", "5001")
+                theirs = float(re.findall(r"test loss: ([\d.]+)", printed)[-1])
+            summary, unseen = run(model, split, folder)
+            print(
+                f"| {model} | {f'{theirs:.3f}' if theirs else ''} | {summary['val_loss']:.4f} | {unseen:.4f} "
+                f"| {summary['seconds']:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

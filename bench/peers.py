@@ -1,0 +1,71 @@
+"""Running a peer's own, unmodified program beside ours. Where it lies: `--makemore DIR`, `--nanogpt DIR` (a
+checkout each)."""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# makemore imports TensorBoard without needing it; a writer that writes nothing saves the install.
+_RUN_MAKEMORE = """
+import runpy, sys, types
+class SummaryWriter:
+    def __init__(self, log_dir): pass
+    def add_scalar(self, name, value, step): pass
+    def flush(self): pass
+sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def ours(*flags: str) -> dict:
+    """Run our train.py with these flags in a throw-away directory; its summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", f"{folder}/run"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+        return json.loads(Path(folder, "run", "summary.json").read_text())
+
+
+def makemore(checkout: Path, names: Path, *flags: str) -> str:
+    """Run makemore's own command line on `names`; all it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-c",
+            _RUN_MAKEMORE,
+            str(checkout / "makemore.py"),
+            "-i",
+            str(names),
+            "-o",
+            folder,
+            *flags,
+        ]
+        return _output(command, folder)
+
+
+def nanogpt(checkout: Path, *flags: str) -> str:
+    """Run nanoGPT's train.py on its Shakespeare characters; all it printed. Its data has to be prepared already."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "config/train_shakespeare_char.py", f"--out_dir={folder}", *flags]
+        return _output(command, str(checkout))
+
+
+def step_times(printed: str, pattern: str) -> float:
+    """Median milliseconds of the steps that a peer printed, the first ones (warm-up) left out."""
+    times = [float(ms) for ms in re.findall(pattern, printed)]
+    return statistics.median(times[len(times) // 5 :])
+
+
+def _output(command: list[str], folder: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout

@@ -1,0 +1,187 @@
+"""Building a token store, in passes over chunks of the text: first what is in it, then its ids.
+
+Never more than a chunk of text is held, whatever the size. The vocabulary is that of the training side alone.
+"""
+
+import array
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data import reading
+from data.errors import UserError
+from data.tokenizers import EOS, UNK, ByteTokenizer, CharTokenizer, Tokenizer
+
+SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
+
+
+class Builder:
+    """Writes one store of `files` (training text, then perhaps validation text), all but its `meta.json`.
+
+    `val_fraction` is the part of a single text that becomes validation: its end, or lines by their hash."""
+
+    def __init__(
+        self,
+        files: list[list[Path]],
+        kind: str,
+        tokenizer: str,
+        encoding: str,
+        vocabulary: Tokenizer | None,
+        val_fraction: float,
+    ):
+        self.files, self.kind, self.tokenizer_name, self.encoding = files, kind, tokenizer, encoding
+        self.vocabulary, self.val_fraction, self.has_val_text = vocabulary, val_fraction, len(files) > 1
+        self.notes: list[str] = []
+        # Characters outside the vocabulary, with counts, a side each.
+        self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+
+    def write(self, folder: Path, name: str) -> dict:
+        """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
+        size = sum(path.stat().st_size for text in self.files for path in text)
+        passes = 2 if self.kind == "stream" else 3
+        hidden = size < SHOW_PROGRESS or None
+        with tqdm(total=passes * size, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
+            meta = self._stream(folder) if self.kind == "stream" else self._lines(folder)
+        self._note_unknown()
+        return meta | {"notes": self.notes}
+
+    def _stream(self, folder: Path) -> dict:
+        first_seen, length = self._survey()
+        border = length if self.has_val_text else int(length * (1 - self.val_fraction))
+        seen = np.flatnonzero((first_seen >= 0) & (first_seen < border))
+        tokenizer = self._make_tokenizer("".join(map(chr, seen)))
+        counts, position = {"train": 0, "val": 0}, 0
+        with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+            out = {"train": train, "val": val}
+
+            def put(side: str, text: str) -> None:
+                ids = self._encode(tokenizer, text, side)
+                counts[side] += len(ids)
+                ids.tofile(out[side])
+
+            for chunk in self._chunks(0):
+                cut = min(max(border - position, 0), len(chunk))
+                put("train", chunk[:cut])
+                put("val", chunk[cut:])
+                position += len(chunk)
+            for chunk in self._chunks(1) if self.has_val_text else ():
+                put("val", chunk)
+        for side, what in (("train", "training"), ("val", "validation")):
+            if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
+                raise UserError(f"the {what} text has {counts[side]} tokens: too short to predict anything")
+        return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
+
+    def _survey(self) -> tuple[np.ndarray, int]:
+        """Where each code point first occurs in the training text (-1: nowhere), and how many characters there are."""
+        first_seen, length, blank = np.full(0x110000, -1, np.int64), 0, True
+        for chunk in self._chunks(0):
+            codes = np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
+            new = np.flatnonzero(first_seen[codes] < 0)[::-1]
+            first_seen[codes[new]] = length + new  # backwards: of several places the last assignment, the first, stays
+            length += len(codes)
+            blank = blank and not chunk.strip()
+        if blank:
+            raise UserError(f"{reading.shown(self.files[0][0])} {'holds only white space' if length else 'is empty'}")
+        return first_seen, length
+
+    def _start(self, tokenizer: Tokenizer, seen: np.ndarray) -> str:
+        """What an empty prompt begins with: a line end where the model knows it, else some character that it knows."""
+        for character in ("\n", *map(chr, seen)):
+            if (tokenizer.encode(character, "mask") != UNK).all():
+                return character
+        return ""
+
+    def _lines(self, folder: Path) -> dict:
+        hashes = [_hashes(reading.read_lines(self._chunks(text))) for text in range(len(self.files))]
+        for text, found in zip(self.files, hashes, strict=True):
+            if not len(found):
+                raise UserError(f"{reading.shown(text[0])} is empty: it has no line with text")
+        is_val = self._split_lines(hashes)
+        self._note_repeats(hashes)
+        alphabet: set[str] = set()
+        for line, held_out in zip(reading.read_lines(self._chunks(0)), is_val[0], strict=True):
+            if not held_out:
+                alphabet.update(line)
+        tokenizer = self._make_tokenizer("".join(alphabet))
+        counts = {"train": 0, "val": 0}
+        offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
+        with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+            out = {"train": train, "val": val}
+            for text in range(len(self.files)):
+                for line, held_out in zip(reading.read_lines(self._chunks(text)), is_val[text], strict=True):
+                    side = "val" if held_out else "train"
+                    row = np.append(self._encode(tokenizer, line, side), tokenizer.dtype(EOS))
+                    out[side].write(row.tobytes())
+                    counts[side] += len(row)
+                    offsets[side].append(counts[side])
+        for side in counts:
+            with open(folder / f"{side}.offsets.bin", "wb") as file:
+                offsets[side].tofile(file)
+        return self._finish(folder, tokenizer, counts, "")
+
+    def _split_lines(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
+        """Which lines of each text are validation, (lines,) bool."""
+        if self.has_val_text:
+            return [np.zeros(len(hashes[0]), bool), np.ones(len(hashes[1]), bool)]
+        if self.val_fraction == 1:
+            return [np.ones(len(hashes[0]), bool)]
+        if len(np.unique(hashes[0])) < 2:
+            name = reading.shown(self.files[0][0])
+            raise UserError(f"{name} has only one distinct line, and lines were asked for; use --kind stream")
+        chosen = hashes[0] < np.uint64(self.val_fraction * 2**64)
+        if not chosen.any() or chosen.all():  # a handful of lines: take the one whose hash is smallest
+            chosen = hashes[0] == hashes[0].min()
+        return [chosen]
+
+    def _chunks(self, text: int) -> Iterator[str]:
+        for chunk in reading.read_chunks(self.files[text], self.encoding):
+            yield chunk
+            self.bar.update(len(chunk))
+
+    def _make_tokenizer(self, alphabet: str) -> Tokenizer:
+        if self.vocabulary:
+            return self.vocabulary
+        return ByteTokenizer() if self.tokenizer_name == "byte" else CharTokenizer(alphabet)
+
+    def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
+        ids = tokenizer.encode(text, "mask")
+        if tokenizer.name == "char":
+            for position in np.flatnonzero(ids == UNK):
+                self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
+        return ids
+
+    def _finish(self, folder: Path, tokenizer: Tokenizer, counts: dict[str, int], start: str) -> dict:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), "utf-8")
+        return {"tokens": counts, "start": start}
+
+    def _note_repeats(self, hashes: list[np.ndarray]) -> None:
+        repeats = sum(len(rows) - len(np.unique(rows)) for rows in hashes)
+        if repeats:
+            sides = "" if self.has_val_text or self.val_fraction == 1 else " (all copies on one side of the split)"
+            self.notes.append(f"{repeats:,} of {sum(map(len, hashes)):,} lines are duplicates: kept{sides}")
+        if self.has_val_text and (shared := int(np.isin(hashes[1], hashes[0]).sum())):
+            self.notes.append(f"{shared:,} of {len(hashes[1]):,} validation lines also stand in the training text")
+
+    def _note_unknown(self) -> None:
+        for side, what in (("train", "training"), ("val", "validation")):
+            if not (found := self.unknown[side]):
+                continue
+            shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
+            where = "are not in the model's vocabulary" if self.vocabulary else "never occur in the training text"
+            self.notes.append(
+                f"{sum(found.values()):,} characters of the {what} text ({len(found)} distinct: {shown}) {where}: "
+                "not predicted, and not counted in the loss"
+            )
+
+
+def _hashes(lines: Iterator[str]) -> np.ndarray:
+    """A 64-bit hash of each line, shape (lines,): equal lines, equal hashes, on every machine."""
+    found = array.array("Q")
+    for line in lines:
+        digest = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        found.append(int.from_bytes(digest, "little"))
+    return np.frombuffer(found, np.uint64)
