@@ -18,7 +18,7 @@ def check_encoding(encoding: str) -> None:
         codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError, TypeError):
         raise UserError(
-            f"unknown encoding '{encoding}'.{nearest(encoding, _ENCODINGS)} Some that there are: {', '.join(_ENCODINGS)}"
+            f"unknown encoding '{encoding}'.{nearest(encoding, _ENCODINGS)} Some there are: {', '.join(_ENCODINGS)}"
         ) from None
 
 

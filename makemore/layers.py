@@ -76,8 +76,8 @@ def make_norm(kind: str, width: int, bias: bool = True) -> nn.Module:
 
 def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
     """Draw every weight matrix of `model` anew: 'normal' (std 0.02, GPT-2), 'xavier' (Glorot & Bengio 2010), 'kaiming'
-    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own, 'torch' that of
-    torch's layers.
+    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own,
+    'torch' that of torch's layers.
 
     Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise."""
     if how in ("default", "torch"):

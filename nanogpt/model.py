@@ -178,7 +178,7 @@ class Transformer(LanguageModel):
         return Where(turned, mask, causal)
 
     def _initialise(self, weight_init: str, activation: str) -> None:
-        """By default GPT-2's: normal of std 0.02, projections into the residual stream smaller with depth, biases zero."""
+        """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero."""
         if weight_init == "default":
             for name, parameter in self.named_parameters():
                 if name.endswith(".bias") and not name.startswith("lm_head"):
