@@ -2,8 +2,9 @@
 
     CHARLM_DATA=DIR python -m bench.nanogpt_cpu --nanogpt CHECKOUT [--steps 2000]
 
-4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout. Ours is `--preset nanogpt-cpu`; its validation
-loss is over the whole split in windows of 64. nanoGPT prints an estimate from 20 random batches, which is shown as it is.
+4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout. Ours is `--preset nanogpt-cpu`; its
+validation loss is over the whole split in windows of 64. nanoGPT prints an estimate from 20 random batches, which is
+shown as it is.
 """
 
 import argparse
