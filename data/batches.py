@@ -205,7 +205,7 @@ def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) 
 
 def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
     starts = _evenly(
-        np.arange(0, len(split.tokens) - 1, context), max_tokens // context, len(split.tokens) > max_tokens
+        np.arange(0, len(split.tokens) - 1, context), max_tokens // context, len(split.tokens) - 1 > max_tokens
     )
     begins = np.maximum(starts - history, 0)
     ends = np.minimum(starts + context, len(split.tokens) - 1)  # one past the last input

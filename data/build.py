@@ -38,6 +38,7 @@ class Builder:
         self.notes: list[str] = []
         # Characters outside the vocabulary, with counts, a side each.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+        self.characters = {"train": 0, "val": 0}
 
     def write(self, folder: Path, name: str) -> dict:
         """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
@@ -61,7 +62,7 @@ class Builder:
             def put(side: str, text: str) -> None:
                 ids = self._encode(tokenizer, text, side)
                 counts[side] += len(ids)
-                ids.tofile(out[side])
+                out[side].write(ids.tobytes())
 
             for chunk in self._chunks(0):
                 cut = min(max(border - position, 0), len(chunk))
@@ -72,7 +73,8 @@ class Builder:
                 put("val", chunk)
         for side, what in (("train", "training"), ("val", "validation")):
             if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
-                raise UserError(f"the {what} text has {counts[side]} tokens: too short to predict anything")
+                name = reading.shown(self.files[-1 if side == "val" else 0][0])
+                raise UserError(f"the {what} text of {name} has {counts[side]} tokens: too short to predict anything")
         return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
 
     def _survey(self) -> tuple[np.ndarray, int]:
@@ -120,7 +122,7 @@ class Builder:
                     offsets[side].append(counts[side])
         for side in counts:
             with open(folder / f"{side}.offsets.bin", "wb") as file:
-                offsets[side].tofile(file)
+                file.write(offsets[side].tobytes())
         return self._finish(folder, tokenizer, counts, "")
 
     def _split_lines(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
@@ -149,6 +151,7 @@ class Builder:
 
     def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
         ids = tokenizer.encode(text, "mask")
+        self.characters[side] += len(text)
         if tokenizer.name == "char":
             for position in np.flatnonzero(ids == UNK):
                 self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
@@ -170,6 +173,9 @@ class Builder:
         for side, what in (("train", "training"), ("val", "validation")):
             if not (found := self.unknown[side]):
                 continue
+            if sum(found.values()) == self.characters[side]:
+                name = reading.shown(self.files[-1 if side == "val" else 0][0])
+                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary")
             shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
             where = "are not in the model's vocabulary" if self.vocabulary else "never occur in the training text"
             self.notes.append(

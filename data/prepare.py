@@ -4,13 +4,12 @@ A text is cached under a hash of its bytes and of how it was read, so that it is
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from data import reading, sources, store
@@ -88,15 +87,8 @@ def _prepare(
 
 def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
     """Build beside `folder` and move there once whole; another process may have been faster."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UserError(
-            f"cannot write to the cache {folder.parent} ({error.strerror}); name another folder in $CHARLM_CACHE"
-        ) from error
+    part = sources.cache_subfolder("prepared") / f"{folder.name}.{secrets.token_hex(4)}.part"
+    part.mkdir()
     try:
         meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
         (part / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")

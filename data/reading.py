@@ -78,6 +78,8 @@ def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
                 raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
             except UnicodeError as error:  # UTF-16 that does not say its byte order
                 raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
+            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
             if "\0" in text:
                 raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
             if first and text:

@@ -1,5 +1,6 @@
 """Where text comes from: the sources by name, paths, standard input, and the one-time download."""
 
+import errno
 import hashlib
 import http.client
 import os
@@ -61,6 +62,22 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "li
 def cache_folder() -> Path:
     """Where downloads and prepared texts are kept: `$CHARLM_CACHE`, else `~/.cache/charlm`."""
     return Path(os.environ.get("CHARLM_CACHE") or Path.home() / ".cache" / "charlm")
+
+
+def cache_subfolder(name: str) -> Path:
+    """A folder of the cache, made where it is missing. Raises UserError when it cannot be written."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"cannot write to the cache {folder} ({error.strerror}); name another folder in $CHARLM_CACHE"
+        ) from error
+    return folder
 
 
 def resolve(data: str) -> Text:
@@ -129,7 +146,7 @@ def _remote_file(name: str, remote: Remote) -> Path:
         path = Path(given) / remote.file
         _check(path, remote)
         return path
-    path = cache_folder() / "downloads" / f"{name}.txt"
+    path = cache_subfolder("downloads") / f"{name}.txt"
     if not path.is_file():
         _download(name, remote, path)
     _check(path, remote)
@@ -148,7 +165,6 @@ def _check(path: Path, remote: Remote) -> None:
 
 def _download(name: str, remote: Remote, path: Path) -> None:
     """Fetch to a file beside `path` and move it there once whole; stops at more bytes than were promised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with urllib.request.urlopen(remote.url, timeout=DOWNLOAD_TIMEOUT) as response, open(part, "wb") as out:

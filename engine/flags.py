@@ -34,7 +34,11 @@ def stored(config: Config) -> dict[str, Any]:
 
 def config_of(facts: dict[str, Any], where: Path) -> Config:
     """The configuration of a run, from what the config.json in folder `where` says."""
-    return Config(**_stored_settings(facts["config"], str(where / "config.json")))
+    path = where / "config.json"
+    settings = _stored_settings(facts["config"], str(path))
+    if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
+        raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
+    return Config(**settings)
 
 
 def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:

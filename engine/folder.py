@@ -101,10 +101,12 @@ def _next_free(model: str, data: str) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    if not folder.is_dir() or not (folder / "config.json").is_file():
+    """Remove what a run wrote, and nothing else; `config.json` last, so that a kill in between leaves a run to
+    clear."""
+    ours = {name + end for name in _OURS for end in ("", ".new")}
+    if not folder.is_dir() or not ((folder / "config.json").is_file() or {p.name for p in folder.iterdir()} <= ours):
         raise UserError(f"{folder} is not a run directory: --overwrite does not touch it; choose another --out")
-    for name in _OURS:
+    for name in sorted(ours, key=lambda name: name == "config.json"):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
-        update = orthogonalise(torch.stack(nesterov).view(-1, *shape), self.COEFFICIENTS, self.ITERATIONS)
+        update = orthogonalise(torch.stack([n.view(shape) for n in nesterov]), self.COEFFICIENTS, self.ITERATIONS)
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(

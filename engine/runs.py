@@ -110,7 +110,7 @@ class Run:
         return total
 
     def _score(self, ids: list[int]) -> Evaluation:
-        before = BOS if self.is_lines else self.tokenizer.encode(self.start)[-1]
+        before = BOS if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
         tokens = torch.tensor([before, *ids] + [EOS] * self.is_lines, device=self.device)
         characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
         return score(self.model, tokens[:-1], tokens[1:], characters)

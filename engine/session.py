@@ -74,6 +74,8 @@ def resume_run(config: Config, given: set[str]) -> Path:
     facts = folder.read_facts(path)
     refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
     device, _ = runtime.choose_device(config.device)
+    for name in ("best", "last"):
+        checkpoint.settle(path / name)
     tokenizer = folder.read_tokenizer(path)
     store = _store_of_run(config, facts, tokenizer)
     if store.tokenizer.to_json() != tokenizer.to_json():

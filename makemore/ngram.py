@@ -10,6 +10,7 @@ k - 1, so one walk from the root finds every context there is, and keys of any d
 vocabulary: node * V + token.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,17 +35,22 @@ class Level:
     continuations: np.ndarray  # (grams,) after how many different tokens further back
 
 
-def count(targets: np.ndarray, position: np.ndarray, order: int, vocab_size: int) -> list[Level]:
-    """Count every n-gram of `targets` (N,) up to `order`. `position` (N,) is each token's place in its own row;
-    before a row stands `<bos>`, as often as needed."""
+def backwards(inputs: np.ndarray, position: np.ndarray, k: int) -> np.ndarray:
+    """The token k >= 1 places before each target, (N,): `inputs` (N,) holds those one place before; before a row, where
+    `position` (N,) counts from 0, stands `<bos>` as often as needed."""
+    return np.where(position >= k - 1, np.roll(inputs, k - 1), BOS).astype(np.int64)
+
+
+def count(inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, order: int, vocab_size: int) -> list[Level]:
+    """Count every n-gram up to `order` that ends in one of `targets` (N,)."""
     targets = targets.astype(np.int64)
     context = np.zeros(len(targets), np.int64)
     levels: list[Level] = []
     for k in range(order):
         contexts = np.zeros(1, np.int64)
         if k:
-            back = np.where(position >= k, np.roll(targets, k), BOS)  # the token k places back
-            contexts, context = np.unique(context * vocab_size + back, return_inverse=True)
+            keys = context * vocab_size + backwards(inputs, position, k)
+            contexts, context = np.unique(keys, return_inverse=True)
         grams, counts = np.unique(context * vocab_size + targets, return_counts=True)
         levels.append(Level(contexts, grams, counts, counts))
         if k:
@@ -87,29 +93,26 @@ class NGram(LanguageModel):
         return sum(len(getattr(self, f"grams_{k}")) for k in range(self.order))
 
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
-        """Count `targets` (N,), each at its `position` (N,) in its row. Without an order, choose it first: count nine
-        tenths, take the order under which the last tenth is likeliest, then count everything."""
+        """Count `targets` (N,), which follow `inputs` (N,), each at its `position` (N,) in its row. Without an order,
+        choose it first: count nine tenths, take the order under which the last tenth is likeliest, count everything."""
         if self.order is None:
-            self.order = self._choose_order(targets, position)
-        self._smooth(count(targets, position, self.order, self.vocab_size))
+            self.order = self._choose_order(inputs, targets, position)
+        self._smooth(count(inputs, targets, position, self.order, self.vocab_size))
 
-    def _choose_order(self, targets: np.ndarray, position: np.ndarray) -> int:
+    def _choose_order(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> int:
         rows = np.flatnonzero(position == 0)
         cut = int(len(targets) * 0.9)
         if not cut:
             return 1
         if len(rows) > 1:  # whole lines only
             cut = int(rows[np.searchsorted(rows, cut, "right") - 1]) or int(rows[1])
-        levels = count(targets[:cut], position[:cut], MAX_ORDER, self.vocab_size)
-        held_out, losses = torch.from_numpy(targets[cut:].astype(np.int64)), {}
-        place = position[cut:] if len(rows) > 1 else position[cut:] - cut
+        levels = count(inputs[:cut], targets[:cut], position[:cut], MAX_ORDER, self.vocab_size)
+        held_out = torch.from_numpy(targets[cut:].astype(np.int64))
+        backs = [torch.from_numpy(backwards(inputs, position, k)[cut:]) for k in range(1, MAX_ORDER)]
+        losses = {}
         for order in range(2, MAX_ORDER + 1):
             self.order = order
             self._smooth(levels[:order])
-            backs = [
-                torch.from_numpy(np.where(place >= k, np.roll(targets[cut:], k), BOS).astype(np.int64))
-                for k in range(1, order)
-            ]
             losses[order] = -self._likelihood(held_out, backs).log().sum().item()
         return min(losses, key=losses.get)
 
@@ -133,10 +136,12 @@ class NGram(LanguageModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest) -> None:
         # The order, where it was chosen, and the tables' sizes are only known from the checkpoint.
-        self.order = sum(name.startswith(f"{prefix}contexts_") for name in state_dict) or self.order
-        for name in state_dict:
-            if name.startswith(prefix) and name != f"{prefix}base":
-                self.register_buffer(name.removeprefix(prefix), torch.empty_like(state_dict[name]))
+        tables = [
+            name for name in state_dict if re.fullmatch(r"(contexts|grams|share|freed)_\d+", name.removeprefix(prefix))
+        ]
+        self.order = sum("contexts_" in name for name in tables) or self.order
+        for name in tables:
+            self.register_buffer(name.removeprefix(prefix), torch.empty_like(state_dict[name]))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(

@@ -16,6 +16,7 @@ class Recurrent(LanguageModel):
     """tokens (B, T) -> n_layer recurrent layers of width n_hidden, a norm after each -> logits (B, T, V)."""
 
     vectors: tuple[str, ...] = ("h",)
+    activation = "tanh"
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Recurrent(LanguageModel):
         self.norms = nn.ModuleList(make_norm(norm, n_hidden) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.lm_head = make_head(n_hidden, vocab_size)
-        initialise(self, weight_init)
+        initialise(self, weight_init, self.activation)
 
     def make_layer(self, n_input: int) -> nn.Module:
         """One recurrent layer from width n_input to n_hidden."""

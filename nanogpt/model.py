@@ -184,6 +184,9 @@ class Transformer(LanguageModel):
                 if name.endswith(".bias") and not name.startswith("lm_head"):
                     nn.init.zeros_(parameter)
             weight_init = "normal"
+        if weight_init != "torch" or self.lm_head is None:  # a table that is also the head must start small
+            for table in filter(None, (self.wte, self.wpe)):
+                nn.init.normal_(table.weight, std=0.02)
         initialise(self, weight_init, activation)
         if weight_init == "normal":
             for block in self.h:
