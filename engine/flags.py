@@ -59,6 +59,8 @@ def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:
     layers = [{"model": model}, presets.FAMILY[model]]
     if kind == "stream":
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
+    else:
+        layers.append(presets.LINES)
     layers.append(presets.OPTIMIZER[optimizer])
     if name := _peek(argv, "preset"):
         layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))

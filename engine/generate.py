@@ -78,11 +78,11 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
         penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return logits.topk(1).indices[:, 0]
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # a tiny temperature gives 0 and -inf
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
+        kept = logits.topk(sampling.top_k)  # exactly k, also among equals
+        logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
     probabilities = logits.softmax(-1)
     if sampling.min_p is not None:
         unlikely = probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True)

@@ -13,8 +13,9 @@ FAMILY: dict[str, Defaults] = {
     "rnn": {"n_layer": 1, "n_hidden": 128, "lr": 2e-3, **_PLAIN},
     "lstm": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
     "gru": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
-    "transformer": {"lr": 2e-3},
+    "transformer": {"lr": 3e-3},
 }
+LINES: Defaults = {"steps": 2000, "batch_size": 64}
 STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to learn from than a list of names
     "bigram": {},
     "ngram": {},
@@ -23,7 +24,7 @@ STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to 
     "rnn": {"n_embd": 128, "n_hidden": 256},
     "lstm": {"n_embd": 128, "n_hidden": 256},
     "gru": {"n_embd": 128, "n_hidden": 256},
-    "transformer": {"n_embd": 128},
+    "transformer": {"n_embd": 128, "lr": 2e-3},
 }
 STREAM_CONTEXT = 64
 LINES_CONTEXT = 256  # longer lines are cut

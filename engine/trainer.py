@@ -210,7 +210,7 @@ class Trainer:
             unit="step",
             dynamic_ncols=True,
             disable=None,
-            bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}, {remaining} left]",
+            bar_format="step {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
         )
 
     def save_best(self, found: Evaluation) -> None:
