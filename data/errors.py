@@ -28,6 +28,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def run_command(main: Callable[[], int]) -> int:
     """The exit code of a command: 2 with one message for a mistake of the user or a disk that is full, 130 for
     Ctrl-C."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        # Lines appear at once through a pipe too, and what the terminal cannot show is shown as its code.
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         return main()
     except UserError as error:

@@ -1,6 +1,7 @@
 """Files into clean text, a chunk at a time: decoding, byte-order marks, line ends, and what is not text."""
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from data.errors import UserError, nearest
 from data.sources import SPOOL_PREFIX, Text
 
 CHUNK = 1 << 22  # bytes read at a time: the largest piece of any text that is ever held while preparing it
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
 
 
@@ -78,7 +80,7 @@ def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
                 raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
             except UnicodeError as error:  # UTF-16 that does not say its byte order
                 raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
-            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            if not text.isascii() and _SURROGATE.search(text):
                 raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
             if "\0" in text:
                 raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")

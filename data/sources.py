@@ -133,6 +133,8 @@ def _standard_library() -> tuple[Path, ...]:
 
 def _spool_standard_input() -> Path:
     """Standard input is read once, but a text is read twice: keep it in a temporary file."""
+    if sys.stdin is None:
+        raise UserError("--data - reads standard input, and there is none")
     with tempfile.NamedTemporaryFile(prefix=SPOOL_PREFIX, delete=False) as spool:
         while chunk := sys.stdin.buffer.read(1 << 20):
             spool.write(chunk)
@@ -146,7 +148,7 @@ def _remote_file(name: str, remote: Remote) -> Path:
         path = Path(given) / remote.file
         _check(path, remote)
         return path
-    path = cache_subfolder("downloads") / f"{name}.txt"
+    path = cache_folder() / "downloads" / f"{name}.txt"
     if not path.is_file():
         _download(name, remote, path)
     _check(path, remote)
@@ -165,7 +167,7 @@ def _check(path: Path, remote: Remote) -> None:
 
 def _download(name: str, remote: Remote, path: Path) -> None:
     """Fetch to a file beside `path` and move it there once whole; stops at more bytes than were promised."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = cache_subfolder("downloads") / f"{path.name}.{os.getpid()}.part"
     try:
         with urllib.request.urlopen(remote.url, timeout=DOWNLOAD_TIMEOUT) as response, open(part, "wb") as out:
             got = 0

@@ -34,21 +34,30 @@ def stored(config: Config) -> dict[str, Any]:
 
 def config_of(facts: dict[str, Any], where: Path) -> Config:
     """The configuration of a run, from what the config.json in folder `where` says."""
+    return Config(**run_settings(facts, where))
+
+
+def run_settings(facts: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The settings of a run, checked. Raises UserError for what a run cannot have."""
     path = where / "config.json"
     settings = _stored_settings(facts["config"], str(path))
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
-    return Config(**settings)
+    return settings
 
 
 def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & {"resume", "eval_only"}:
-        return _run_settings(out) if (out := _peek(argv, "out")) else {}
+        return run_settings(read_facts(Path(out)), Path(out)) if (out := _peek(argv, "out")) else {}
     file = _read_file(path) if (path := _peek(argv, "config")) else {}
     if init := _peek(argv, "init"):
-        file |= {name: value for name, value in _run_settings(init).items() if name in MODEL_FIELDS}
+        file |= {
+            name: value
+            for name, value in run_settings(read_facts(Path(init)), Path(init)).items()
+            if name in MODEL_FIELDS
+        }
     model = _one_of(_peek(argv, "model") or file.get("model", "transformer"), MODELS, "model")
     data = _peek(argv, "data") or file.get("data", "names")
     kind = _peek(argv, "kind") or file.get("kind") or KINDS.get(data, "stream")
@@ -88,10 +97,6 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
     if value not in choices:
         raise UserError(f"unknown {what} '{value}'; there are: {', '.join(choices)}.{nearest(value, choices)}")
     return value
-
-
-def _run_settings(folder: str) -> dict[str, Any]:
-    return _stored_settings(read_facts(Path(folder))["config"], str(Path(folder) / "config.json"))
 
 
 def _read_file(path: str) -> dict[str, Any]:

@@ -39,10 +39,15 @@ def create(out: str | None, overwrite: bool, config: dict[str, Any], store: Stor
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
-    replace_file(folder / "tokenizer.json", json.dumps(store.tokenizer.to_json()).encode())
     data = {"key": store.key, "folder": store.folder.name, "name": store.meta["name"], "start": store.meta["start"]}
     facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": store.tokenizer.vocab_size}
-    write_facts(folder, facts)
+    try:
+        replace_file(folder / "tokenizer.json", json.dumps(store.tokenizer.to_json()).encode())
+        write_facts(folder, facts)
+    except OSError:  # a full disk: leave nothing half made
+        _clear(folder)
+        folder.rmdir()
+        raise
     return folder
 
 

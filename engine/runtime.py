@@ -117,13 +117,16 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Inside, the first SIGINT or SIGTERM only raises a flag, and the second leaves at once."""
+    """Inside, the first SIGINT, SIGTERM or SIGHUP (a closed terminal) only raises a flag, and the second leaves
+    at once."""
+
+    HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "Signals":
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._handle) for s in self.HANDLED}
         return self
 
     def __exit__(self, *_) -> None:

@@ -228,10 +228,10 @@ def _finish(
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text = report.samples(best, store)
     (path / "samples.txt").write_text(text + "\n", "utf-8")
-    print(f"\n{text}\n")
     summary = _summary(model, progress, config)
     report.write_summary(path, summary)
     report.draw_loss(metrics, path)
+    print(f"\n{text}\n")
     print(
         f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a character) at step "
         f"{summary['best_step']}; {summary['seconds']:.1f} s of training, loss curve in {path / 'loss.png'}"

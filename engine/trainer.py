@@ -1,5 +1,6 @@
 """The one training loop, and everything about it that a checkpoint has to hold to go on exactly."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -201,7 +202,8 @@ class Trainer:
         )
         train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
         mark = "  best" if is_best else ""
-        self.bar.write(f"step {progress.step:5d}  {train}val {found.loss:.4f}  {progress.seconds:6.1f} s{mark}")
+        with contextlib.suppress(BrokenPipeError):  # who read the output has left: train on
+            self.bar.write(f"step {progress.step:5d}  {train}val {found.loss:.4f}  {progress.seconds:6.1f} s{mark}")
 
     def _bar(self) -> tqdm:
         return tqdm(

@@ -12,8 +12,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.backends.backend_agg  # noqa: F401
 import pytest
 import torch
+import torch._dynamo  # noqa: F401  torch.optim would import it in every command
+import tyro  # noqa: F401
 
 import engine.report
 import engine.session

@@ -1,0 +1,92 @@
+"""The README keeps its word: its tree is complete, and its commands run as they stand there."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import NAMES, ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+TRAIN = [
+    c for c in COMMANDS if "train.py" in c and "--resume" not in c and "--eval-only" not in c and "--init" not in c
+]
+# What a test run adds so that a command ends at once; what counts takes no steps.
+SHORT = ["--steps", "2", "--batch-size", "2", "--eval-tokens", "200"]
+
+
+def listed() -> set[str]:
+    """Every path that the annotated tree names."""
+    tree = next(block for kind, block in BLOCKS if not kind and block.startswith("train.py"))
+    folder, found = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = "" if not line.startswith(" ") else folder
+        found.add(folder + name)
+        folder = name if name.endswith("/") else folder
+    return found
+
+
+def test_the_tree_names_every_module():
+    modules = {
+        str(path.relative_to(ROOT))
+        for folder in ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules | {"train.py", "sample.py"} == {name for name in listed() if name.endswith(".py")}
+
+
+def test_everything_the_tree_names_exists():
+    assert all((ROOT / name).exists() for name in listed())
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """The files that the README's user has."""
+    prose = "".join(f"The sea, the sea. {a} saw {b}.\n" for a, b in zip(NAMES, NAMES[3:], strict=False))
+    for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(prose, "utf-8")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
+    return prose
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_training_commands_run(cli, texts, command):
+    stdin = texts.encode() if "|" in command else b""
+    words = shlex.split(command.split("|")[-1].split("&&")[-1].replace("--data shakespeare", "--data poems.txt"))
+    assert words[:2] == ["python", "train.py"]
+    short = ["--eval-tokens", "200"] if {"ngram", "--counts"} & set(words) else SHORT
+    ended = cli("train.py", *words[2:], *short, "--out", "run", stdin=stdin)
+    assert ended.code == 0, ended.err
+
+
+def test_the_commands_that_go_on_with_a_run(cli, texts):
+    run = "runs/transformer-poems-1"
+    assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
+    rest = [c for c in COMMANDS if run in c]
+    assert len(rest) == 5
+    for command in rest:
+        _, script, *words = shlex.split(command)
+        ended = cli(script, *words, *(SHORT if "--init" in words else []))
+        assert ended.code == 0, (command, ended.err)
+
+
+def test_the_lines_of_python_run(cli, texts, tmp_path):
+    assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
+    code = next(block for kind, block in BLOCKS if kind == "python")
+    script = tmp_path / "three.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", "utf-8")
+    ended = cli(str(script))
+    assert ended.code == 0 and ended.out.count("The sea") >= 3, ended.err
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m")])
+def test_module_commands_start(cli, texts, command):
+    _, _, module, *words = shlex.split(command)
+    is_bench = module.startswith("bench.")
+    ended = cli(f"-m {module}", *(["--help"] if is_bench else words))
+    assert ended.code == 0 and ended.out, ended.err
