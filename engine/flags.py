@@ -32,15 +32,15 @@ def stored(config: Config) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in CALL_ONLY}
 
 
-def config_of(facts: dict[str, Any], where: Path) -> Config:
-    """The configuration of a run, from what the config.json in folder `where` says."""
-    return Config(**run_settings(facts, where))
+def config_of(folder: Path) -> Config:
+    """The configuration of the run in `folder`."""
+    return Config(**run_settings(folder))
 
 
-def run_settings(facts: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The settings of a run, checked. Raises UserError for what a run cannot have."""
-    path = where / "config.json"
-    settings = _stored_settings(facts["config"], str(path))
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in `folder`. Raises UserError for what a run cannot have."""
+    path = folder / "config.json"
+    settings = _stored_settings(read_facts(folder)["config"], str(path))
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
     return settings
@@ -50,7 +50,7 @@ def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & {"resume", "eval_only"}:
-        return run_settings(read_facts(Path(out)), Path(out)) if (out := _peek(argv, "out")) else {}
+        return run_settings(Path(out)) if (out := _peek(argv, "out")) else {}
     file = _read_file(path) if (path := _peek(argv, "config")) else {}
     if init := _peek(argv, "init"):
         file |= {

@@ -160,7 +160,7 @@ def load_run(folder: str | Path, which: str = "best", device: str = "auto") -> R
     Raises UserError naming the file that is missing, damaged or foreign."""
     folder = Path(folder)
     facts = read_facts(folder)
-    config = config_of(facts, folder)
+    config = config_of(folder)
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size != facts["vocab_size"]:
         raise UserError(
