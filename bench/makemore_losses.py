@@ -7,8 +7,8 @@ makemore's split is `torch.manual_seed(3407)`, `randperm`, the last 1,000 lines.
 half (the names have duplicates), so the loss over the other 847 stands beside. With --makemore its own runs are made
 too (its last printed test loss); otherwise figures measured earlier are shown. `ngram6` is `--order 6`.
 
-makemore keeps its learning rate constant, which leaves +-0.008 of noise in either side's last loss. The second column of
-ours lets it fall (`--schedule cosine`) and changes nothing else.
+makemore keeps its learning rate constant, which leaves +-0.008 of noise in either side's last loss. The second
+column of ours lets it fall (`--schedule cosine`) and changes nothing else.
 """
 
 import argparse

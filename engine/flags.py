@@ -53,11 +53,7 @@ def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:
         return run_settings(Path(out)) if (out := _peek(argv, "out")) else {}
     file = _read_file(path) if (path := _peek(argv, "config")) else {}
     if init := _peek(argv, "init"):
-        file |= {
-            name: value
-            for name, value in run_settings(read_facts(Path(init)), Path(init)).items()
-            if name in MODEL_FIELDS
-        }
+        file |= {name: value for name, value in run_settings(Path(init)).items() if name in MODEL_FIELDS}
     model = _one_of(_peek(argv, "model") or file.get("model", "transformer"), MODELS, "model")
     data = _peek(argv, "data") or file.get("data", "names")
     kind = _peek(argv, "kind") or file.get("kind") or KINDS.get(data, "stream")

@@ -1,4 +1,4 @@
-"""What a finished run shows: samples marked by whether the data has them, the summary, the picture of the loss."""
+"""The end of a run: samples marked by whether the data has them, the summary, the picture of the loss."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,59 @@ import numpy as np
 import torch
 
 from data.store import Split, Store
+from engine import runtime
+from engine.config import Config
 from engine.folder import replace_file
 from engine.metrics import Metrics
-from engine.runs import Run, until_end
+from engine.runs import Run, load_weights, until_end
+from engine.trainer import Progress
+from makemore.base import LanguageModel, count_parameters
 
 N_LINES = 20
 N_CHARACTERS = 500
 SAMPLE_SEED = 42
+
+
+def finish(
+    model: LanguageModel,
+    progress: Progress,
+    config: Config,
+    store: Store,
+    device: torch.device,
+    path: Path,
+    metrics: Metrics,
+) -> None:
+    """Samples of the best weights, summary, picture."""
+    facts = load_weights(model, path / "best")
+    best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
+    text = samples(best, store)
+    (path / "samples.txt").write_text(text + "\n", "utf-8")
+    summary = describe(model, progress, config)
+    write_summary(path, summary)
+    draw_loss(metrics, path)
+    print(f"\n{text}\n")
+    print(
+        f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a character) at step "
+        f"{summary['best_step']}; {summary['seconds']:.1f} s of training, loss curve in {path / 'loss.png'}"
+    )
+
+
+def describe(model: LanguageModel, progress: Progress, config: Config) -> dict[str, Any]:
+    """What `summary.json` says of a run."""
+    return {
+        "model": config.model,
+        "params": count_parameters(model),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 3),
+        "train_loss": progress.train_loss,
+        "val_loss": progress.best_val,
+        "val_bits_per_char": progress.best_bits,
+        "val_tokens": progress.val_tokens,
+        "best_step": progress.best_step,
+        "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else 0,
+        "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
+    }
 
 
 def samples(run: Run, store: Store) -> str:

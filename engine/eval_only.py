@@ -1,0 +1,48 @@
+"""`train.py --eval-only`: the validation loss of a run, on its own text or another."""
+
+import json
+from pathlib import Path
+
+from data.batches import eval_batches
+from data.errors import UserError
+from data.prepare import VAL_FRACTION, prepare, read_notes
+from engine import report, runtime
+from engine.checks import refuse_contradictions
+from engine.config import Config
+from engine.evaluate import evaluate
+from engine.folder import read_facts
+from engine.runs import load_run
+from engine.texts import store_of_run
+from engine.trainer import Progress
+
+_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype"}
+
+
+def evaluate_run(config: Config, given: set[str]) -> int:
+    """Evaluate a run on its own validation text or on the given data, and print one JSON line."""
+    path = Path(config.out)
+    facts = read_facts(path)
+    refuse_contradictions(config, given, facts["config"], _MAY_CHANGE, "--eval-only")
+    loaded = load_run(path, config.checkpoint or "best", config.device)
+    if "data" in given and "val_data" in given:
+        raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
+    if given & {"data", "val_data"}:
+        data, part = (config.val_data, 1) if "val_data" in given else (config.data, VAL_FRACTION)
+        store = prepare(
+            data, kind=config.kind, encoding=config.encoding, vocabulary=loaded.tokenizer, val_fraction=part
+        )
+        read_notes(store.meta["notes"])
+    else:
+        store = store_of_run(config, facts, loaded.tokenizer)
+    batches = eval_batches(store.val, loaded.config.context, config.eval_tokens, loaded.model.history)
+    with runtime.autocast(loaded.device, runtime.choose_dtype(config.dtype, loaded.device)[0]):
+        found = evaluate(loaded.model, batches, loaded.tokenizer.characters(), loaded.device)
+    known = report.read_summary(path)
+    summary = report.describe(loaded.model, Progress(), loaded.config)
+    summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
+    summary |= {
+        "val_loss": found.loss, "val_bits_per_char": found.bits_per_char, "val_tokens": found.n_tokens,
+        "best_step": loaded.facts.get("step"),
+    }  # fmt: skip
+    print(json.dumps(summary))
+    return 0
