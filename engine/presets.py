@@ -45,7 +45,7 @@ _MAKEMORE: Defaults = {
 }  # fmt: skip
 _MAKEMORE_FAMILY: dict[str, Defaults] = {
     "mlp": {"order": 16, "n_layer": 1, **_PLAIN},
-    "rnn": {"n_layer": 1, **_PLAIN},
+    "rnn": {"n_layer": 1, "weight_init": "orthogonal", **_PLAIN},
     "lstm": {"n_layer": 1, "norm": "none"},
     "gru": {"n_layer": 1, "norm": "none"},
     "cnn": {"n_layer": 4},

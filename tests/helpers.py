@@ -1,0 +1,115 @@
+"""What the tests through the command line share: small runs, what they leave behind, refusals, and exact moments."""
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import matplotlib.backends.backend_agg
+import matplotlib.figure
+
+from tests.conftest import TINY, Result
+
+# Done here once, so that forked commands need not: finding and measuring the fonts of loss.png ...
+figure = matplotlib.figure.Figure(layout="constrained")
+figure.subplots().set_title("0123456789")
+matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+gc.freeze()  # ... and the garbage collector's walk over all that is imported, which would copy it
+
+QUICK = ["--steps", 6, "--eval-interval", 3, "--batch-size", 4, "--eval-tokens", 200, "--warmup", 2]
+
+
+def quick(model: str = "mlp", **flags) -> list:
+    """The flags of a run that takes a fraction of a second; `flags` on top, as in `grad_accum=2` or `counts=True`."""
+    words = ["--model", model, *QUICK, *TINY[model]]
+    for name, value in ({"out": "run"} | flags).items():
+        words += ["--" + name.replace("_", "-")] + ([] if value is True else [value])
+    return words
+
+
+def trained(cli, model: str = "mlp", **flags) -> Path:
+    """The folder `run` that `quick(model, **flags)` leaves: trained once a session, then copied. Its texts have to be
+    those of the fixtures."""
+    words = quick(model, **flags)
+    kept = Path(os.environ["CHARLM_CACHE"], "trained", hashlib.sha256(repr(words).encode()).hexdigest())
+    if not kept.exists():
+        ok(cli("train.py", *words))
+        shutil.copytree("run", kept)
+        return Path("run").resolve()
+    return Path(shutil.copytree(kept, "run")).resolve()
+
+
+def ok(result: Result) -> Result:
+    """The result of a command that succeeded."""
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def refused(result: Result, *words: str) -> None:
+    """The command ended with exit code 2 and one readable message, with these words in it."""
+    assert result.code == 2, f"exit code {result.code}\n{result.out}{result.err}"
+    assert "Traceback" not in result.err
+    message = " ".join(result.err.split())  # tyro breaks its lines to the terminal's width
+    assert not [word for word in words if word not in message], result.err
+
+
+def warnings_of(result: Result) -> list[str]:
+    """The warnings that a command printed."""
+    return [line for line in result.err.splitlines() if line.startswith("warning: ")]
+
+
+def facts(run: Path, which: str = "last") -> dict:
+    """What a checkpoint says about itself."""
+    return json.loads((run / which / "facts.json").read_text())
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def left(run: Path) -> dict:
+    """What two runs that are to be equal have to leave behind alike, bit by bit: all but the seconds."""
+    files = ("last/model.safetensors", "last/trainer.safetensors", "best/model.safetensors")
+    kept = {name: (run / name).read_bytes() for name in files}
+    return kept | {"metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run)]}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def at_call(owner: object, name: str, nth: int, do: Callable[[], None]):
+    """Inside, commands do `do()` right before their nth call of `owner.name`."""
+    original, calls = getattr(owner, name), 0
+
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            do()
+        return original(*args, **kwargs)
+
+    with mock.patch.object(owner, name, wrapper):
+        yield
+
+
+def send(signum: int, times: int = 1) -> Callable[[], None]:
+    """Send the process that calls it a signal."""
+
+    def do() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signum)
+
+    return do
+
+
+TERM, INT, KILL = send(signal.SIGTERM), send(signal.SIGINT), send(signal.SIGKILL)

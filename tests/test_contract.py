@@ -1,0 +1,461 @@
+"""The language-model contract, for every family and every option: state, causality, loss, padding, decoding."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.batches import IGNORE
+from data.errors import UserError
+from data.tokenizers import NEVER_PREDICTED
+from engine.config import Config
+from engine.registry import build_model, family
+from makemore import base
+from makemore.layers import ACTIVATIONS, make_norm
+
+FIXED = settings(max_examples=8, deadline=None, derandomize=True)
+VOCAB, CONTEXT, B = 13, 12, 3
+NORMS = ("none", "batch", "layer", "rms")
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
+SMALL = {"context": CONTEXT, "n_layer": 2, "n_head": 4, "n_embd": 16, "n_hidden": 12, "order": 3, "activation": "tanh"}
+
+VARIANTS: dict[str, dict] = {
+    "bigram": {},
+    "bigram counted": {"counts": True},
+    **{f"ngram {order}": {"order": order} for order in (1, 2, 4)},
+    "mlp": {},
+    "mlp reach 1": {"order": 1},
+    "cnn": {},
+    "cnn deep": {"n_layer": 5},
+    **{f"{model} {cells}": {"cells": cells} for model in ("rnn", "lstm", "gru") for cells in ("fused", "written")},
+    **{f"{model} {norm}": {"norm": norm} for model in ("mlp", "cnn", "rnn", "lstm", "transformer") for norm in NORMS},
+    **{f"{model} {act}": {"activation": act} for model in ("mlp", "cnn") for act in ACTIVATIONS},
+    **{f"rnn {act}": {"activation": act, "cells": "written"} for act in ACTIVATIONS},
+    **{f"transformer {act}": {"activation": act} for act in (*ACTIVATIONS, "swiglu")},
+    **{f"transformer {where}": {"positions": where} for where in POSITIONS},
+    **{f"transformer {where} window": {"positions": where, "window": 4} for where in POSITIONS},
+    **{f"transformer window {w}": {"positions": "rope", "window": w} for w in (1, 40)},
+    "transformer grouped": {"n_kv_head": 2},
+    "transformer one kv head": {"n_kv_head": 1, "positions": "alibi"},
+    "transformer qk-norm": {"qk_norm": True, "positions": "rope"},
+    "transformer untied": {"tie_head": False},
+    "transformer untied plain": {"tie_head": False, "bias": False, "norm": "rms"},
+    "transformer context 1": {"context": 1},
+    "transformer odd context": {"context": 7},
+    "transformer modern": {
+        "positions": "rope", "norm": "rms", "activation": "swiglu", "bias": False, "n_kv_head": 2, "qk_norm": True,
+        "window": 5, "tie_head": False,
+    },
+}  # fmt: skip
+NEURAL = [name for name in VARIANTS if not name.startswith(("ngram", "bigram counted"))]
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+every_neural = pytest.mark.parametrize("name", NEURAL)
+every_transformer = pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("transformer")])
+
+
+def build(name: str, vocab_size: int = VOCAB, **options):
+    """A variant in evaluation mode, in float64 where it can be, its weights large enough that every part matters."""
+    config = Config(**{**SMALL, "model": name.split()[0], "norm": "none", **VARIANTS.get(name, {}), **options})
+    torch.manual_seed(0)
+    model = build_model(config, vocab_size)
+    if hasattr(family(config), "fit"):
+        ids = np.random.default_rng(0).integers(6, vocab_size, 300)
+        model.fit(ids[:-1], ids[1:], np.arange(299))
+        return model.eval()
+    if config.norm != "batch":
+        model.double()
+    for weight in model.parameters():
+        weight.data += (0.1 if config.activation == "relu2" else 0.3) * torch.randn_like(weight)
+    model.train()
+    for _ in range(3):
+        model(some_tokens(8)[:, : min(8, model.context or 8)])  # batch norm has seen something
+    return model.eval()
+
+
+@functools.cache
+def ready(name: str):
+    """The same, for tests that only read it."""
+    return build(name).requires_grad_(False)
+
+
+def some_tokens(length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(6, VOCAB, (B, length), generator=torch.Generator().manual_seed(seed))
+
+
+def longest(model) -> int:
+    """A length that the model takes in one forward."""
+    return min(10, model.context or 10)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    tolerance = 1e-6 if a.dtype == b.dtype == torch.float64 else 1e-4
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+@every_variant
+@FIXED
+@given(cuts=st.lists(st.integers(0, 10)))
+def test_reading_in_parts_equals_reading_at_once(name, cuts):
+    model = ready(name)
+    tokens = some_tokens(longest(model))
+    state, parts = None, []
+    for part in np.split(tokens.numpy(), sorted({c for c in cuts if 0 < c < tokens.shape[1]}), axis=1):
+        out = model(torch.from_numpy(part), state=state)
+        state = out.state
+        parts.append(out.logits)
+    assert close(torch.cat(parts, 1), model(tokens).logits)
+
+
+@every_variant
+def test_reading_token_by_token_equals_reading_at_once(name):
+    model, state, parts = ready(name), None, []
+    tokens = some_tokens(longest(model))
+    for token in tokens.split(1, 1):
+        logits, _, _, state = model(token, state=state)
+        parts.append(logits)
+        assert all(len(kept) == B for kept in state.values()), "the state has the batch first"
+    whole = model(tokens)
+    assert close(torch.cat(parts, 1), whole.logits)
+    assert state.keys() == whole.state.keys() and all(close(state[key], whole.state[key]) for key in state)
+
+
+@every_variant
+def test_no_token_changes_what_was_said_before_it(name):
+    model = ready(name)
+    tokens = some_tokens(longest(model))
+    before = model(tokens).logits
+    for t in range(tokens.shape[1]):
+        changed = tokens.clone()
+        changed[:, t] = 6 + (changed[:, t] - 5) % (VOCAB - 6)
+        after = model(changed).logits
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert name == "ngram 1" or not close(after[:, t], before[:, t]), "and the token itself is read"
+
+
+REACH = {
+    "bigram": 1, "bigram counted": 1, "ngram 1": 0, "ngram 2": 1, "ngram 4": 3, "mlp": 3, "mlp reach 1": 1,
+    "cnn": 1 + 1 + 2, "cnn deep": 1 + 1 + 2 + 4 + 8 + 16, "rnn fused": 40, "lstm fused": 40, "gru written": 40,
+    "transformer learned": 12, "transformer rope window": 1 + 3 + 3, "transformer alibi window": 1 + 3 + 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REACH)
+def test_a_family_looks_as_far_back_as_it_says_and_no_further(name):
+    model, length = ready(name), min(40, ready(name).context or 40)
+    tokens = torch.cat([some_tokens(120)[0].unfold(0, length, 5), some_tokens(120, seed=1)[0].unfold(0, length, 5)])
+    said, reach = model(tokens).logits[:, -1], 0
+    for back in range(1, length + 1):
+        changed = tokens.clone()
+        changed[:, -back] = 6 + (changed[:, -back] - 5) % (VOCAB - 6)
+        if not torch.equal(model(changed).logits[:, -1], said):
+            reach = back
+    assert reach == REACH[name]
+
+
+@every_variant
+def test_rows_of_a_batch_know_nothing_of_each_other(name):
+    model = ready(name)
+    tokens = some_tokens(longest(model))
+    assert close(model(tokens.flip(0)).logits.flip(0), model(tokens).logits)
+    assert close(model(tokens[:1]).logits, model(tokens).logits[:1])
+
+
+@every_variant
+def test_forward_gives_its_four_fields_with_and_without_targets(name):
+    model = ready(name)
+    tokens = some_tokens(longest(model))
+    targets = tokens.roll(-1, 1)
+    targets[:, -1] = IGNORE
+    bare, full, lean = model(tokens), model(tokens, targets), model(tokens, targets, want_logits=False)
+    assert bare._fields == ("logits", "nll_sum", "n_tokens", "state")
+    assert bare.logits.shape == (*tokens.shape, VOCAB) and bare.nll_sum is None and bare.n_tokens is None
+    assert full.n_tokens == lean.n_tokens == tokens.numel() - B and full.nll_sum.ndim == 0
+    assert lean.logits is None and model(tokens, want_logits=False)[:3] == (None, None, None)
+    assert full.state.keys() == lean.state.keys() == bare.state.keys()
+
+
+@every_variant
+def test_the_loss_is_the_cross_entropy_of_the_logits_summed_over_valid_targets(name):
+    model = ready(name)
+    tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
+    targets[0, 0] = targets[1] = IGNORE
+    full, lean = model(tokens, targets), model(tokens, targets, want_logits=False)
+    log_p = full.logits.double().log_softmax(-1)
+    by_hand = -sum(log_p[b, t, i] for b in range(B) for t, i in enumerate(targets[b].tolist()) if i != IGNORE)
+    assert close(full.nll_sum, by_hand) and close(lean.nll_sum, by_hand)
+    assert full.n_tokens == int((targets != IGNORE).sum())
+
+
+@every_neural
+def test_a_batch_with_nothing_to_predict_costs_exactly_nothing(name, monkeypatch):
+    for small in (4096, 0):
+        monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
+        model = build(name, dropout=0.1, label_smoothing=0.1).train()
+        tokens = some_tokens(longest(model))
+        kept = {key: value.clone() for key, value in model.state_dict().items()}
+        out = model(tokens, torch.full_like(tokens, IGNORE), want_logits=False)
+        out.nll_sum.backward()
+        assert out.nll_sum.item() == 0.0 and out.n_tokens.item() == 0
+        assert all((gradient == 0).all() for gradient in gradients(model))
+        assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["ngram 4", "bigram counted"])
+def test_a_model_that_counts_also_scores_nothing_as_nothing(name):
+    tokens = some_tokens(5)
+    out = ready(name)(tokens, torch.full_like(tokens, IGNORE))
+    assert out.nll_sum.item() == 0.0 and out.n_tokens.item() == 0
+
+
+@every_neural
+def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch):
+    found = []
+    for small in (4096, 0):
+        monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
+        monkeypatch.setattr(base, "ROWS_A_CHUNK", 7)
+        model = build(name, label_smoothing=0.1).train()
+        tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
+        targets[0] = IGNORE
+        out = model(tokens, targets, want_logits=False)
+        out.nll_sum.backward()
+        found.append((out.nll_sum.detach(), *gradients(model)))
+    assert all(close(plain, chunked) for plain, chunked in zip(*found, strict=True))
+
+
+def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
+    monkeypatch.setattr(base, "ROWS_A_CHUNK", 8)
+    model = build("mlp", vocab_size=5000).float().train()
+    shapes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    tokens = some_tokens(10)
+    model(tokens, tokens, want_logits=False).nll_sum.backward()
+    assert sum(rows for rows, _ in shapes) == 2 * tokens.numel() and max(rows for rows, _ in shapes) == 8
+
+
+@every_neural
+def test_padding_changes_neither_loss_nor_gradients_nor_statistics(name):
+    model = build(name).train()
+    length = longest(model) - 1 or 1
+    more = longest(model) - length
+    tokens, targets = some_tokens(length), some_tokens(length, seed=1)
+    padded = torch.cat([tokens, some_tokens(more, seed=2)], 1)
+    ignored = torch.cat([targets, torch.full((B, more), IGNORE)], 1)
+    found = []
+    for some, wanted in ((tokens, targets), (padded, ignored)):
+        again = build(name).train()
+        out = again(some, wanted, want_logits=False)
+        out.nll_sum.backward()
+        found.append((out.nll_sum.detach(), *gradients(again), *again.state_dict().values()))
+    assert all(close(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_batch_norm_statistics_are_those_of_the_valid_positions():
+    norm, x = make_norm("batch", 4).train(), torch.randn(3, 5, 4)
+    valid = torch.rand(3, 5) < 0.6
+    y = norm(x, valid)
+    rows = x[valid]
+    assert close(y[valid], (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt())
+    assert close(norm.running_mean, 0.1 * rows.mean(0)) and close(norm.running_var, 0.9 + 0.1 * rows.var(0))
+
+
+@pytest.mark.parametrize("name", ["mlp", "bigram", "lstm fused", "transformer"])
+def test_labels_are_smoothed_in_training_only(name):
+    plain, smooth = build(name), build(name, label_smoothing=0.2)
+    tokens, targets = some_tokens(8), some_tokens(8, seed=1)
+    assert close(smooth(tokens, targets).nll_sum, plain(tokens, targets).nll_sum)
+    out = smooth.train()(tokens, targets)
+    wanted = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=0.2)
+    assert close(out.nll_sum, wanted) and not close(out.nll_sum, plain(tokens, targets).nll_sum)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm fused", "gru written", "transformer"])
+def test_dropout_drops_in_training_only(name):
+    model, tokens = build(name, dropout=0.5), some_tokens(8)
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
+    model.train()
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("rnn", {}), ("rnn", {"activation": "relu"}), ("lstm", {}), ("gru", {})]
+)
+def test_written_cells_equal_the_fused_ones_with_their_gradients(model, options):
+    fused, written = (build(model, cells=cells, norm="layer", **options) for cells in ("fused", "written"))
+    written.load_state_dict(fused.state_dict())
+    tokens, targets = some_tokens(10), some_tokens(10, seed=1)
+    state = {key: vector.detach() for key, vector in fused(some_tokens(3, seed=2)).state.items()}
+    a, b = (each(tokens, targets, state) for each in (fused, written))
+    assert close(a.logits, b.logits) and all(close(a.state[key], b.state[key]) for key in a.state)
+    for each in (a, b):
+        each.nll_sum.backward()
+    assert all(close(x, y) for x, y in zip(gradients(fused), gradients(written), strict=True))
+
+
+@functools.cache
+def uncached(name: str) -> torch.Tensor:
+    """Logits of 40 tokens, each from nothing but the tokens that it depends on."""
+    model, tokens = ready(name), some_tokens(40)
+    return torch.stack([model(tokens[:, model.window_start(t) : t + 1]).logits[:, -1] for t in range(40)], 1)
+
+
+@every_variant
+@FIXED
+@given(cuts=st.lists(st.integers(1, 39)))
+def test_decoding_past_the_context_equals_the_uncached_reference(name, cuts):
+    model, tokens = ready(name), some_tokens(40)
+    borders = [0, *sorted(set(cuts)), 40]
+    state, parts = None, []
+    for a, b in zip(borders, borders[1:], strict=False):
+        out = model.read(tokens[:, a:b], state)
+        state = out.state
+        parts.append(out.logits)
+    assert close(torch.cat(parts, 1), uncached(name))
+
+
+@pytest.mark.parametrize("context", [1, 2, 7, 12])
+def test_past_its_context_a_transformer_keeps_the_last_half(context):
+    model = build("transformer", context=context)
+    starts = [model.window_start(t) for t in range(40)]
+    lengths = [t + 1 - start for t, start in enumerate(starts)]
+    assert lengths[:context] == [*range(1, context + 1)] and max(lengths) == context
+    assert {a for a, b in zip(lengths[1:], lengths, strict=False) if a <= b} == {context // 2 + 1}
+
+
+@every_transformer
+def test_forward_refuses_more_than_the_context(name):
+    model = ready(name)
+    if model.context is None:
+        assert model(some_tokens(3 * CONTEXT)).logits.shape == (B, 3 * CONTEXT, VOCAB)
+        return
+    with pytest.raises(ValueError, match=f"{model.context + 1} tokens are more than the context of {model.context}"):
+        model(some_tokens(model.context + 1))
+    full = model(some_tokens(model.context))
+    with pytest.raises(ValueError, match="more than the context"):
+        model(some_tokens(1), state=full.state)
+
+
+@pytest.mark.parametrize("where", ["sinusoidal", "rope", "alibi"])
+def test_a_sliding_window_is_unbounded_and_its_state_does_not_grow(where):
+    model = build("transformer", positions=where, window=4)
+    out = model.read(some_tokens(50))
+    assert model.context is None and out.state["k0"].shape[2] == 3
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_one_layer_sees_its_window_and_nothing_before_it(where):
+    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(10)
+    changed = tokens.clone()
+    changed[:, 4] = 6 + (changed[:, 4] - 5) % (VOCAB - 6)
+    differs = (model(changed).logits - model(tokens).logits).abs().amax((0, 2)) > 1e-9
+    assert differs.tolist() == [t in (4, 5, 6) for t in range(10)]
+
+
+@pytest.mark.parametrize("where", ["rope", "alibi"])
+def test_relative_positions_see_distances_only(where):
+    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(9)
+    assert close(model(tokens[:, 4:]).logits[:, 2:], model(tokens).logits[:, 6:])
+
+
+def attention_by_hand(attn, x, where: str, window: int | None):
+    """Causal attention of x (T, C) in plain loops, from the layer's own weights."""
+    T, hs, groups = len(x), attn.head_size, attn.n_head // attn.n_kv_head
+    heads = F.linear(x, attn.c_attn.weight, attn.c_attn.bias).view(T, -1, hs)
+    q, k, v = heads.split([attn.n_head, attn.n_kv_head, attn.n_kv_head], 1)
+    if where == "rope":  # pairs (i, i + hs / 2) as complex numbers, turned by t / 10000^(2i / hs)
+        turn = torch.outer(torch.arange(T).double(), 10000.0 ** (-torch.arange(0, hs, 2).double() / hs))
+        turn = torch.polar(torch.ones_like(turn), turn)[:, None]
+        q, k = (torch.complex(*z.chunk(2, -1)) * turn for z in (q, k))
+        q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
+    y = torch.zeros(T, attn.n_head, hs).double()
+    for head in range(attn.n_head):
+        slope = 2 ** (-8 * (head + 1) / attn.n_head) if where == "alibi" else 0
+        for t in range(T):
+            seen = range(max(0, t - window + 1) if window else 0, t + 1)
+            scores = [q[t, head] @ k[s, head // groups] / math.sqrt(hs) - slope * (t - s) for s in seen]
+            weights = torch.stack(scores).softmax(0)
+            y[t, head] = sum(w * v[s, head // groups] for w, s in zip(weights, seen, strict=True))
+    return F.linear(y.flatten(1), attn.c_proj.weight, attn.c_proj.bias)
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"n_kv_head": 2}, {"window": 4, "n_kv_head": 1}], ids=str)
+def test_attention_is_what_the_papers_say(where, options):
+    model = build("transformer", positions=where, **options)
+    seen = []
+    model.h[0].attn.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output[0])))
+    model(some_tokens(9))
+    ((x, y),) = seen
+    assert close(y[1], attention_by_hand(model.h[0].attn, x[1], where, options.get("window")))
+
+
+def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant():
+    for qk_norm in (False, True):
+        model, tokens = build("transformer", qk_norm=qk_norm, bias=False), some_tokens(8)
+        before = model(tokens).logits
+        for block in model.h:
+            block.attn.c_attn.weight.data[: 2 * 16] *= 10
+        assert close(model(tokens).logits, before) == qk_norm
+
+
+@pytest.mark.parametrize("name", ["bigram", "mlp", "cnn", "gru fused", "transformer untied"])
+def test_a_fresh_model_predicts_every_character_about_equally_and_no_special(name):
+    torch.manual_seed(0)
+    model = build_model(Config(**{**SMALL, "model": name.split()[0], "norm": "layer", **VARIANTS[name]}), 40)
+    p = model.eval()(some_tokens(8)).logits.softmax(-1)
+    assert p[..., list(NEVER_PREDICTED)].sum(-1).max() < 0.01
+    loss = -p[..., 6:].log().mean()
+    assert abs(loss.item() - math.log(35)) < 0.15
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "rnn", "lstm", "gru", "transformer"])
+@pytest.mark.parametrize("how", ["normal", "xavier", "kaiming", "orthogonal"])
+def test_an_initialisation_draws_every_matrix_as_it_says(model, how):
+    sizes = {"n_embd": 64, "n_hidden": 64, "activation": "relu", "norm": "none", "tie_head": False}
+    torch.manual_seed(0)
+    made = build_model(Config(**{**SMALL, **sizes, "model": model, "weight_init": how}), 100)
+    for name, weight in made.named_parameters():
+        if weight.ndim < 2 or name.startswith(("wte", "wpe")) or (how == "normal" and name.endswith("c_proj.weight")):
+            continue
+        rows, columns = weight.shape
+        gain = 5 / 3 if model in ("lstm", "gru") else math.sqrt(2)  # theirs is tanh whatever is asked for
+        wanted = {"normal": 0.02, "xavier": math.sqrt(2 / (rows + columns)), "kaiming": gain / math.sqrt(columns)}
+        if how == "orthogonal":
+            gram = weight @ weight.T if rows <= columns else weight.T @ weight
+            assert torch.allclose(gram, torch.eye(min(rows, columns)), atol=1e-4), name
+        else:
+            assert weight.std().item() == pytest.approx(wanted[how], rel=0.1), name
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+@pytest.mark.parametrize("how", ["default", "torch", "normal", "xavier", "kaiming", "orthogonal"])
+def test_no_initialisation_of_the_transformer_starts_far_from_even_odds(how, tie_head):
+    sizes = {"context": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "tie_head": tie_head}
+    torch.manual_seed(0)
+    model = build_model(Config(model="transformer", weight_init=how, **sizes), 60)
+    tokens = torch.randint(6, 60, (16, 33))
+    assert model(tokens[:, :-1], tokens[:, 1:]).nll_sum.item() / (16 * 32) < math.log(55) + 1
+
+
+WRONG = {
+    "heads": ({"model": "transformer", "n_embd": 15}, "n_embd 15 is not divisible by n_head 4"),
+    "kv heads": ({"model": "transformer", "n_kv_head": 3}, "n_head 4 is not divisible by n_kv_head 3"),
+    "rope pairs": ({"model": "transformer", "n_embd": 12, "positions": "rope"}, "has to be even"),
+    "swiglu": ({"model": "mlp", "activation": "swiglu"}, "swiglu is the Transformer's"),
+    "fused gelu": ({"model": "rnn", "activation": "gelu"}, "knows tanh and relu, not gelu; use --cells written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_sizes_and_options_that_do_not_go_together_are_refused(case):
+    options, message = WRONG[case]
+    with pytest.raises(UserError, match=message):
+        build_model(Config(**SMALL | options), VOCAB)

@@ -1,0 +1,102 @@
+"""The house: no import runs upward, there is no circle, and what the command line reads first needs no torch."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+GROUND = {"data", "kernels"}
+MAY_STAND_ON = {
+    "data": set(),
+    "kernels": set(),
+    "makemore": GROUND,
+    "nanogpt": GROUND | {"makemore"},
+    "engine": GROUND | {"makemore", "nanogpt"},
+    "finetune": GROUND | {"makemore", "nanogpt", "engine"},
+    "bench": GROUND | {"makemore", "nanogpt", "engine"},
+    "train.py": {"data", "engine"},
+    "sample.py": {"data", "engine"},
+}
+OURS = {*MAY_STAND_ON, "tests"}
+
+
+def files_of(floor: str) -> list[Path]:
+    return [ROOT / floor] if floor.endswith(".py") else sorted((ROOT / floor).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for floor in MAY_STAND_ON for path in files_of(floor)}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this project that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relative to itself"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return {name for name in found if name.split(".")[0] in OURS}
+
+
+def test_the_parsing_sees_every_kind_of_import(tmp_path):
+    path = tmp_path / "some.py"
+    path.write_text(
+        "import data.store\nfrom engine import folder\ndef f():\n    from engine.runs import load_run\n    import os\n"
+    )
+    assert imports_of(path) == {"data.store", "engine.folder", "engine.runs"}
+
+
+@pytest.mark.parametrize("floor", MAY_STAND_ON)
+def test_a_floor_imports_only_what_is_below_it(floor):
+    for path in files_of(floor):
+        upward = {name for name in imports_of(path) if name.split(".")[0] not in MAY_STAND_ON[floor] | {floor}}
+        assert not upward, f"{path.relative_to(ROOT)} imports {', '.join(sorted(upward))}"
+
+
+def test_every_floor_of_the_house_is_known():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"} <= set(MAY_STAND_ON)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graphlib.TopologicalSorter({name: imports_of(path) for name, path in MODULES.items()}).prepare()
+
+
+def test_every_module_says_in_its_first_line_what_it_does():
+    for path in MODULES.values():
+        documented = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+        assert documented, f"{path.relative_to(ROOT)} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "module", ["engine.config", "engine.flags", "engine.folder", "engine.presets", "data.errors", "train"]
+)
+def test_the_flags_are_read_before_torch_is_loaded(module):
+    check = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "flags", [["--help"], ["--model", "lstm", "--data", "shakespeare", "--help"], ["--stpes", "3"]]
+)
+def test_help_and_a_misspelled_flag_never_load_torch(flags):
+    check = """
+import runpy, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", check, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.split()[-2:] == ["0" if "--help" in flags else "2", "False"]

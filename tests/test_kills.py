@@ -1,0 +1,81 @@
+"""kill -9 at any moment: what was saved stays usable, and resuming gives the same bits as never having been killed."""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import load_run
+from tests.conftest import _child
+from tests.helpers import KILL, at_call, left, ok, quick, trained
+
+FLAGS = {"data": "names.txt", "kind": "lines", "dropout": 0.2, "steps": 2, "eval_interval": 1}
+RESUME = ("train.py", "--resume", "--out", "run")
+CHANGES = ("rename", "replace", "mkdir", "rmdir", "unlink")  # of the disk, as functions of os
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture
+def straight(cli, names):
+    """What the run leaves that nobody killed."""
+    run = trained(cli, **FLAGS)
+    kept = left(run)
+    shutil.rmtree(run)
+    return kept
+
+
+def go_on(cli, straight) -> None:
+    """Whatever was saved can be sampled from; resuming (or training over what is not yet a run) ends as ever."""
+    run = Path("run")
+    for name in ("best", "last"):
+        if any(run.glob(f"{name}*/manifest.json")):
+            assert load_run(run, name).generate("a", seed=1)[0].startswith("a")
+    again = RESUME if (run / "config.json").exists() else ("train.py", *quick(**FLAGS), "--overwrite")
+    ok(cli(*again))
+    assert left(run) == straight
+    assert not [*run.glob("*.new"), *run.glob("*.old")]
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_killed_before_each_change_of_the_disk(cli, straight, name):
+    for nth in itertools.count(1):
+        with at_call(os, name, nth, KILL):
+            code = cli("train.py", *quick(**FLAGS)).code
+        if code != KILLED:
+            break
+        go_on(cli, straight)
+    assert code == 0 and nth > 2
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "fsync"])
+def test_killed_while_resuming(cli, straight, name):
+    with at_call(os, "rename", 4, KILL):  # between the two renames of the second save of best/
+        assert cli("train.py", *quick(**FLAGS)).code == KILLED
+    for nth in (1, 2, 5):
+        with at_call(os, name, nth, KILL):
+            cli(*RESUME)
+    go_on(cli, straight)
+
+
+def test_killed_at_random_moments(cli, tmp_path, straight):
+    started = time.monotonic()
+    ok(cli("train.py", *quick(**FLAGS)))
+    whole = time.monotonic() - started
+    go_on(cli, straight)
+    streams = [tmp_path / name for name in ("in", "out", "err")]
+    streams[0].touch()
+    moments = random.Random(1)
+    for _ in range(20):
+        pid = os.fork()
+        if not pid:
+            _child("train.py", [str(word) for word in quick(**FLAGS)], streams, {})
+        time.sleep(moments.uniform(0, whole))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        go_on(cli, straight)

@@ -1,0 +1,485 @@
+"""Preparing a text: the splits, the vocabulary, notes, the cache, damaged stores, memory, sources and downloads."""
+
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import sources
+from data.errors import UserError
+from data.prepare import prepare
+from data.store import open_store
+from data.tokenizers import EOS, UNK
+from tests.conftest import NAMES, ROOT
+
+WORDS = random.Random(1).sample([f"{a}{b}" for a in NAMES for b in NAMES], 350)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def text_of(store, side: str) -> str:
+    return store.tokenizer.decode(getattr(store, side).tokens.array())
+
+
+def lines_of(store, side: str) -> list[str]:
+    split = getattr(store, side)
+    rows = np.split(split.tokens.array(), split.offsets[1:-1])
+    assert all(row[-1] == EOS for row in rows)
+    return [store.tokenizer.decode(row) for row in rows]
+
+
+def test_a_stream_gives_its_last_tenth_to_validation(tmp_path):
+    text = " ".join(WORDS)
+    store = prepare(write(tmp_path / "t", text))
+    border = int(len(text) * 0.9)
+    assert store.kind == "stream" and (text_of(store, "train"), text_of(store, "val")) == (text[:border], text[border:])
+
+
+def test_a_validation_text_of_its_own_leaves_the_training_text_whole(tmp_path):
+    train, val = " ".join(WORDS[:300]), " ".join(WORDS[300:])
+    store = prepare(write(tmp_path / "t", train), val_data=write(tmp_path / "v", val))
+    assert (text_of(store, "train"), text_of(store, "val")) == (train, val)
+
+
+def test_lines_are_split_by_their_hash_so_that_copies_stay_on_one_side(tmp_path):
+    store = prepare(write(tmp_path / "t", "\n".join(WORDS * 3)), kind="lines")
+    train, val = lines_of(store, "train"), lines_of(store, "val")
+    assert sorted(train + val) == sorted(WORDS * 3)
+    assert not set(train) & set(val)
+    assert 0.05 < len(val) / len(WORDS * 3) < 0.15
+    assert store.meta["notes"] == ["700 of 1,050 lines are duplicates: kept (all copies on one side of the split)"]
+
+
+def test_adding_and_shuffling_lines_moves_no_other_line_to_the_other_side(tmp_path):
+    before = prepare(write(tmp_path / "a", "\n".join(WORDS[:200])), kind="lines")
+    more = random.Random(2).sample(WORDS, len(WORDS))
+    after = prepare(write(tmp_path / "b", "\n".join(more)), kind="lines")
+    assert set(lines_of(before, "val")) == set(lines_of(after, "val")) & set(WORDS[:200])
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_even_a_few_lines_leave_some_on_both_sides(tmp_path, count):
+    for start in range(0, 40, count):
+        store = prepare(write(tmp_path / "t", "\n".join(WORDS[start : start + count])), kind="lines")
+        assert lines_of(store, "train") and lines_of(store, "val")
+
+
+def test_line_ends_of_windows_and_blank_lines_leave_no_trace(tmp_path):
+    unix = prepare(write(tmp_path / "a", "\n".join(WORDS)), kind="lines")
+    windows = prepare(write(tmp_path / "b", "\ufeff" + " \r\n\r\n".join(WORDS) + "\r\n"), kind="lines")
+    assert lines_of(windows, "train") == lines_of(unix, "train") and lines_of(windows, "val") == lines_of(unix, "val")
+
+
+def test_the_vocabulary_is_that_of_the_training_side_and_the_rest_is_masked(tmp_path):
+    store = prepare(write(tmp_path / "t", "abcd" * 225 + "abé€" * 25))
+    assert store.tokenizer.alphabet == "abcd"
+    assert (store.val.tokens.array() == UNK).sum() == 50 and not (store.train.tokens.array() == UNK).any()
+    (note,) = store.meta["notes"]
+    assert note.startswith("50 characters of the validation text (2 distinct: 'é' '€')")
+
+
+def test_the_vocabulary_of_lines_is_that_of_the_training_lines(tmp_path):
+    store = prepare(write(tmp_path / "t", "\n".join(f"{word}{chr(0x4E00 + i)}" for i, word in enumerate(WORDS))))
+    lines = prepare(
+        write(tmp_path / "t", "\n".join(f"{w}{chr(0x4E00 + i)}" for i, w in enumerate(WORDS))), kind="lines"
+    )
+    assert set(lines.tokenizer.alphabet) == set("".join(lines_of(lines, "train")))
+    assert set(store.tokenizer.alphabet) == set(text_of(store, "train"))
+    assert "never occur in the training text" in lines.meta["notes"][-1]
+
+
+def test_validation_lines_that_training_also_has_are_counted(tmp_path):
+    train, val = "\n".join(WORDS[:50]), "\n".join(WORDS[40:60])
+    store = prepare(write(tmp_path / "t", train), val_data=write(tmp_path / "v", val), kind="lines")
+    assert store.meta["notes"] == ["10 of 20 validation lines also stand in the training text"]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n"])
+def test_the_start_text_is_in_the_vocabulary(tmp_path, ending):
+    store = prepare(write(tmp_path / "t", "all of it on a single line " * 20 + ending))
+    assert len(store.tokenizer.encode(store.meta["start"])) == 1
+
+
+def test_a_text_on_one_line_trains_to_the_end(cli, tmp_path):
+    write(tmp_path / "t.txt", "all of it on a single line " * 20 + "\n")
+    flags = ("--model", "bigram", "--steps", 2, "--context", 8, "--out", "run")
+    trained = cli("train.py", "--data", "t.txt", *flags)
+    assert trained.code == 0, trained.err
+    assert cli("sample.py", "run").code == 0
+
+
+def test_a_given_vocabulary_is_kept_and_its_start_text_fits(tmp_path):
+    known = prepare(write(tmp_path / "a", "abc" * 100)).tokenizer
+    store = prepare(write(tmp_path / "b", "ab\ncd" * 100), vocabulary=known)
+    assert store.tokenizer.to_json() == known.to_json()
+    assert (store.train.tokens.array() == UNK).sum() == 180
+    assert not any("never occur in the training text" in note for note in store.meta["notes"])
+    assert len(known.encode(store.meta["start"])) == 1
+
+
+@pytest.mark.parametrize(("distinct", "dtype"), [(65_530, np.uint16), (65_531, np.uint32)])
+def test_a_large_vocabulary_gets_wider_ids(tmp_path, distinct, dtype):
+    alphabet = "".join(map(chr, range(0x10000, 0x10000 + distinct)))
+    store = prepare(write(tmp_path / "t", alphabet + alphabet[:10_000]))
+    assert (
+        store.train.tokens.dtype == dtype
+        and (store.folder / "train.bin").stat().st_size % np.dtype(dtype).itemsize == 0
+    )
+    assert text_of(store, "train") + text_of(store, "val") == alphabet + alphabet[:10_000]
+
+
+def test_bytes_and_encodings(tmp_path):
+    path = write(tmp_path / "t", ("Füße und Äpfel\n" * 20).encode("latin-1"))
+    store = prepare(path, tokenizer="byte", encoding="latin-1")
+    assert text_of(store, "train") + text_of(store, "val") == "Füße und Äpfel\n" * 20
+    assert store.tokenizer.vocab_size == 262
+
+
+def test_the_same_text_is_prepared_once_wherever_it_lies(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    first = prepare(write(tmp_path / "t.txt", "once and again " * 40))
+    stamp = (first.folder / "train.bin").stat().st_mtime_ns
+    again = prepare(write(tmp_path / "elsewhere" / "t.txt", "once and again " * 40))
+    assert again.folder == first.folder and (again.folder / "train.bin").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "lines"}, {"tokenizer": "byte"}, {"encoding": "latin-1"}, {"val_data": ""}]
+)
+def test_reading_it_another_way_prepares_it_anew(tmp_path, change):
+    path = write(tmp_path / "t.txt", "once\nand again " * 40)
+    change = {name: value or path for name, value in change.items()}
+    assert prepare(path, **change).key != prepare(path).key
+
+
+def test_changed_text_is_prepared_anew_even_at_the_same_size_and_time(tmp_path):
+    path = tmp_path / "t.txt"
+    first = prepare(write(path, "abcd" * 100))
+    times = path.stat()
+    write(path, "abdc" * 100)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = prepare(str(path))
+    assert second.key != first.key and text_of(second, "train").startswith("abdc")
+
+
+def test_where_one_file_ends_and_the_next_begins_is_part_of_the_text(tmp_path):
+    texts = []
+    for name, files in {"a": ("one two ", "three " * 9), "b": ("one ", "two " + "three " * 9)}.items():
+        (tmp_path / name).mkdir()
+        for n, content in enumerate(files):
+            write(tmp_path / name / f"{n}.txt", content)
+        texts.append(text_of(prepare(str(tmp_path / name)), "train"))
+    assert texts[0] != texts[1]
+
+
+def test_the_note_on_files_left_out_is_about_the_folder_as_it_is_now(tmp_path):
+    write(tmp_path / "a.txt", "some text to read " * 20)
+    assert prepare(str(tmp_path)).meta["notes"] == []
+    write(tmp_path / "b.bin", b"\0\1\2")
+    assert prepare(str(tmp_path)).meta["notes"] == [f"1 of the 2 files in {tmp_path} are not utf-8: left out"]
+    (tmp_path / "b.bin").unlink()
+    assert prepare(str(tmp_path)).meta["notes"] == []
+
+
+def test_what_a_killed_preparation_left_behind_is_no_obstacle(tmp_path):
+    path = write(tmp_path / "t.txt", "cut off in the middle " * 20)
+    folder = prepare(path).folder
+    folder.rename(folder.with_name(f"{folder.name}.{os.getpid()}.part"))
+    assert prepare(path).folder == folder
+
+
+def test_others_may_read_a_prepared_text_where_the_umask_lets_them(tmp_path):
+    folder = prepare(write(tmp_path / "t.txt", "something to share " * 20)).folder
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("data", ["names", "shakespeare"])
+def test_a_cache_that_cannot_be_written_is_a_readable_mistake(monkeypatch, data):
+    monkeypatch.setenv("CHARLM_CACHE", os.devnull)
+    with pytest.raises(UserError, match=r"\$CHARLM_"):
+        prepare(data)
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="offset 90"):
+        prepare(write(tmp_path / "t.txt", b"text and then \n" * 6 + b"\xff"))
+    assert not list(Path(tmp_path, "cache").rglob("*.*"))
+
+
+DAMAGE = {
+    "a foreign id": (lambda f: np.fromfile(f / "train.bin", np.uint16).__add__(99).tofile(f / "train.bin"), "the id"),
+    "a torn file": (lambda f: os.truncate(f / "val.bin", 10), "val.bin holds 5 ids, not"),
+    "a missing file": (lambda f: (f / "train.bin").unlink(), "train.bin"),
+    "a torn meta.json": (lambda f: os.truncate(f / "meta.json", 20), "is not a prepared text"),
+    "another meta.json": (lambda f: (f / "meta.json").write_text("[]"), "is not a prepared text"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a tokenizer"),
+    "torn offsets": (lambda f: os.truncate(f / "val.offsets.bin", 8), "val.offsets.bin does not fit"),
+    "no offsets": (lambda f: os.truncate(f / "val.offsets.bin", 0), "val.offsets.bin does not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_named_and_not_used(tmp_path, damage):
+    kept = prepare(write(tmp_path / "t", "\n".join(WORDS)), kind="lines").folder
+    folder = shutil.copytree(kept, tmp_path / "copy")
+    change, message = DAMAGE[damage]
+    change(folder)
+    with pytest.raises(UserError, match=message) as error:
+        open_store(folder)
+    assert str(folder) in str(error.value)
+
+
+_MEASURE = """
+import resource, sys
+from data.batches import StreamLoader, eval_batches
+from data.prepare import prepare
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+store, before = prepare(sys.argv[1]), peak()
+loader = StreamLoader(store.train, 64, 32, seed=0)
+for _ in range(3000):
+    loader.next()
+for batch in eval_batches(store.val, 64, 1 << 40)():
+    pass
+print(before, peak(), len(store.train.tokens))
+"""
+
+
+def test_a_large_text_is_never_held_in_memory(tmp_path):
+    peaks = {}
+    for megabytes in (6, 150):
+        path = tmp_path / "large.txt"
+        with open(path, "w") as file:
+            for n in range(megabytes * 4):
+                file.write(f"{n:5d} lines of this text were prepared so far, or so it says here\n" * 4096)
+        command = [sys.executable, "-c", _MEASURE, str(path)]
+        env = os.environ | {"CHARLM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        peaks[megabytes] = [float(number) for number in done.stdout.split()]
+    assert peaks[150][2] > 130e6
+    preparing, iterating = peaks[150][0] - peaks[6][0], peaks[150][1] - peaks[6][1]
+    assert preparing < 60, "MB more than for a small text"
+    assert iterating < 100, "MB more than for a small text, whose ids take 300 MB less"
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """`shelf(content, url)` makes 'shakespeare' a remote file of this content; downloads go to `tmp_path/cache`."""
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+
+    def put(content: bytes, url: str = "http://127.0.0.1:9/play.txt") -> None:
+        remote = sources.Remote("play.txt", url, len(content), hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(sources.REMOTES, "shakespeare", remote)
+
+    return put
+
+
+@pytest.fixture
+def serve():
+    """`serve(reply)` answers every request with the raw `reply` (bytes, or an iterator of them) and returns a URL."""
+    listeners = []
+
+    def start(reply) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    try:
+                        for piece in [reply] if isinstance(reply, bytes) else reply:
+                            connection.sendall(piece)
+                    except OSError:
+                        pass  # the client has had enough
+
+        threading.Thread(target=answer, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/play.txt"
+
+    yield start
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PLAY)
+
+
+def test_a_data_set_is_downloaded_once_and_checked(shelf, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "play.txt").write_bytes(PLAY)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Quiet(*a, directory=tmp_path / "site")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shelf(PLAY, f"http://127.0.0.1:{server.server_port}/play.txt")
+        (path,) = sources.resolve("shakespeare").files
+        server.shutdown()
+    assert path.read_bytes() == PLAY and path.is_relative_to(tmp_path / "cache")
+    assert sources.resolve("shakespeare").files == (path,)  # the server is gone: this one is from the cache
+    assert text_of(prepare("shakespeare"), "train").encode() == PLAY[: int(len(PLAY) * 0.9)]
+
+
+def test_a_copy_in_the_data_folder_needs_no_network(shelf, tmp_path, monkeypatch):
+    shelf(PLAY)
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path))
+    write(tmp_path / "play.txt", PLAY)
+    assert sources.resolve("shakespeare").files == (tmp_path / "play.txt",)
+
+
+@pytest.mark.parametrize(("content", "message"), [(PLAY[:-1], "1,219 bytes, not 1,220"), (PLAY[::-1], "SHA-256")])
+def test_a_wrong_copy_in_the_data_folder_is_refused(shelf, tmp_path, monkeypatch, content, message):
+    shelf(PLAY)
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path))
+    write(tmp_path / "play.txt", content)
+    with pytest.raises(UserError, match=message) as error:
+        prepare("shakespeare")
+    assert str(tmp_path / "play.txt") in str(error.value)
+
+
+def test_a_wrong_copy_in_the_cache_is_refused(shelf, tmp_path):
+    shelf(PLAY)
+    (tmp_path / "cache" / "downloads").mkdir(parents=True)
+    write(tmp_path / "cache" / "downloads" / "shakespeare.txt", PLAY[::-1])
+    with pytest.raises(UserError, match="SHA-256 check.*delete it and try again"):
+        prepare("shakespeare")
+
+
+REPLIES = {
+    "too short": OK + PLAY[:100],
+    "other content": OK + PLAY[::-1],
+    "not found": b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "nothing": b"",
+    "chunks cut short": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n400\r\nFirst",
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(shelf, serve, tmp_path, reply):
+    url = serve(REPLIES[reply])
+    shelf(PLAY, url)
+    with pytest.raises(UserError, match="could not download 'shakespeare'") as error:
+        prepare("shakespeare")
+    assert all(part in str(error.value) for part in (url, "play.txt", "$CHARLM_DATA"))
+    assert not list((tmp_path / "cache" / "downloads").iterdir())
+
+
+def test_without_a_network_the_command_line_says_what_to_fetch_and_where_to_put_it(cli, tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "CHARLM_CACHE": str(tmp_path / "cache")}
+    ended = cli("-m data.prepare", "--data", "shakespeare", env=nowhere)
+    assert ended.code == 2 and ended.err.startswith("error: could not download 'shakespeare' (")
+    assert all(part in ended.err for part in (sources.REMOTES["shakespeare"].url, "shakespeare.txt", "$CHARLM_DATA"))
+
+
+def test_a_download_stops_when_more_comes_than_was_promised(shelf, serve):
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        yield b"HTTP/1.1 200 OK\r\n\r\n"
+        while sent < 1 << 27:
+            sent += 1 << 16
+            yield bytes(1 << 16)
+
+    shelf(PLAY, serve(endless()))
+    with pytest.raises(UserError, match="could not download"):
+        prepare("shakespeare")
+    assert sent < 1 << 26, "no more than what the sockets' buffers take"
+
+
+def test_a_misspelled_data_set_suggests_the_nearest():
+    with pytest.raises(UserError, match="'shakespear'; by name there are: names.*Did you mean 'shakespeare'"):
+        prepare("shakespear")
+
+
+@pytest.mark.parametrize("data", ["", "x" * 300, "~no-such-user/text", "no\nsuch\nfile"])
+def test_what_is_no_path_at_all_is_a_readable_mistake(data):
+    with pytest.raises(UserError):
+        prepare(data)
+
+
+BAD = {
+    "empty": ("", {}, "is empty"),
+    "blank": (" \n\t\n", {}, "only white space"),
+    "short": ("abc", {}, "validation text of .* has 1 tokens: too short"),
+    "no lines": (" \n\n", {"kind": "lines"}, "no line with text"),
+    "one line": ("same\nsame\n", {"kind": "lines"}, "only one distinct line.*use --kind stream"),
+    "kind": ("some text", {"kind": "chat"}, "unknown kind 'chat'"),
+    "tokenizer": ("some text", {"tokenizer": "bites"}, "Did you mean 'byte'"),
+    "encoding": ("some text", {"encoding": "utf-99"}, "unknown encoding 'utf-99'"),
+    "half a character": ("text +2AA- text " * 20, {"encoding": "utf-7"}, "utf-7.*not text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_text_that_cannot_be_trained_on_is_refused(tmp_path, case):
+    content, how, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        prepare(write(tmp_path / "t", content), **how)
+
+
+@pytest.fixture
+def spool(tmp_path, monkeypatch):
+    """Where commands put their temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_standard_input_is_a_text_and_leaves_no_file(cli, spool):
+    made = cli("-m data.prepare", "--data", "-", stdin=" ".join(WORDS).encode())
+    assert made.code == 0, made.err
+    length = len(" ".join(WORDS))
+    assert f"train: {int(length * 0.9):,} tokens" in made.out
+    assert not list(spool.glob("charlm-stdin*"))
+
+
+def test_a_wrong_second_text_leaves_no_file_of_standard_input(cli, spool):
+    made = cli("-m data.prepare", "--data", "-", "--val-data", "gone", stdin=b"text")
+    assert made.code == 2 and "no such file" in made.err
+    assert not list(spool.glob("charlm-stdin*"))
+
+
+def test_a_run_is_evaluated_on_standard_input(cli, text):
+    assert cli("train.py", "--data", text, "--model", "bigram", "--steps", 1, "--out", "run").code == 0
+    ended = cli("train.py", "--eval-only", "--out", "run", "--val-data", "-", stdin=text.read_bytes())
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["val_tokens"] == len(text.read_text()) - 1
+
+
+def test_an_error_about_standard_input_calls_it_so(cli):
+    made = cli("-m data.prepare", "--data", "-")
+    assert made.code == 2 and "standard input" in made.err
+
+
+def test_the_command_reports_notes_and_sizes(cli, tmp_path):
+    write(tmp_path / "t.txt", "\n".join([*WORDS, *WORDS[:3]]))
+    made = cli("-m data.prepare", "--data", "t.txt", "--kind", "lines")
+    assert made.code == 0 and made.err.startswith("warning: 3 of 353 lines are duplicates")
+    folder = Path(made.out.split("prepared in ")[1].split(";")[0])
+    tokens = json.loads((folder / "meta.json").read_text())["tokens"]
+    assert f"train: {tokens['train']:,} tokens" in made.out and f"val: {tokens['val']:,} tokens" in made.out
