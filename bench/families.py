@@ -15,6 +15,8 @@ from data.sources import resolve
 FAMILIES = {"bigram": "bigram", "mlp": "mlp", "rnn": "rnn", "gru": "gru", "transformer": "transformer",
             "lstm": None, "cnn": None}  # fmt: skip
 
+SAME_SIZE = {"mlp": ("--order", "16")}  # makemore's MLP sees the whole name; the preset's sees 8 characters
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.families", description=__doc__.splitlines()[0])
@@ -30,7 +32,7 @@ def main() -> None:
             peer_ms = peers.step_times(printed, r"step time ([\d.]+)ms")
         summary = peers.ours(
             "--preset", "makemore", "--model", ours_name, "--data", "names32k", "--steps", str(args.steps),
-            "--eval-interval", str(args.steps),
+            "--eval-interval", str(args.steps), *SAME_SIZE.get(ours_name, ()),
         )  # fmt: skip
         ms = 1000 * summary["seconds"] / args.steps
         ratio = f"{peer_ms / ms:.1f}x" if peer_ms else ""

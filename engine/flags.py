@@ -1,6 +1,7 @@
 """The command line into a `Config`, over layers of defaults, with the names of the flags given. Imports no torch."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _flag_name(word: str) -> str:
 def _peek(argv: list[str], name: str) -> str | None:
     """The value of a flag before the real parsing: defaults depend on it."""
     found = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         if _flag_name(word) == name:
             found = word.split("=", 1)[1] if "=" in word else following
     return found

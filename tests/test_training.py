@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.flags import parse
 from tests.conftest import NAMES, ROOT, TINY
 from tests.helpers import facts, left, metrics, ok, quick, refused, trained, warnings_of
 
@@ -40,6 +41,11 @@ def evaluate(cli, *flags) -> dict:
 
 
 # ---- what stops a training
+
+
+def test_no_flag_at_all_is_a_transformer_on_the_bundled_names():
+    config, given = parse([])
+    assert (config.model, config.data, given) == ("transformer", "names", set())
 
 
 @pytest.mark.parametrize(
