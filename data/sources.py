@@ -155,14 +155,12 @@ def _remote_file(name: str, remote: Remote) -> Path:
     return path
 
 
-def _check(path: Path, remote: Remote) -> None:
+def _check(path: Path, remote: Remote, way_out: str = "; delete it and try again") -> None:
     size = path.stat().st_size
     if size != remote.size:
-        raise UserError(
-            f"{path} has {size:,} bytes, not {remote.size:,}: it is not {remote.url}; delete it and try again"
-        )
+        raise UserError(f"{path} has {size:,} bytes, not {remote.size:,}: it is not {remote.url}{way_out}")
     if hashlib.sha256(path.read_bytes()).hexdigest() != remote.sha256:
-        raise UserError(f"{path} fails its SHA-256 check: it is not {remote.url}; delete it and try again")
+        raise UserError(f"{path} fails its SHA-256 check: it is not {remote.url}{way_out}")
 
 
 def _download(name: str, remote: Remote, path: Path) -> None:
@@ -176,7 +174,7 @@ def _download(name: str, remote: Remote, path: Path) -> None:
                     out.write(chunk)
                     got += len(chunk)
                     bar.update(len(chunk))
-        _check(part, remote)
+        _check(part, remote, way_out="")
         os.replace(part, path)
     except (
         OSError,

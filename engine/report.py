@@ -123,7 +123,9 @@ def draw_loss(metrics: Metrics, folder: Path) -> None:
         f"best {best['val_loss']:.4f} at step {best['step']}", (best["step"], best["val_loss"]), (0, 22),
         textcoords="offset points", ha="right", color="#0b6e99", arrowprops={"arrowstyle": "-", "color": "#0b6e99"},
     )  # fmt: skip
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=folder.name.encode("utf-8", "replace").decode())
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    # A user's name, not mathematics, in characters that the picture's font has.
+    axes.set_title(folder.name.encode("ascii", "replace").decode(), parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

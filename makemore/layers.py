@@ -57,7 +57,8 @@ class RMSNorm(nn.RMSNorm):
     """Zhang & Sennrich 2019: a layer norm without the mean. The mask goes unused."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+        # Under autocast x may be narrower than the weight, which torch's fused kernel does not take.
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
 
 
 class NoNorm(nn.Module):

@@ -246,6 +246,18 @@ def test_the_ways_of_writing_lines_make_no_difference(cli, tmp_path, content):
     assert left(tmp_path / "odd") == left(tmp_path / "plain")
 
 
+def test_windows_line_ends_make_no_difference_in_a_stream(cli, tmp_path, text):
+    (tmp_path / "odd.txt").write_bytes(text.read_bytes().replace(b"\n", b"\r\n"))
+    ok(cli("train.py", *quick(**STREAM | {"data": "odd.txt", "out": "odd"})))
+    assert left(tmp_path / "odd") == left(trained(cli, **STREAM))
+
+
+@pytest.mark.parametrize("name", ["猫", "a$\\q$", "a run [1] *", "-"])
+def test_any_name_will_do_for_a_run(cli, name):
+    assert ok(cli("train.py", *quick(**STREAM, out=name))).err == ""
+    ok(cli("sample.py", "--seed", 1, "--", name) if name == "-" else cli("sample.py", name, "--seed", 1))
+
+
 @pytest.mark.parametrize(
     "content", ["a line of ten megabytes " * 436_907, "猫が好き🙂👩‍👩‍👧 и кошка\n" * 60, "the cat " * 60 + "\n"],
     ids=["ten megabytes", "emoji and CJK", "a line end at the very end"],
@@ -588,6 +600,7 @@ def test_a_save_that_does_not_fit_loses_nothing(cli, tmp_path, nth):
     shutil.rmtree("run")
     with at_call(checkpoint, "save", nth, limit_file_size):
         refused(cli("train.py", *quick("lstm", **STREAM)), "free some space")
+    assert not list(Path("run").glob("*.new")), "the space is given back"
     if nth > 2:
         ok(cli("sample.py", "run", "--seed", 1))
     ok(cli("train.py", "--resume", "--out", "run"))

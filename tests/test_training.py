@@ -118,15 +118,15 @@ def test_the_summary_counts_what_was_trained_on(cli, tmp_path):
     assert summary()["steps"] == 6
 
 
-def test_the_training_loss_is_that_of_the_steps_since_the_evaluation_before(cli, tmp_path):
-    """One batch, one step, no training to speak of: the mean is the loss of the untouched model, as is the first
-    validation loss over the same text."""
-    (tmp_path / "same.txt").write_text("abcabcabc" * 30)
-    flags = {"data": "same.txt", "val_data": "same.txt", "context": 10, "steps": 1, "batch_size": 26, "lr": 1e-12}
-    run = trained(cli, "bigram", **flags)
-    first, last = metrics(run)
-    assert first["train_loss"] is None
-    assert last["train_loss"] == pytest.approx(first["val_loss"], rel=0.01)
+def test_the_training_loss_is_the_mean_over_the_steps_since_the_evaluation_before(cli, tmp_path):
+    flags = STREAM | {"model": "lstm", "lr": 0.05}  # all steps have as many targets
+    ok(cli("train.py", *quick(**flags, eval_interval=1, out="each")))
+    ok(cli("train.py", *quick(**flags, eval_interval=3)))
+    start, *each = [line["train_loss"] for line in metrics(tmp_path / "each")]
+    assert start is None and each[0] > each[5] + 0.01
+    expected = [sum(each[:3]) / 3, sum(each[3:]) / 3]
+    assert [line["train_loss"] for line in metrics(tmp_path / "run")][1:] == pytest.approx(expected, rel=1e-6)
+    assert summary()["train_loss"] == pytest.approx(expected[1], rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(cli, tmp_path):
