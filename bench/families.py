@@ -3,10 +3,11 @@
     CHARLM_DATA=DIR python -m bench.families --makemore CHECKOUT
 
 Batch 32 on names32k, fetching batches included on both sides; makemore's time is the median of what it prints, ours the
-mean over all steps. Without --makemore only ours.
+mean over all steps. The two take turns; the table has the medians over the turns. Without --makemore only ours.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 from bench import peers
@@ -21,26 +22,30 @@ SAME_SIZE = {"mlp": ("--order", "16")}  # makemore's MLP sees the whole name; th
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.families", description=__doc__.splitlines()[0])
     parser.add_argument("--makemore", type=Path, help="a checkout of makemore to run beside")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     names = resolve("names32k").files[0]
     print("| family | makemore ms/step | ours ms/step | ratio | ours tokens/s |\n|---|---|---|---|---|")
-    for ours_name, theirs in FAMILIES.items():
-        peer_ms = None
-        if args.makemore and theirs:
-            printed = peers.makemore(args.makemore, names, "--type", theirs, "--max-steps", str(args.steps))
-            peer_ms = peers.step_times(printed, r"step time ([\d.]+)ms")
-        summary = peers.ours(
-            "--preset", "makemore", "--model", ours_name, "--data", "names32k", "--steps", str(args.steps),
-            "--eval-interval", str(args.steps), *SAME_SIZE.get(ours_name, ()),
-        )  # fmt: skip
-        ms = 1000 * summary["seconds"] / args.steps
-        ratio = f"{peer_ms / ms:.1f}x" if peer_ms else ""
-        print(
-            f"| {ours_name} | {f'{peer_ms:.2f}' if peer_ms else ''} | {ms:.2f} | {ratio} "
-            f"| {summary['tokens_per_second']:,} |",
-            flush=True,
-        )
+    for model, peer in FAMILIES.items():
+        theirs, ours, rates = [], [], []
+        for _ in range(args.turns):
+            if args.makemore and peer:
+                printed = peers.makemore(args.makemore, names, "--type", peer, "--max-steps", str(args.steps))
+                theirs.append(peers.step_times(printed, r"step time ([\d.]+)ms"))
+            flags = ["--preset", "makemore", "--model", model, "--data", "names32k", *SAME_SIZE.get(model, ())]
+            summary = peers.ours(*flags, "--steps", str(args.steps), "--eval-interval", str(args.steps))
+            ours.append(1000 * summary["seconds"] / args.steps)
+            rates.append(summary["tokens_per_second"])
+        print(f"| {model} | {_beside(theirs, ours)} | {statistics.median(rates):,.0f} |", flush=True)
+
+
+def _beside(theirs: list[float], ours: list[float]) -> str:
+    """Three cells: their median, ours, and the median of the ratios turn by turn."""
+    if not theirs:
+        return f" | {statistics.median(ours):.2f} | "
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return f"{statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | {statistics.median(ratios):.1f}x"
 
 
 if __name__ == "__main__":

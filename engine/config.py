@@ -5,6 +5,7 @@ from typing import Literal
 
 MODELS = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon")
+Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu"]
 SCHEDULES = ("constant", "linear", "cosine", "step", "wsd")
 
 
@@ -51,7 +52,7 @@ class Config:
     """Fit the bigram by counting, in closed form."""
     cells: Literal["fused", "written"] = "fused"
     """Recurrent layers of torch, or the same ones written out."""
-    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu", "relu2", "swiglu"] = "gelu"
+    activation: Activation = "gelu"
     """Activation (swiglu: Transformer only)."""
     norm: Literal["none", "batch", "layer", "rms"] = "layer"
     """Normalisation."""

@@ -11,7 +11,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # GPT-2's
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # GPT-2's own; on CPU slower than the exact one
     "silu": F.silu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
 }

@@ -38,8 +38,10 @@ class CausalSelfAttention(nn.Module):
         self, x: Tensor, where: Where, cache: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, n_head + 2 n_kv_head, T, hs)
-        q, k, v = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], 1)
+        widths = [self.n_head * self.head_size] + 2 * [self.n_kv_head * self.head_size]
+        q, k, v = (
+            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(widths, 2)
+        )  # (B, n_head or n_kv_head, T, hs)
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if where.rotation is not None:
