@@ -1,63 +1,93 @@
-"""nanoGPT's CPU README run and ours at the same settings, one after the other: milliseconds a step and validation loss.
+"""nanoGPT's CPU README run and ours at the same settings: milliseconds a step, and validation loss after 2,000 steps.
 
-    CHARLM_DATA=DIR python -m bench.nanogpt_cpu --nanogpt CHECKOUT [--steps 2000]
+    CHARLM_DATA=DIR python -m bench.nanogpt_cpu [--nanogpt CHECKOUT] [--steps 2000]
 
-4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout. Ours is `--preset nanogpt-cpu`; its
-validation loss is over the whole split in windows of 64. nanoGPT prints an estimate from 20 random batches, which is
-shown as it is.
+4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; ours is `--preset nanogpt-cpu`. For the time, nanoGPT's
+own model and optimizer (from its model.py) and ours take turns of ten steps in one process, so that both meet the same
+machine; fetching batches is left out on both sides. Our loss is over the whole validation split in windows of 64.
 """
 
 import argparse
-import re
-import shutil
+import importlib.util
 import statistics
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from bench import peers
-from data.sources import resolve
+from engine.flags import parse
+from engine.optimizers import make_optimizers
+from engine.registry import build_model
 
-README_FLAGS = (
-    "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12",
-    "--n_layer=4", "--n_head=4", "--n_embd=128", "--lr_decay_iters=2000", "--dropout=0.0",
-)  # fmt: skip
-
-STEP_TIME = r"iter \d+: .*time ([\d.]+)ms"
-TURN_STEPS = 200
+FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
+BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 
 
-def prepare_nanogpt(checkout: Path) -> None:
-    """nanoGPT's own data preparation, from our copy of the text."""
-    folder = checkout / "data" / "shakespeare_char"
-    if not (folder / "train.bin").exists():
-        shutil.copy(resolve("shakespeare").files[0], folder / "input.txt")
-        # It imports requests for a download that the copy makes needless.
-        code = "import runpy, sys; sys.modules['requests'] = sys; runpy.run_path('prepare.py', run_name='__main__')"
-        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+def nanogpt_step(checkout: Path) -> Callable[[], None]:
+    """One training step as in nanoGPT's loop, at its CPU README's sizes."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    config = theirs.GPTConfig(
+        block_size=CONTEXT, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False
+    )
+    model = theirs.GPT(config)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    x, y = torch.randint(65, (2, BATCH, CONTEXT))
+
+    def step() -> None:
+        _, loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def our_step() -> Callable[[], None]:
+    """One training step as in engine/trainer.py at the same sizes."""
+    config, _ = parse(FLAGS)
+    model = build_model(config, 71)
+    optimizers = make_optimizers(model, config)
+    parameters = list(model.parameters())
+    x, y = torch.randint(6, 71, (2, BATCH, CONTEXT))
+
+    def step() -> None:
+        (model(x, y, want_logits=False).nll_sum / y.numel()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def turn(step: Callable[[], None]) -> float:
+    """Milliseconds a step."""
+    started = time.perf_counter()
+    for _ in range(STEPS_A_TURN):
+        step()
+    return 1000 * (time.perf_counter() - started) / STEPS_A_TURN
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.nanogpt_cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to run beside")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2000, help="of our full run; 0 leaves it out")
     args = parser.parse_args()
-    ours = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
     if args.nanogpt:
-        prepare_nanogpt(args.nanogpt)
-        pairs = []
-        for _ in range(args.turns):
-            printed = peers.nanogpt(args.nanogpt, *README_FLAGS, f"--max_iters={TURN_STEPS}", "--eval_interval=10000")
-            summary = peers.ours(*ours, "--steps", str(TURN_STEPS), "--eval-interval", str(TURN_STEPS))
-            pairs.append((peers.step_times(printed, STEP_TIME), 1000 * summary["seconds"] / TURN_STEPS))
-        theirs, mine = (statistics.median(side) for side in zip(*pairs, strict=True))
+        theirs, ours = nanogpt_step(args.nanogpt), our_step()
+        pairs = [(turn(theirs), turn(ours)) for _ in range(args.turns + 1)][1:]  # the first warms up
+        a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)
-        print(f"ms a step, medians of {args.turns} turns: nanoGPT {theirs:.1f}, ours {mine:.1f}, ratio {ratio:.2f}x")
-        printed = peers.nanogpt(args.nanogpt, *README_FLAGS, f"--max_iters={args.steps}")
-        print(f"nanoGPT after {args.steps} steps: {re.findall(r'val loss ([0-9.]+)', printed)[-1]} by its own estimate")
-    summary = peers.ours(*ours, "--steps", str(args.steps))
-    print(f"ours after {args.steps} steps: {summary['val_loss']:.4f} in {summary['seconds']:.0f} s of training")
+        print(f"ms a step, medians of {args.turns} turns: nanoGPT {a:.1f}, ours {b:.1f}; {ratio:.2f}x", flush=True)
+    if args.steps:
+        summary = peers.ours(*FLAGS, "--steps", str(args.steps))
+        print(f"ours after {args.steps} steps: {summary['val_loss']:.4f} in {summary['seconds']:.0f} s of training")
 
 
 if __name__ == "__main__":

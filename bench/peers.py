@@ -51,13 +51,6 @@ def makemore(checkout: Path, names: Path, *flags: str) -> str:
         return _output(command, folder)
 
 
-def nanogpt(checkout: Path, *flags: str) -> str:
-    """Run nanoGPT's train.py on its Shakespeare characters; all it printed. Its data has to be prepared already."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "config/train_shakespeare_char.py", f"--out_dir={folder}", *flags]
-        return _output(command, str(checkout))
-
-
 def step_times(printed: str, pattern: str) -> float:
     """Median milliseconds of the steps that a peer printed, the first ones (warm-up) left out."""
     times = [float(ms) for ms in re.findall(pattern, printed)]

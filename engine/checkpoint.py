@@ -20,6 +20,7 @@ from data.errors import UserError
 from engine.folder import write_file
 
 MANIFEST = "manifest.json"
+READS = 5  # a reader tries again when a training run replaces the checkpoint under its eyes
 
 
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
@@ -69,6 +70,17 @@ def load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tens
     """The named safetensors files and the facts of a checkpoint, every file checked against the manifest.
 
     Raises UserError naming the file that is missing, cut short, altered, or not this project's."""
+    for _ in range(READS):
+        before = _manifest_bytes(folder)
+        try:
+            return _load(folder, names)
+        except UserError:
+            if _manifest_bytes(folder) == before:
+                raise  # not a save that came in between: the checkpoint itself is damaged
+    return _load(folder, names)
+
+
+def _load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     found = find(folder)
     if found is None:
         raise UserError(f"no checkpoint in {folder}")
@@ -82,6 +94,14 @@ def load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tens
         except safetensors.SafetensorError as error:
             raise UserError(f"{found / name}.safetensors is not a safetensors file ({error})") from error
     return tensors, facts
+
+
+def _manifest_bytes(folder: Path) -> bytes | None:
+    found = find(folder)
+    try:
+        return (found / MANIFEST).read_bytes() if found else None
+    except OSError:
+        return b""  # being replaced right now: unlike any manifest
 
 
 def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:

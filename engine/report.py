@@ -98,7 +98,8 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """What `summary.json` says, or nothing where a run has not ended."""
     try:
-        return json.loads((folder / "summary.json").read_text("utf-8"))
+        read = json.loads((folder / "summary.json").read_text("utf-8"))
+        return read if isinstance(read, dict) else {}
     except (OSError, ValueError):
         return {}
 

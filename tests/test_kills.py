@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import load_run
+from engine import checkpoint, load_run
 from tests.conftest import _child
 from tests.helpers import KILL, at_call, left, ok, quick, trained
 
@@ -75,6 +75,24 @@ def test_of_a_half_replaced_checkpoint_the_whole_one_is_read(cli, straight):
     (run / "best.new").mkdir()
     assert load_run(run).generate(num=5, seed=1) == whole
     go_on(cli, straight)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_reading_while_it_is_written(cli, straight, nth):
+    """A reader in the midst of a checkpoint that a training replaces gets the old one or the new one, whole."""
+    run = trained(cli, **FLAGS)
+    tensors, facts = checkpoint.load(run / "best", ("model",))
+    changed = {name: value + 1 for name, value in tensors["model"].items()}
+    replaced = []
+
+    def replace() -> None:
+        replaced.append(True)
+        checkpoint.save(run / "best", {"model": changed}, facts | {"step": 99})
+
+    with at_call(Path, "read_bytes", nth, replace):
+        found, about = checkpoint.load(run / "best", ("model",))
+    expected = changed if about["step"] == 99 else tensors["model"]
+    assert replaced and all(found["model"][name].equal(value) for name, value in expected.items())
 
 
 def test_killed_at_random_moments(cli, tmp_path, straight):

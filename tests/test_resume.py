@@ -33,7 +33,7 @@ CASES = [
     ("mlp", LINES | {"norm": "batch", "label_smoothing": 0.1}),
     ("cnn", STREAM | {"norm": "batch", "dropout": 0.1, "schedule": "step"}),
     ("transformer", STREAM | {"tokenizer": "byte", "positions": "rope", "norm": "rms", "schedule": "wsd"}),
-    ("lstm", STREAM | {"carry_state": True, "dropout": 0.2}),
+    ("lstm", STREAM | {"carry_state": True, "dropout": 0.2, "dtype": "bfloat16"}),
     ("gru", STREAM | {"carry_state": True, "n_layer": 2, "cells": "written", "optimizer": "muon"}),
 ]
 

@@ -159,14 +159,14 @@ def test_bytes_are_never_shown_as_half_a_character(cli, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
-def test_specials_are_never_sampled(cli, kind):
+def test_specials_are_never_sampled_and_nothing_follows_the_end(cli, kind):
     run = load_run(train(cli, "bigram", **kind, steps=1))
-    ids = torch.stack(
-        list(run.stream(num=200, max_new_tokens=40, seed=1, sampling=Sampling(temperature=1000)))
-    ).flatten()
+    rows = torch.stack(list(run.stream(num=200, max_new_tokens=40, seed=1, sampling=Sampling(temperature=1000))), 1)
     forbidden = [*NEVER_PREDICTED] + ([] if kind is LINES else [EOS])
-    assert not torch.isin(ids, torch.tensor(forbidden)).any()
-    assert len(ids.unique()) == run.tokenizer.vocab_size - len(forbidden)
+    assert not torch.isin(rows, torch.tensor(forbidden)).any()
+    assert len(rows.unique()) == run.tokenizer.vocab_size - len(forbidden)
+    ended = (rows == EOS).cumsum(1) > 0
+    assert (rows[ended] == EOS).all()
 
 
 def test_a_text_that_spells_a_special_is_text(cli, tmp_path):

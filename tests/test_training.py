@@ -198,6 +198,14 @@ def test_evaluating_spelled_with_an_underscore(cli):
     assert json.loads(ok(cli("train.py", "--eval_only", "--out", "run")).out)["val_loss"] == summary()["val_loss"]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "3", "{"])
+def test_evaluating_a_run_whose_summary_is_lost(cli, tmp_path, content):
+    run = trained(cli, **STREAM)
+    expected = summary()["val_loss"]
+    (run / "summary.json").write_text(content)
+    assert evaluate(cli)["val_loss"] == expected
+
+
 def test_a_run_in_half_precision_evaluates_to_its_summary(cli):
     trained(cli, "lstm", **STREAM, dtype="bfloat16")
     assert evaluate(cli)["val_loss"] == summary()["val_loss"]
