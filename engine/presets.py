@@ -44,8 +44,8 @@ _MAKEMORE: Defaults = {
     "grad_clip": 0.0,
 }  # fmt: skip
 _MAKEMORE_FAMILY: dict[str, Defaults] = {
-    "mlp": {"order": 8, "n_layer": 1, "weight_init": "orthogonal", **_PLAIN},
-    "rnn": {"n_layer": 1, "weight_init": "orthogonal", **_PLAIN},
+    "mlp": {"order": 8, "n_layer": 1, **_PLAIN},
+    "rnn": {"n_layer": 1, **_PLAIN},
     "lstm": {"n_layer": 1, "norm": "none"},
     "gru": {"n_layer": 1, "norm": "none"},
     "cnn": {"n_layer": 4},
