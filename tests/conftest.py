@@ -5,6 +5,12 @@ import os
 # One thread a process: tests run side by side, and a forked child must not inherit a thread pool.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import runpy
 import subprocess
 import sys
@@ -14,7 +20,6 @@ from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401
 import pytest
-import torch
 import torch._dynamo  # noqa: F401  torch.optim would import it in every command
 import tyro  # noqa: F401
 

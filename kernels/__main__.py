@@ -1,0 +1,46 @@
+"""What this machine can run of the Triton kernels, and why not the rest: `python -m kernels`."""
+
+import importlib.metadata
+import sys
+
+import torch
+
+from kernels.dispatch import HAS_TRITON, interpreting, why_not
+
+OPERATIONS = {
+    "attention": "causal and full, grouped heads, window, ALiBi, dropout, packed lengths",
+    "layer_norm, rms_norm": "with the residual add; rows of 1 to 65,536",
+    "cross_entropy": "loss and gradient, in place if wanted",
+    "linear_cross_entropy": "the same over a linear layer, logits a chunk at a time",
+}
+
+
+def main() -> int:
+    """Print the report; the exit code."""
+    if len(sys.argv) > 1:
+        print(f"usage: python -m kernels\n\n{__doc__}")
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    print(
+        f"torch {torch.__version__}, triton {importlib.metadata.version('triton') if HAS_TRITON else 'not installed'}"
+    )
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    for device in devices:
+        name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
+        reason = why_not(device)
+        if reason is None:
+            print(f"{device}{name}: all of them{', in the interpreter (slow)' if interpreting() else ''}")
+        else:
+            print(f"{device}{name}: none; {reason}")
+    print("\nThe operations, on torch everywhere:")
+    for operation, what in OPERATIONS.items():
+        print(f"  {operation:<22}{what}")
+    print("\nauto takes torch: Triton was not yet measured to win anywhere")
+    if HAS_TRITON:
+        print("python -m kernels.aot compiles all of them for sm_80, sm_90 and gfx942, without a GPU")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Compile every kernel in every shape of tile for GPUs that this machine has not, and read what they use.
+
+    python -m kernels.aot [--targets sm80 sm90 hip] [--only attention]
+
+The interpreter accepts what a GPU refuses: tiles that fit no shared memory, registers that spill, tensor-core
+instructions that wait for each other. The compilers that come with Triton say so without a GPU. Exit code 1 when a
+kernel takes too much shared memory, spills more than 64 bytes a thread, or has serialized wgmma.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+MAX_SPILL = 64  # bytes a thread
+MAX_SHARED = {"sm80": 166_912, "sm90": 232_448, "hip": 65_536}  # bytes a program: A100, H100 and H200, MI300
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+class Case(NamedTuple):
+    """One kernel to compile: its module, name and compile-time arguments."""
+
+    module: str
+    kernel: str
+    target: str
+    dtype: torch.dtype
+    constants: tuple[tuple[str, object], ...]
+    note: str
+
+
+class Usage(NamedTuple):
+    """What a compiled kernel uses: bytes of shared memory, registers, bytes spilled, complaints of the compiler."""
+
+    shared: int
+    registers: int
+    spilled: int
+    serialized: bool
+
+
+def cases(targets: list[str], only: str) -> Iterator[Case]:
+    """Every kernel with every shape of tile and both ends of its options, without repeats."""
+    for target in targets:
+        for name, found in (("attention", _attention), ("norm", _norm), ("cross_entropy", _cross_entropy)):
+            if only in name:
+                yield from {case._replace(note=""): case for case in found(target)}.values()
+
+
+def _attention(target: str) -> Iterator[Case]:
+    from kernels.attention_call import Call
+    from kernels.attention_launch import constants
+
+    here = torch.zeros(1)
+    plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
+    everything = Call(False, 7, 1.0, 0.5, here, here, here, here, 0, 0)
+    sizes = (16, 32, 64, 80, 128)
+    for kernel, dtype, size, call in itertools.product(
+        ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, (plain, everything)
+    ):
+        note = f"head size {size}, {'causal' if call is plain else 'window, ALiBi, dropout, packed'}"
+        settings = constants(kernel, size, dtype, target, call)
+        module = "attention_forward" if kernel == "forward" else "attention_backward"
+        yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+
+
+def _norm(target: str) -> Iterator[Case]:
+    import triton.language as tl
+
+    from kernels.norm_triton import ONE_TILE, tiles
+
+    widths = (64, 384, 768, 1024, 2048, 4096, ONE_TILE, 65536)
+    for width, rms, dtype in itertools.product(widths, (False, True), (torch.bfloat16, torch.float32)):
+        for kernel in ("forward", "backward") if width <= ONE_TILE else ("forward", "wide_rows", "wide_weights"):
+            rows, block_c, num_warps = tiles(kernel, width, target)
+            settings = {
+                "ROWS": rows, "BLOCK_C": block_c, "RMS": rms, "HAS_W": True, "HAS_B": not rms, "HAS_R": True,
+                "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
+            }  # fmt: skip
+            note = f"width {width}, {'rms' if rms else 'layer'}"
+            yield Case("norm_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+
+
+def _cross_entropy(target: str) -> Iterator[Case]:
+    import triton.language as tl
+
+    from kernels.cross_entropy_triton import tiles
+
+    for kernel, vocabulary, dtype in itertools.product(
+        ("loss", "gradient"), (65, 1024, 50257), (torch.bfloat16, torch.float32)
+    ):
+        rows, block_v, num_warps = tiles(vocabulary, target)
+        settings = {"ROWS": rows, "BLOCK_V": block_v, "SMOOTH": True, "ACC": tl.float32, "num_warps": num_warps}
+        note = f"vocabulary {vocabulary}"
+        yield Case("cross_entropy_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+
+
+def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
+    return tuple(sorted(settings.items()))
+
+
+# Pointers that are not to the tensors of the case's dtype.
+_TYPES = {
+    "STARTS_Q": "*i32", "STARTS_K": "*i32", "SEED": "*i64", "TARGETS": "*i64", "SLOPES": "*fp32", "LSE": "*fp32",
+    "DLSE": "*fp32", "PEAK": "*fp32", "INVERSE": "*fp32", "DELTA": "*fp32", "MEAN": "*fp32", "RSTD": "*fp32",
+    "LOSS": "*fp32", "UPSTREAM": "*fp32", "DW": "*fp32", "DB": "*fp32",
+    "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32",
+}  # fmt: skip
+_SIZES = {"H", "GROUP", "C"}
+_STRIDES = {f"s{tensor}{axis}" for tensor in "qkvog" for axis in "bht"}  # multiples of 16, as head sizes mostly are
+
+
+def compile_case(case: Case) -> Usage:
+    """Compile one case. Raises what the compiler raises."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    chip = {"sm80": ("cuda", 80, 32), "sm90": ("cuda", 90, 32), "hip": ("hip", "gfx942", 64)}[case.target]
+    function = getattr(importlib.import_module(f"kernels.{case.module}"), case.kernel)
+    settings = dict(case.constants)
+    options = {name: settings[name] for name in ("num_warps", "num_stages") if name in settings}
+    names = function.arg_names
+    constants = {name: value for name, value in settings.items() if name in names}
+    signature, aligned = {}, {}
+    for i, name in enumerate(names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        is_pointer = name.isupper() and name not in _SIZES
+        signature[name] = _TYPES.get(name, POINTERS[case.dtype] if is_pointer else "i32")
+        if is_pointer or name in _STRIDES:
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget(*chip), options=options)
+    if case.target == "hip":
+        text = compiled.asm["amdgcn"]
+        spilled = max(map(int, re.findall(r"\.private_segment_fixed_size: +(\d+)", text)))
+        registers = max(map(int, re.findall(r"\.vgpr_count: +(\d+)", text)))
+        return Usage(compiled.metadata.shared, registers, spilled, False)
+    text = log.getvalue()
+    spilled = max(map(int, re.findall(r"(\d+) bytes spill stores", text)))
+    registers = max(map(int, re.findall(r"Used (\d+) registers", text)))
+    return Usage(compiled.metadata.shared, registers, spilled, "wgmma" in text and "serialized" in text)
+
+
+def complaints(case: Case, usage: Usage) -> list[str]:
+    """What is wrong with a compiled kernel; empty when nothing is."""
+    found = []
+    if usage.shared > MAX_SHARED[case.target]:
+        found.append(f"{usage.shared} B of shared memory, {MAX_SHARED[case.target]} there are")
+    if usage.spilled > MAX_SPILL:
+        found.append(f"{usage.spilled} B spilled, {MAX_SPILL} may be")
+    if usage.serialized:
+        found.append("wgmma serialized")
+    return found
+
+
+def _attempt(case: Case) -> tuple[Case, Usage | None, list[str]]:
+    try:
+        usage = compile_case(case)
+    except Exception as error:  # whatever a compiler raises is the finding
+        return (
+            case,
+            None,
+            [f"does not compile: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}"],
+        )
+    return case, usage, complaints(case, usage)
+
+
+def _prepare(cache: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache
+    torch.set_num_threads(1)
+    import triton
+
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True  # a cached kernel comes without the compiler's remarks
+
+
+def _line(case: Case, usage: Usage | None, wrong: list[str]) -> str:
+    kind = str(case.dtype).removeprefix("torch.")
+    name = f"{case.module}.{case.kernel.removesuffix('_kernel')}"
+    used = "" if usage is None else f"{usage.shared} B shared, {usage.registers} registers, {usage.spilled} B spilled"
+    return "; ".join(filter(None, (f"{case.target} {name} {kind} {case.note}", used, ", ".join(wrong))))
+
+
+def main() -> int:
+    """Compile all, a line each; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", default=list(MAX_SHARED), choices=list(MAX_SHARED))
+    parser.add_argument("--only", default="", help="part of an operation's name: attention, norm, cross_entropy")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    todo = list(cases(args.targets, args.only))
+    failed = 0
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(args.jobs, initializer=_prepare, initargs=(cache,)) as pool,
+    ):
+        for case, usage, wrong in pool.map(_attempt, todo, chunksize=4):
+            print(_line(case, usage, wrong), flush=True)
+            failed += bool(wrong)
+    print(f"{len(todo)} kernels compiled, {failed} with complaints")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is set: ignored, nothing runs here", file=sys.stderr)
+    sys.exit(main())

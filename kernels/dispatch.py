@@ -1,0 +1,61 @@
+"""Which backend runs: what this machine can do, and why it cannot do the rest. Imports no triton."""
+
+import importlib.util
+import os
+
+import torch
+
+BACKENDS = ("auto", "triton", "torch")
+MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and asynchronous copies
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, in NumPy: slow, and on any machine."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _find_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # somebody blocked it: sys.modules["triton"] is None
+        return False
+
+
+HAS_TRITON = _find_triton()
+
+
+def why_not(device: torch.device | str) -> str | None:
+    """Why the Triton kernels cannot run on tensors of `device`, and the way out; None when they can."""
+    device = torch.device(device)
+    if not HAS_TRITON:
+        return "triton is not installed (pip install triton; Linux only); use the torch backend"
+    if interpreting():
+        return None
+    if device.type != "cuda":
+        return f"they need a GPU, not {device.type} (TRITON_INTERPRET=1 runs them on the CPU, slowly); use torch"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"they need compute capability 8.0, and this GPU has {major}.{minor}; use the torch backend"
+    return None
+
+
+def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
+    """Whether `backend` means Triton for tensors of `device`. `wins`: whether it was measured to be faster there.
+
+    Raises ValueError for an unknown name and RuntimeError, with the reason, when "triton" cannot be honoured."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it may be {', '.join(BACKENDS)}")
+    if backend == "triton":
+        if reason := why_not(device):
+            raise RuntimeError(f"the Triton kernels cannot run here: {reason}")
+        return True
+    return backend == "auto" and wins and not interpreting() and why_not(device) is None
+
+
+def target_of(device: torch.device) -> str:
+    """Which row of the kernels' tables `device` belongs to: "interpreter", "hip", "sm90" or "sm80"."""
+    if interpreting():
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "hip"
+    return "sm90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm80"

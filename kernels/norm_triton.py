@@ -1,0 +1,318 @@
+"""Layer norm and RMS norm in Triton, forward and backward, with the residual add in the same pass.
+
+Rows up to `ONE_TILE` wide are read once and kept in registers, several to a program where they are narrow; wider ones
+are walked tile by tile, three times. The gradients of weight and bias are summed by a fixed number of programs into
+float32 partials and then reduced: no atomics, the same bits on every run.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import interpreter
+from kernels.dispatch import interpreting, target_of
+
+if interpreting():
+    interpreter.repair()
+
+ONE_TILE = 8192  # the widest row that is held whole
+PARTIALS = 264  # programs that sum the gradients of the weights: two for each processor of an H100
+
+
+@triton.jit
+def _sum_of(X, R, S, at, mask, HAS_R: tl.constexpr, ACC: tl.constexpr):
+    """x, or x + residual, which is stored, rounded to the dtype it is stored in."""
+    x = tl.load(X + at, mask, 0.0)
+    if HAS_R:
+        x = (x.to(ACC) + tl.load(R + at, mask, 0.0).to(ACC)).to(S.dtype.element_ty)
+        tl.store(S + at, x, mask)
+    return x.to(ACC)
+
+
+@triton.jit
+def _scaled(y, W, B, column, inside, HAS_W: tl.constexpr, HAS_B: tl.constexpr, ACC: tl.constexpr):
+    if HAS_W:
+        y = y * tl.load(W + column, inside, 0.0).to(ACC)[None, :]
+    if HAS_B:
+        y = y + tl.load(B + column, inside, 0.0).to(ACC)[None, :]
+    return y
+
+
+@triton.jit
+def forward_kernel(
+    X, R, W, B, Y, S, MEAN, RSTD, n_rows, C, eps,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr, RMS: tl.constexpr, HAS_R: tl.constexpr,
+    HAS_W: tl.constexpr, HAS_B: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Some rows: y, the sum s where there is a residual, mean and one over the standard deviation."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK_C)
+    base = (tl.zeros([ROWS], tl.int64) + row)[:, None] * C
+    live = (row < n_rows)[:, None]
+    if WIDE:
+        mean = tl.zeros([ROWS], ACC)
+        for start in range(0, C, BLOCK_C):
+            inside = start + c < C
+            x = _sum_of(X, R, S, base + (start + c)[None, :], live & inside[None, :], HAS_R, ACC)
+            mean += tl.sum(x, 1)
+        if HAS_R:
+            tl.debug_barrier()  # the sums are read again below, by other threads of this program
+        mean = mean / C
+        drift = tl.zeros([ROWS], ACC)
+        square = tl.zeros([ROWS], ACC)
+        if RMS:
+            mean = drift
+        SUM = S if HAS_R else X
+        for start in range(0, C, BLOCK_C):
+            inside = start + c < C
+            mask = live & inside[None, :]
+            d = tl.load(SUM + base + (start + c)[None, :], mask, 0.0).to(ACC) - mean[:, None]
+            d = tl.where(mask, d, 0.0)
+            drift += tl.sum(d, 1)
+            square += tl.sum(d * d, 1)
+        drift = drift / C
+        if RMS:
+            drift = mean
+        rstd = 1.0 / tl.sqrt(square / C - drift * drift + eps)
+        for start in range(0, C, BLOCK_C):
+            inside = start + c < C
+            mask = live & inside[None, :]
+            d = tl.load(SUM + base + (start + c)[None, :], mask, 0.0).to(ACC) - mean[:, None] - drift[:, None]
+            y = _scaled(d * rstd[:, None], W, B, start + c, inside, HAS_W, HAS_B, ACC)
+            tl.store(Y + base + (start + c)[None, :], y, mask)
+        mean = mean + drift
+    else:
+        inside = c < C
+        mask = live & inside[None, :]
+        d = _sum_of(X, R, S, base + c[None, :], mask, HAS_R, ACC)
+        mean = tl.zeros([ROWS], ACC)
+        if not RMS:
+            mean = tl.sum(d, 1) / C
+            d = tl.where(mask, d - mean[:, None], 0.0)
+            drift = tl.sum(d, 1) / C  # what rounding left in the mean: it counts when the mean dwarfs the deviation
+            d = tl.where(mask, d - drift[:, None], 0.0)
+            mean = mean + drift
+        rstd = 1.0 / tl.sqrt(tl.sum(d * d, 1) / C + eps)
+        y = _scaled(d * rstd[:, None], W, B, c, inside, HAS_W, HAS_B, ACC)
+        tl.store(Y + base + c[None, :], y, mask)
+    if not RMS:
+        tl.store(MEAN + row, mean, row < n_rows)
+    tl.store(RSTD + row, rstd, row < n_rows)
+
+
+@triton.jit
+def _normal(S, at, mask, mean, rstd, RMS: tl.constexpr, ACC: tl.constexpr):
+    """The row before weight and bias, made again from its sum."""
+    x = tl.load(S + at, mask, 0.0).to(ACC)
+    if not RMS:
+        x = x - mean[:, None]
+    return tl.where(mask, x * rstd[:, None], 0.0)
+
+
+@triton.jit
+def backward_kernel(
+    S, W, MEAN, RSTD, DY, DS, DX, DW, DB, n_rows, C,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_S: tl.constexpr, HAS_W: tl.constexpr,
+    HAS_B: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Every PARTIALS-th group of rows, rows held whole: their dx, and this program's part of dw and db."""
+    c = tl.arange(0, BLOCK_C)
+    inside = c < C
+    w = tl.full([BLOCK_C], 1.0, ACC)
+    if HAS_W:
+        w = tl.load(W + c, inside, 0.0).to(ACC)
+    dw = tl.zeros([BLOCK_C], ACC)
+    db = tl.zeros([BLOCK_C], ACC)
+    for group in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
+        row = group * ROWS + tl.arange(0, ROWS)
+        live = row < n_rows
+        mask = live[:, None] & inside[None, :]
+        at = (tl.zeros([ROWS], tl.int64) + row)[:, None] * C + c[None, :]
+        rstd = tl.load(RSTD + row, live, 0.0)
+        mean = rstd
+        if not RMS:
+            mean = tl.load(MEAN + row, live, 0.0)
+        x = _normal(S, at, mask, mean, rstd, RMS, ACC)
+        dy = tl.load(DY + at, mask, 0.0).to(ACC)
+        if HAS_W:
+            dw += tl.sum(dy * x, 0)
+        if HAS_B:
+            db += tl.sum(dy, 0)
+        dy = dy * w[None, :]
+        dx = dy - x * (tl.sum(dy * x, 1) / C)[:, None]
+        if not RMS:
+            dx = dx - (tl.sum(dy, 1) / C)[:, None]
+        dx = dx * rstd[:, None]
+        if HAS_S:
+            dx = dx + tl.load(DS + at, mask, 0.0).to(ACC)
+        tl.store(DX + at, dx, mask)
+    here = (tl.zeros([], tl.int64) + tl.program_id(0)) * C + c
+    if HAS_W:
+        tl.store(DW + here, dw, inside)
+    if HAS_B:
+        tl.store(DB + here, db, inside)
+
+
+@triton.jit
+def wide_rows_kernel(
+    S, W, MEAN, RSTD, DY, DS, DX, n_rows, C,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_S: tl.constexpr, HAS_W: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """dx of some rows that are too wide to hold."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK_C)
+    live = row < n_rows
+    base = (tl.zeros([ROWS], tl.int64) + row)[:, None] * C
+    rstd = tl.load(RSTD + row, live, 0.0)
+    mean = rstd
+    if not RMS:
+        mean = tl.load(MEAN + row, live, 0.0)
+    along = tl.zeros([ROWS], ACC)
+    level = tl.zeros([ROWS], ACC)
+    for start in range(0, C, BLOCK_C):
+        inside = start + c < C
+        mask = live[:, None] & inside[None, :]
+        at = base + (start + c)[None, :]
+        dy = _scaled(tl.load(DY + at, mask, 0.0).to(ACC), W, W, start + c, inside, HAS_W, False, ACC)
+        along += tl.sum(dy * _normal(S, at, mask, mean, rstd, RMS, ACC), 1)
+        level += tl.sum(dy, 1)
+    if RMS:
+        level = tl.zeros([ROWS], ACC)
+    for start in range(0, C, BLOCK_C):
+        inside = start + c < C
+        mask = live[:, None] & inside[None, :]
+        at = base + (start + c)[None, :]
+        dy = _scaled(tl.load(DY + at, mask, 0.0).to(ACC), W, W, start + c, inside, HAS_W, False, ACC)
+        x = _normal(S, at, mask, mean, rstd, RMS, ACC)
+        dx = (dy - x * (along / C)[:, None] - (level / C)[:, None]) * rstd[:, None]
+        if HAS_S:
+            dx = dx + tl.load(DS + at, mask, 0.0).to(ACC)
+        tl.store(DX + at, dx, mask)
+
+
+@triton.jit
+def wide_weights_kernel(
+    S, MEAN, RSTD, DY, DW, DB, n_rows, C,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_W: tl.constexpr, HAS_B: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """One tile of columns of every n-th group of rows: its part of dw and db."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = c < C
+    dw = tl.zeros([BLOCK_C], ACC)
+    db = tl.zeros([BLOCK_C], ACC)
+    for group in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
+        row = group * ROWS + tl.arange(0, ROWS)
+        live = row < n_rows
+        mask = live[:, None] & inside[None, :]
+        at = (tl.zeros([ROWS], tl.int64) + row)[:, None] * C + c[None, :]
+        rstd = tl.load(RSTD + row, live, 0.0)
+        mean = rstd
+        if not RMS:
+            mean = tl.load(MEAN + row, live, 0.0)
+        dy = tl.load(DY + at, mask, 0.0).to(ACC)
+        dw += tl.sum(dy * _normal(S, at, mask, mean, rstd, RMS, ACC), 0)
+        db += tl.sum(dy, 0)
+    here = (tl.zeros([], tl.int64) + tl.program_id(0)) * C + c
+    if HAS_W:
+        tl.store(DW + here, dw, inside)
+    if HAS_B:
+        tl.store(DB + here, db, inside)
+
+
+class Tiles(NamedTuple):
+    """How a kernel is cut up: rows a program, columns a tile, warps a program."""
+
+    rows: int
+    block_c: int
+    num_warps: int
+
+
+def tiles(kernel: str, width: int, target: str) -> Tiles:
+    """The tiles of `kernel` ("forward", "backward", "wide_rows" or "wide_weights") for rows of `width`."""
+    whole = triton.next_power_of_2(width)
+    if kernel == "wide_weights":
+        return Tiles(16, 256, 4)
+    block_c = min(whole, ONE_TILE) if width <= ONE_TILE else 4096
+    if target == "interpreter":
+        return Tiles(32 if block_c <= 512 else 4, block_c, 4)
+    rows = max(1, min(16, (2048 if kernel == "forward" else 1024) // block_c))
+    held = rows * block_c
+    return Tiles(rows, block_c, 4 if held <= 2048 else 8 if held <= 4096 else 16)
+
+
+def _accumulator(x: Tensor):
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    y: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """Fill y and the sum s, like x (N, C), and mean and rstd (N,); s only with a residual, mean not for RMS."""
+    N, C = x.shape
+    if N == 0:
+        return
+    rows, block_c, num_warps = tiles("forward", C, target_of(x.device))
+    forward_kernel[(triton.cdiv(N, rows),)](
+        x, _or(residual, x), _or(weight, x), _or(bias, x), y, _or(s if residual is not None else None, x),
+        rstd if rms else mean, rstd, N, C, eps,
+        ROWS=rows, BLOCK_C=block_c, WIDE=block_c < C, RMS=rms, HAS_R=residual is not None, HAS_W=weight is not None,
+        HAS_B=bias is not None, ACC=_accumulator(x), num_warps=num_warps,
+    )  # fmt: skip
+
+
+def backward(
+    dy: Tensor,
+    ds: Tensor | None,
+    s: Tensor,
+    weight: Tensor | None,
+    has_bias: bool,
+    mean: Tensor,
+    rstd: Tensor,
+    rms: bool,
+    dx: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fill dx (N, C); the gradients of weight and bias (C,) in float32, None where there is none."""
+    N, C = s.shape
+    target = target_of(s.device)
+    mean = rstd if rms else mean
+    flags = {"RMS": rms, "HAS_W": weight is not None, "ACC": _accumulator(s)}
+    wide = C > ONE_TILE
+    rows, block_c, num_warps = tiles("wide_weights" if wide else "backward", C, target)
+    programs = min(PARTIALS if target != "interpreter" else 4, triton.cdiv(N, rows))
+    partial = s.new_empty(2, programs, C, dtype=rstd.dtype)
+    if N > 0 and wide:
+        if weight is not None or has_bias:
+            wide_weights_kernel[(programs, triton.cdiv(C, block_c))](
+                s, mean, rstd, dy, partial[0], partial[1], N, C,
+                ROWS=rows, BLOCK_C=block_c, HAS_B=has_bias, num_warps=num_warps, **flags,
+            )  # fmt: skip
+        rows, block_c, num_warps = tiles("wide_rows", C, target)
+        wide_rows_kernel[(triton.cdiv(N, rows),)](
+            s, _or(weight, s), mean, rstd, dy, _or(ds, dy), dx, N, C,
+            ROWS=rows, BLOCK_C=block_c, HAS_S=ds is not None, num_warps=num_warps, **flags,
+        )  # fmt: skip
+    elif N > 0:
+        backward_kernel[(programs,)](
+            s, _or(weight, s), mean, rstd, dy, _or(ds, dy), dx, partial[0], partial[1], N, C,
+            ROWS=rows, BLOCK_C=block_c, HAS_S=ds is not None, HAS_B=has_bias, num_warps=num_warps, **flags,
+        )  # fmt: skip
+    return (partial[0].sum(0) if weight is not None else None), (partial[1].sum(0) if has_bias else None)
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel never reads a tensor that is not there, but still needs a pointer."""
+    return other if tensor is None else tensor

@@ -1,0 +1,155 @@
+"""Tests of the kernels' tests: bugs planted in a copy of the project, each of which its ordinary tests have to find."""
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.kernel_helpers import DEVICE
+
+
+class Mutant(NamedTuple):
+    """What stands in a file, what to put there instead, and where the tests are that have to fail."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    like: str
+
+
+MUTANTS = {
+    "mask off by one": Mutant(
+        "attention_parts.py", "(key <= position)", "(key < position)", "test_attention.py", "near_as_torchs"
+    ),
+    "window off by one": Mutant(
+        "attention_parts.py",
+        "(key > position - window)",
+        "(key >= position - window)",
+        "test_attention.py",
+        "alignment",
+    ),
+    "tiles seen whole that are not": Mutant(
+        "attention_parts.py",
+        "whole = tl.minimum(n_keys, first + 1)",
+        "whole = tl.minimum(n_keys, first + 2)",
+        "test_attention.py",
+        "alignment",
+    ),
+    "missing scale": Mutant(
+        "attention_backward.py", "dq * scale, b, h", "dq, b, h", "test_attention.py", "near_as_torchs"
+    ),
+    "out-of-bounds store": Mutant(
+        "attention_parts.py",
+        "(first_row + r < n_rows)",
+        "(first_row + r < n_rows + 1)",
+        "test_attention.py",
+        "out_of_bounds",
+    ),
+    "out-of-bounds load": Mutant(
+        "attention_forward.py",
+        "d, n_queries - first_row, D, True,",
+        "d, n_queries - first_row, D, False,",
+        "test_attention.py",
+        "out_of_bounds",
+    ),
+    "race between programs": Mutant(
+        "norm_triton.py",
+        "    here = (tl.zeros([], tl.int64) + tl.program_id(0)) * C",
+        "    here = (tl.zeros([], tl.int64) + tl.program_id(0) // 2) * C",
+        "test_norms.py",
+        "out_of_bounds",
+    ),
+    "wrong sum of dK over grouped heads": Mutant(
+        "attention_launch.py",
+        "part.unflatten(1, (heads, H // heads)).sum(2)",
+        "part.unflatten(1, (H // heads, heads)).sum(1)",
+        "test_attention.py",
+        "near_as_torchs",
+    ),
+    "stale total under a higher peak": Mutant(
+        "attention_forward.py",
+        "total = total * shrink + tl.sum(p, 1)",
+        "total = total + tl.sum(p, 1)",
+        "test_attention.py",
+        "near_as_torchs",
+    ),
+    "stale log-sum-exp": Mutant(
+        "attention_backward.py",
+        "peak = tl.load(PEAK + at + query, inside",
+        "peak = tl.load(PEAK + at + m, inside",
+        "test_attention.py",
+        "alignment",
+    ),
+    "dropout drawn anew in the backward": Mutant(
+        "attention_backward.py",
+        "dropout_keeps(seed, query[None, :], key[:, None]",
+        "dropout_keeps(seed + 1, query[None, :], key[:, None]",
+        "test_attention.py",
+        "near_as_torchs",
+    ),
+    "slope of another head": Mutant(
+        "attention_backward.py",
+        "slope = tl.load(SLOPES + h)",
+        "slope = tl.load(SLOPES + 0 * h)",
+        "test_attention.py",
+        "near_as_torchs",
+    ),
+    "mean of padding": Mutant(
+        "norm_triton.py",
+        "d = tl.where(mask, d - mean[:, None], 0.0)",
+        "d = d - mean[:, None]",
+        "test_norms.py",
+        "near_as_torchs",
+    ),
+    "residual's gradient lost": Mutant(
+        "norm_triton.py",
+        "dx = dx + tl.load(DS + at",
+        "dx = dx + 0 * tl.load(DS + at",
+        "test_norms.py",
+        "near_as_torchs",
+    ),
+    "smoothing only in the loss": Mutant(
+        "cross_entropy_triton.py",
+        "1.0 - smoothing, 0.0) + smoothing / vocabulary",
+        "1.0, 0.0)",
+        "test_cross_entropy.py",
+        "near_as_torchs",
+    ),
+    "ignored rows with a gradient": Mutant(
+        "cross_entropy_triton.py",
+        "gradient = tl.where(counts[:, None], ",
+        "gradient = tl.where(live[:, None], ",
+        "test_cross_entropy.py",
+        "ignored_row",
+    ),
+    "gradient of the last chunk only": Mutant(
+        "cross_entropy_op.py",
+        "dweight += gradient.T @ rows",
+        "dweight.copy_(gradient.T @ rows)",
+        "test_cross_entropy.py",
+        "linear",
+    ),
+}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the mutants run in the interpreter")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_ordinary_tests_find(name, tmp_path):
+    mutant = MUTANTS[name]
+    for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / "kernels" / mutant.file
+    source = path.read_text("utf-8")
+    assert source.count(mutant.right) >= 1, f"{mutant.file} no longer has what this mutant changes"
+    path.write_text(source.replace(mutant.right, mutant.wrong, 1), "utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [f"tests/{mutant.tests}", "-k", mutant.like]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "= FAILURES =" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

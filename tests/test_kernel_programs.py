@@ -1,0 +1,74 @@
+"""`python -m kernels`, `kernels.aot` and `kernels.bench`, as fresh processes."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import torch
+
+from kernels.aot import Case, Usage, complaints
+from tests.conftest import ROOT
+from tests.kernel_helpers import DEVICE
+
+
+def program(*args, interpret: bool = False) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    return subprocess.run([sys.executable, "-m", *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_the_report_says_what_this_machine_can_run():
+    report = program("kernels")
+    assert report.returncode == 0 and "attention" in report.stdout
+    assert "cpu: none; they need a GPU" in report.stdout
+    assert "cpu: all of them, in the interpreter" in program("kernels", interpret=True).stdout
+    assert program("kernels", "--everything").returncode == 2
+
+
+def test_kernels_compile_for_gpus_that_are_not_here():
+    done = program("kernels.aot", "--only", "cross", "--targets", "sm90", "hip", interpret=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith("24 kernels compiled, 0 with complaints\n") and "ignored" in done.stderr
+    assert "sm90 cross_entropy_triton.loss bfloat16 vocabulary 50257" in done.stdout
+
+
+def test_what_a_gpu_would_suffer_from_is_complained_about():
+    case = Case("attention_forward", "forward_kernel", "sm80", torch.bfloat16, (), "")
+    assert complaints(case, Usage(shared=166_912, registers=255, spilled=64, serialized=False)) == []
+    assert complaints(case._replace(target="hip"), Usage(65_537, 128, 0, False)) == [
+        "65537 B of shared memory, 65536 there are"
+    ]
+    assert complaints(case, Usage(0, 255, 68, True)) == ["68 B spilled, 64 may be", "wgmma serialized"]
+
+
+def test_a_kernel_that_does_not_compile_is_complained_about(monkeypatch):
+    """In a process of its own: here triton interprets, and compiles nothing."""
+    code = (
+        "import sys; from kernels import aot, cross_entropy_triton as x\n"
+        "x.tiles = lambda *_: x.Tiles(3, 64, 4)\n"  # no power of two
+        "sys.argv = ['aot', '--only', 'cross', '--targets', 'sm90', '--jobs', '1']\n"
+        "raise SystemExit(aot.main())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "does not compile" in done.stdout, done.stderr
+
+
+def test_the_benchmark_runs_and_writes_what_it_printed(tmp_path):
+    done = program("kernels.bench", "--smoke", "--out", tmp_path / "results" / "here", interpret=DEVICE == "cpu")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "results" / "here.csv").open() as file:
+        about, *rows = file.readlines()
+    table = list(csv.DictReader(rows))
+    assert about.startswith("# 20") and {row["who"] for row in table} >= {"ours", "torch eager"}
+    assert {row["operation"] for row in table} == {
+        "attention", "layer_norm", "rms_norm", "add + layer_norm", "cross_entropy", "linear_cross_entropy",
+    }  # fmt: skip
+    assert done.stdout.count("| ours |") == sum(row["who"] == "ours" for row in table)
+    assert (tmp_path / "results" / "here.png").stat().st_size > 10_000
+    if DEVICE == "cpu":
+        refused = program("kernels.bench")
+        assert refused.returncode == 2 and "they need a GPU" in refused.stderr
+        refused = program("kernels.bench", interpret=True)
+        assert refused.returncode == 2 and "mean nothing" in refused.stderr
