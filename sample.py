@@ -50,9 +50,13 @@ class Options:
     """Which weights."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    attention: Literal["auto", "triton", "torch"] = "auto"
+    """Whose attention kernels the Transformer runs on."""
+    norm_kernel: Literal["auto", "triton", "torch"] = "auto"
+    """Whose kernels layer and RMS norm run on."""
 
 
-_SCORE_TAKES = {"run", "unknown", "json", "score", "checkpoint", "device"}
+_SCORE_TAKES = {"run", "unknown", "json", "score", "checkpoint", "device", "attention", "norm_kernel"}
 
 
 def main() -> int:
@@ -62,7 +66,7 @@ def main() -> int:
     from engine.runs import load_run
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
-    run = load_run(options.run, options.checkpoint, options.device)
+    run = load_run(options.run, options.checkpoint, options.device, options.attention, options.norm_kernel)
     if options.score is not None:
         return score(run, options)
     prompt = text_of(options.prompt or "", "--prompt")

@@ -120,6 +120,10 @@ class Config:
     """Arithmetic; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on for cuda, off elsewhere."""
+    attention: Literal["auto", "triton", "torch"] = "auto"
+    """Whose attention kernels the Transformer runs on; auto: Triton's where they were measured to win."""
+    norm_kernel: Literal["auto", "triton", "torch"] = "auto"
+    """Whose kernels layer and RMS norm run on; auto: as above."""
     log: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to TensorBoard or Weights & Biases, if installed."""
 
@@ -146,7 +150,11 @@ MODEL_FIELDS = {
     "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer",
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
-CHANGEABLE = {"steps", "eval_interval", "eval_tokens", "patience", "device", "compile", "log"}
+CHANGEABLE = {
+    "steps", "eval_interval", "eval_tokens", "patience", "device", "compile", "attention", "norm_kernel", "log",
+}  # fmt: skip
+# Whose kernels run: a matter of the machine, not of the model.
+BACKENDS = ("attention", "norm_kernel")
 # Flags about this call, not about the run: never stored.
 CALL_ONLY = {"out", "resume", "overwrite", "eval_only", "checkpoint", "config", "preset"}
 # What a model that is fitted by counting has no use for.

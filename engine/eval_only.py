@@ -8,14 +8,14 @@ from data.errors import UserError
 from data.prepare import VAL_FRACTION, prepare, read_notes
 from engine import report, runtime
 from engine.checks import refuse_contradictions
-from engine.config import Config
+from engine.config import BACKENDS, Config
 from engine.evaluate import evaluate
 from engine.folder import read_facts
 from engine.runs import load_run
 from engine.texts import store_of_run
 from engine.trainer import Progress
 
-_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype"}
+_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype", *BACKENDS}
 
 
 def evaluate_run(config: Config, given: set[str]) -> int:
@@ -23,7 +23,8 @@ def evaluate_run(config: Config, given: set[str]) -> int:
     path = Path(config.out)
     facts = read_facts(path)
     refuse_contradictions(config, given, facts["config"], _MAY_CHANGE, "--eval-only")
-    loaded = load_run(path, config.checkpoint or "best", config.device)
+    backends = {name: getattr(config, name) for name in BACKENDS if name in given}
+    loaded = load_run(path, config.checkpoint or "best", config.device, **backends)
     if "data" in given and "val_data" in given:
         raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
     if given & {"data", "val_data"}:

@@ -1,5 +1,6 @@
 """A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from data.errors import UserError
 from data.tokenizers import BOS, EOS, NEVER_PREDICTED, Decoder, Tokenizer
 from engine import checkpoint
+from engine.backends import check_backends
 from engine.config import Config
 from engine.evaluate import Evaluation
 from engine.flags import config_of
@@ -154,19 +156,23 @@ def until_end(row: list[int]) -> list[int]:
     return row[: row.index(EOS)] if EOS in row else row
 
 
-def load_run(folder: str | Path, which: str = "best", device: str = "auto") -> Run:
-    """Load a run for use: model in evaluation mode, tokenizer, configuration. `which` is 'best' or 'last'.
+def load_run(
+    folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
+) -> Run:
+    """Load a run for use: model in evaluation mode, tokenizer, configuration. `which` is 'best' or 'last'; device and
+    kernels are this machine's, not those of the run.
 
     Raises UserError naming the file that is missing, damaged or foreign."""
     folder = Path(folder)
     facts = read_facts(folder)
-    config = config_of(folder)
+    config = dataclasses.replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size != facts["vocab_size"]:
         raise UserError(
             f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, config.json {facts['vocab_size']}"
         )
     chosen, _ = choose_device(device)
+    check_backends(config, chosen)
     model = build_model(config, tokenizer.vocab_size)
     try:
         about = load_weights(model, folder / which)

@@ -11,6 +11,7 @@ from data.errors import UserError, warn
 from data.prepare import prepare, read_notes
 from data.store import Store
 from engine import checkpoint, flags, folder, report, runtime
+from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, Config
 from engine.eval_only import evaluate_run
@@ -37,6 +38,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     refuse_foreign_flags(config, given)
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
     parent = _parent(config, given) if config.init else None
     store = prepare(
         config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
@@ -68,6 +70,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     facts = folder.read_facts(path)
     refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
     device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
     for name in ("best", "last"):
         checkpoint.settle(path / name)
     tokenizer = folder.read_tokenizer(path)

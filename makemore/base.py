@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from data.batches import IGNORE
 from data.tokenizers import NEVER_PREDICTED
+from kernels import linear_cross_entropy
 
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
 
 SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
-ROWS_A_CHUNK = 1024  # positions whose logits are held at a time above it
 IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
 
 
@@ -53,6 +52,11 @@ class LanguageModel(nn.Module):
         """Logits (..., V) of features (..., C)."""
         raise NotImplementedError
 
+    def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight (V, C) and bias (V,) of the linear map that `head` is; None where it is none."""
+        head = getattr(self, "lm_head", None)
+        return None if head is None else (head.weight, head.bias)
+
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
     ) -> Output:
@@ -65,11 +69,11 @@ class LanguageModel(nn.Module):
         if targets is None:
             return Output(self.head(hidden) if want_logits else None, None, None, state)
         logits = None
-        if want_logits or self.vocab_size <= SMALL_VOCABULARY:
+        if want_logits or self.vocab_size <= SMALL_VOCABULARY or self.head_weights() is None:
             logits = self.head(hidden)
             nll_sum = self._nll(logits, targets)
         else:
-            nll_sum = self._nll_in_chunks(hidden, targets)
+            nll_sum = self._nll_without_logits(hidden, targets)
         return Output(logits if want_logits else None, nll_sum, valid.sum(), state)
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
@@ -82,25 +86,29 @@ class LanguageModel(nn.Module):
         return 0
 
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self.label_smoothing if self.training else 0.0
+        logits = logits.reshape(-1, self.vocab_size)
         return F.cross_entropy(
-            logits.reshape(-1, self.vocab_size).float(),
+            logits if logits.dtype == torch.float64 else logits.float(),
             targets.reshape(-1),
             ignore_index=IGNORE,
             reduction="sum",
-            label_smoothing=smoothing,
+            label_smoothing=self._smoothing(),
         )
 
-    def _nll_in_chunks(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The same sum with at most ROWS_A_CHUNK rows of logits alive, forward and backward."""
+    def _nll_without_logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same sum, a chunk of logits at a time."""
+        weight, bias = self.head_weights()
+        return linear_cross_entropy(
+            hidden.flatten(0, -2),
+            weight,
+            targets.reshape(-1),
+            bias,
+            ignore_index=IGNORE,
+            label_smoothing=self._smoothing(),
+        )
 
-        def chunk_nll(rows: Tensor, wanted: Tensor) -> Tensor:
-            return self._nll(self.head(rows), wanted)
-
-        rows, wanted = hidden.flatten(0, -2).split(ROWS_A_CHUNK), targets.reshape(-1).split(ROWS_A_CHUNK)
-        return torch.stack(
-            [checkpoint(chunk_nll, r, w, use_reentrant=False) for r, w in zip(rows, wanted, strict=True)]
-        ).sum()
+    def _smoothing(self) -> float:
+        return self.label_smoothing if self.training else 0.0
 
 
 def make_head(width: int, vocab_size: int, bias: bool = True) -> nn.Linear:

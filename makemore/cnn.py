@@ -20,10 +20,10 @@ class GatedConvolution(nn.Module):
 
     A dilated convolution of two taps is a matrix product over [x(t - dilation), x(t)], which is how it is computed."""
 
-    def __init__(self, n_embd: int, dilation: int, activation: str, norm: str, dropout: float):
+    def __init__(self, n_embd: int, dilation: int, activation: str, norm: str, dropout: float, norm_kernel: str):
         super().__init__()
         self.dilation, self.activation = dilation, ACTIVATIONS[activation]
-        self.norm = make_norm(norm, n_embd)
+        self.norm = make_norm(norm, n_embd, backend=norm_kernel)
         self.taps = nn.Linear(2 * n_embd, 2 * n_embd)
         self.out = nn.Linear(n_embd, 2 * n_embd)
         self.dropout = nn.Dropout(dropout)
@@ -52,15 +52,16 @@ class CNN(LanguageModel):
         dropout: float,
         weight_init: str,
         label_smoothing: float = 0.0,
+        norm_kernel: str = "auto",
     ):
         super().__init__(vocab_size, label_smoothing=label_smoothing)
         self.wte = nn.Embedding(vocab_size, n_embd)
         period = MAX_DILATION.bit_length()
         self.layers = nn.ModuleList(
-            GatedConvolution(n_embd, 2 ** (i % period), activation, norm, dropout) for i in range(n_layer)
+            GatedConvolution(n_embd, 2 ** (i % period), activation, norm, dropout, norm_kernel) for i in range(n_layer)
         )
         self.mix = nn.Linear(n_embd, n_embd)
-        self.norm = make_norm(norm, n_embd)
+        self.norm = make_norm(norm, n_embd, backend=norm_kernel)
         self.lm_head = make_head(n_embd, vocab_size)
         initialise(self, weight_init, activation)
 

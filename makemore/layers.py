@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
@@ -32,7 +34,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = x if residual is None else x + residual
+        y = self._normalise(x, valid)
+        return y if residual is None else (y, x)
+
+    def _normalise(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if self.training:
             rows = (x[valid] if valid is not None else x.flatten(0, -2)).float()  # (N, C)
             if len(rows) > 1:
@@ -47,33 +56,43 @@ class BatchNorm(nn.Module):
         return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(kernels.LayerNorm):
     """Ba, Kiros & Hinton 2016. Takes the mask of valid positions that batch statistics need, and has no use for it."""
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return super().forward(x, residual)
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(kernels.RMSNorm):
     """Zhang & Sennrich 2019: a layer norm without the mean. The mask goes unused."""
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        # Under autocast x may be narrower than the weight, which torch's fused kernel does not take.
-        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return super().forward(x, residual)
 
 
 class NoNorm(nn.Module):
     """x as it is."""
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return x
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return x if residual is None else (x + residual, x + residual)
 
 
-def make_norm(kind: str, width: int, bias: bool = True) -> nn.Module:
-    """A module `(x (B, T, C), valid (B, T) | None) -> (B, T, C)` for kind 'none', 'batch', 'layer' or 'rms'."""
-    if kind == "layer":
-        return LayerNorm(width, bias=bias)
-    return {"none": NoNorm, "batch": lambda: BatchNorm(width), "rms": lambda: RMSNorm(width)}[kind]()
+def make_norm(kind: str, width: int, bias: bool = True, backend: str = "auto") -> nn.Module:
+    """A module for kind 'none', 'batch', 'layer' or 'rms': `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
+    `residual` (B, T, C) -> the norm of x + residual, and that sum. `backend`: whose kernels layer and rms run on."""
+    makers = {
+        "none": NoNorm,
+        "batch": lambda: BatchNorm(width),
+        "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
+        "rms": lambda: RMSNorm(width, backend=backend),
+    }
+    return makers[kind]()
 
 
 def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:

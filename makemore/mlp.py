@@ -29,6 +29,7 @@ class MLP(LanguageModel):
         dropout: float,
         weight_init: str,
         label_smoothing: float = 0.0,
+        norm_kernel: str = "auto",
     ):
         super().__init__(vocab_size, label_smoothing=label_smoothing)
         self.order, self.activation = order, ACTIVATIONS[activation]
@@ -37,7 +38,7 @@ class MLP(LanguageModel):
         self.layers = nn.ModuleList(
             nn.Linear(a, b, bias=norm != "batch") for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.norms = nn.ModuleList(make_norm(norm, n_hidden) for _ in range(n_layer))
+        self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.lm_head = make_head(n_hidden, vocab_size)
         initialise(self, weight_init, activation)

@@ -30,13 +30,14 @@ class Recurrent(LanguageModel):
         dropout: float,
         weight_init: str,
         label_smoothing: float = 0.0,
+        norm_kernel: str = "auto",
     ):
         super().__init__(vocab_size, label_smoothing=label_smoothing)
         self.n_hidden, self.written = n_hidden, cells == "written"
         self.wte = nn.Embedding(vocab_size, n_embd)
         widths = [n_embd] + [n_hidden] * (n_layer - 1)
         self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
-        self.norms = nn.ModuleList(make_norm(norm, n_hidden) for _ in range(n_layer))
+        self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.lm_head = make_head(n_hidden, vocab_size)
         initialise(self, weight_init, self.activation)

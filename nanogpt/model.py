@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from makemore.base import LanguageModel, Output, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
-from nanogpt.attention import CausalSelfAttention, Where, alibi_slopes, rotation, sinusoids, visible
+from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
 
 
 class MLP(nn.Module):
@@ -40,29 +40,25 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The last sum is left to the next norm, which adds in passing: in
+    go x (B, T, C) and what is still to be added to it (None at first), and so they come out."""
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        n_kv_head: int,
-        norm: str,
-        activation: str,
-        bias: bool,
-        dropout: float,
-        qk_norm: bool,
-    ):
+    def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
         super().__init__()
-        self.ln_1 = make_norm(norm, n_embd, bias)
-        self.attn = CausalSelfAttention(n_embd, n_head, n_kv_head, bias, dropout, qk_norm)
-        self.ln_2 = make_norm(norm, n_embd, bias)
-        self.mlp = MLP(n_embd, activation, bias, dropout)
+        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
 
-    def forward(self, x: Tensor, where: Where, cache: tuple[Tensor, Tensor] | None, valid: Tensor | None):
-        y, cache = self.attn(self.ln_1(x, valid), where, cache)
-        x = x + y
-        return x + self.mlp(self.ln_2(x, valid)), cache
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: tuple[Tensor, Tensor] | None,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        normed, x = (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
+        y, cache = self.attn(normed, rotation, cache)
+        normed, x = self.ln_2(y, valid, residual=x)
+        return x, self.mlp(normed), cache
 
 
 class Transformer(LanguageModel):
@@ -91,6 +87,8 @@ class Transformer(LanguageModel):
         dropout: float,
         weight_init: str,
         label_smoothing: float = 0.0,
+        attention: str = "auto",
+        norm_kernel: str = "auto",
     ):
         super().__init__(vocab_size, label_smoothing=label_smoothing)
         n_kv_head = n_kv_head or n_head
@@ -105,12 +103,18 @@ class Transformer(LanguageModel):
         self.n_embd, self.head_size = n_embd, n_embd // n_head
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(context, n_embd) if positions == "learned" else None
-        self.slopes = alibi_slopes(n_head) if positions == "alibi" else None
+        slopes = alibi_slopes(n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList(
-            Block(n_embd, n_head, n_kv_head, norm, activation, bias, dropout, qk_norm) for _ in range(n_layer)
+            Block(
+                CausalSelfAttention(n_embd, n_head, n_kv_head, bias, dropout, qk_norm, window, slopes, attention),
+                MLP(n_embd, activation, bias, dropout),
+                make_norm(norm, n_embd, bias, norm_kernel),
+                make_norm(norm, n_embd, bias, norm_kernel),
+            )
+            for _ in range(n_layer)
         )
-        self.ln_f = make_norm(norm, n_embd, bias)
+        self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
         self.lm_head = None if tie_head else make_head(n_embd, vocab_size, bias)
         self._initialise(weight_init, activation)
 
@@ -126,16 +130,20 @@ class Transformer(LanguageModel):
         elif self.positions == "sinusoidal":
             x = x + sinusoids(position, self.n_embd).type_as(x)
         x = self.drop(x)
-        where = self._where(position, state, past)
+        turned = rotation(position, self.head_size) if self.positions == "rope" else None
         after = self._remember(tokens, state, past)
+        y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            x, (k, v) = block(x, where, cache, valid)
+            x, y, (k, v) = block(x, y, turned, cache, valid)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
-        return self.ln_f(x, valid), after
+        return self.ln_f(y, valid, residual=x)[0], after
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
+        return F.linear(hidden, *self.head_weights())
+
+    def head_weights(self) -> tuple[Tensor, Tensor | None]:
+        return (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
         if self.context is None:
@@ -170,12 +178,6 @@ class Transformer(LanguageModel):
 
     def _in_window(self, cached: Tensor) -> Tensor:
         return cached if self.context is not None else cached[:, :, max(0, cached.shape[2] - self.window + 1) :]
-
-    def _where(self, position: Tensor, state: State | None, past: int) -> Where:
-        cached = 0 if state is None else state["k0"].shape[2]
-        mask, causal = visible(past, cached, len(position), self.window, self.slopes, position.device)
-        turned = rotation(position, self.head_size) if self.positions == "rope" else None
-        return Where(turned, mask, causal)
 
     def _initialise(self, weight_init: str, activation: str) -> None:
         """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero."""

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.tokenizers import NEVER_PREDICTED
 from engine.config import Config
 from engine.registry import build_model, family
+from kernels import cross_entropy_op
 from makemore import base
 from makemore.layers import ACTIVATIONS, make_norm
 
@@ -221,7 +222,7 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
     found = []
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
-        monkeypatch.setattr(base, "ROWS_A_CHUNK", 7)
+        monkeypatch.setattr(cross_entropy_op, "CHUNK_ELEMENTS", 100)
         model = build(name, label_smoothing=0.1).train()
         tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
         targets[0] = IGNORE
@@ -232,13 +233,18 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 
 
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(base, "ROWS_A_CHUNK", 8)
-    model = build("mlp", vocab_size=5000).float().train()
-    shapes = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    monkeypatch.setattr(cross_entropy_op, "CHUNK_ELEMENTS", 8 * 5000)
+    model, rows = build("mlp", vocab_size=5000).float().train(), []
+    whole = cross_entropy_op._loss_and_gradient
+
+    def watched(logits, *rest):
+        rows.append(len(logits))
+        return whole(logits, *rest)
+
+    monkeypatch.setattr(cross_entropy_op, "_loss_and_gradient", watched)
     tokens = some_tokens(10)
     model(tokens, tokens, want_logits=False).nll_sum.backward()
-    assert sum(rows for rows, _ in shapes) == 2 * tokens.numel() and max(rows for rows, _ in shapes) == 8
+    assert sum(rows) == tokens.numel() and max(rows) == 8
 
 
 @every_neural
