@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import reading
+from data import reading, vocabulary
+from data.bpe import whole_words
 from data.errors import UserError
-from data.tokenizers import EOS, UNK, ByteTokenizer, CharTokenizer, Tokenizer
+from data.tokenizers import EOS, UNK, Tokenizer
 
 SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 
@@ -30,11 +31,11 @@ class Builder:
         kind: str,
         tokenizer: str,
         encoding: str,
-        vocabulary: Tokenizer | None,
+        given: Tokenizer | None,
         val_fraction: float,
     ):
         self.files, self.kind, self.tokenizer_name, self.encoding = files, kind, tokenizer, encoding
-        self.vocabulary, self.val_fraction, self.has_val_text = vocabulary, val_fraction, len(files) > 1
+        self.given, self.val_fraction, self.has_val_text = given, val_fraction, len(files) > 1
         self.notes: list[str] = []
         # Characters outside the vocabulary, with counts, a side each.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
@@ -43,7 +44,9 @@ class Builder:
     def write(self, folder: Path, name: str) -> dict:
         """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
         size = sum(path.stat().st_size for text in self.files for path in text)
-        passes = 2 if self.kind == "stream" else 3
+        passes = (2 if self.kind == "stream" else 3) + (
+            self.given is None and vocabulary.reads_words(self.tokenizer_name)
+        )
         hidden = size < SHOW_PROGRESS or None
         with tqdm(total=passes * size, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
             meta = self._stream(folder) if self.kind == "stream" else self._lines(folder)
@@ -54,7 +57,7 @@ class Builder:
         first_seen, length = self._survey()
         border = length if self.has_val_text else int(length * (1 - self.val_fraction))
         seen = np.flatnonzero((first_seen >= 0) & (first_seen < border))
-        tokenizer = self._make_tokenizer("".join(map(chr, seen)))
+        tokenizer = self._make_tokenizer("".join(map(chr, seen)), self._training_text(border))
         counts, position = {"train": 0, "val": 0}, 0
         with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
             out = {"train": train, "val": val}
@@ -64,12 +67,12 @@ class Builder:
                 counts[side] += len(ids)
                 out[side].write(ids.tobytes())
 
-            for chunk in self._chunks(0):
+            for chunk in self._words(tokenizer, 0):
                 cut = min(max(border - position, 0), len(chunk))
                 put("train", chunk[:cut])
                 put("val", chunk[cut:])
                 position += len(chunk)
-            for chunk in self._chunks(1) if self.has_val_text else ():
+            for chunk in self._words(tokenizer, 1) if self.has_val_text else ():
                 put("val", chunk)
         for side, what in (("train", "training"), ("val", "validation")):
             if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
@@ -105,10 +108,9 @@ class Builder:
         is_val = self._split_lines(hashes)
         self._note_repeats(hashes)
         alphabet: set[str] = set()
-        for line, held_out in zip(reading.read_lines(self._chunks(0)), is_val[0], strict=True):
-            if not held_out:
-                alphabet.update(line)
-        tokenizer = self._make_tokenizer("".join(alphabet))
+        for line in self._training_lines(is_val[0]):
+            alphabet.update(line)
+        tokenizer = self._make_tokenizer("".join(alphabet), (f"{line}\n" for line in self._training_lines(is_val[0])))
         counts = {"train": 0, "val": 0}
         offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
         with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
@@ -144,10 +146,25 @@ class Builder:
             yield chunk
             self.bar.update(len(chunk))
 
-    def _make_tokenizer(self, alphabet: str) -> Tokenizer:
-        if self.vocabulary:
-            return self.vocabulary
-        return ByteTokenizer() if self.tokenizer_name == "byte" else CharTokenizer(alphabet)
+    def _words(self, tokenizer: Tokenizer, text: int) -> Iterator[str]:
+        """The chunks of a text; where tokens are words, none ends inside of one."""
+        return whole_words(self._chunks(text)) if tokenizer.name == "bpe" else self._chunks(text)
+
+    def _training_text(self, border: int) -> Iterator[str]:
+        """The characters before `border`."""
+        position = 0
+        for chunk in self._chunks(0):
+            yield chunk[: max(border - position, 0)]
+            position += len(chunk)
+
+    def _training_lines(self, is_val: np.ndarray) -> Iterator[str]:
+        for line, held_out in zip(reading.read_lines(self._chunks(0)), is_val, strict=True):
+            if not held_out:
+                yield line
+
+    def _make_tokenizer(self, alphabet: str, training: Iterator[str]) -> Tokenizer:
+        """The given vocabulary, else one of the training text."""
+        return self.given or vocabulary.make(self.tokenizer_name, alphabet, training)
 
     def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
         ids = tokenizer.encode(text, "mask")
@@ -177,7 +194,7 @@ class Builder:
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
                 raise UserError(f"no character of the {what} text ({name}) is in the vocabulary")
             shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
-            where = "are not in the model's vocabulary" if self.vocabulary else "never occur in the training text"
+            where = "are not in the model's vocabulary" if self.given else "never occur in the training text"
             self.notes.append(
                 f"{sum(found.values()):,} characters of the {what} text ({len(found)} distinct: {shown}) {where}: "
                 "not predicted, and not counted in the loss"

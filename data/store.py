@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.tokenizers import Tokenizer, from_json
+from data.tokenizers import Tokenizer
+from data.vocabulary import from_json
 
 FORMAT = 1
 IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded

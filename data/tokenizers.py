@@ -1,4 +1,4 @@
-"""Text to token ids and back: the six specials, the character and the byte tokenizer, and their JSON.
+"""Text to token ids and back: the six specials, the character and the byte tokenizer.
 
 Ids 0..5 are the specials in every vocabulary made here, so that fine-tuning resizes nothing. Text never encodes to a
 special: only the loaders put `<bos>` and `<eos>` in.
@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import UserError, nearest
+from data.errors import UserError
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
 PAD, BOS, EOS, UNK, USER, ASSISTANT = range(6)
 N_SPECIALS = len(SPECIALS)
 NEVER_PREDICTED = (PAD, BOS, UNK, USER, ASSISTANT)
-NAMES = ("char", "byte")
 _CODE_POINTS = 0x110000
 
 
@@ -162,22 +161,6 @@ class _ByteDecoder(Decoder):
 
     def flush(self) -> str:
         return self._utf8.decode(b"", True)
-
-
-def from_json(stored: Any) -> Tokenizer:
-    """The tokenizer that `to_json` described. Raises UserError for anything else."""
-    kind = stored.get("type") if isinstance(stored, dict) else None
-    if kind == "byte":
-        return ByteTokenizer()
-    if kind == "char" and isinstance(stored.get("characters"), str):
-        return CharTokenizer(stored["characters"])
-    raise UserError(f"not a tokenizer of this project (type {kind!r})")
-
-
-def check_name(name: str) -> None:
-    """Raise UserError unless `name` is a tokenizer that can be made here."""
-    if name not in NAMES:
-        raise UserError(f"unknown tokenizer '{name}'; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
 
 
 def _code_points(text: str) -> np.ndarray:

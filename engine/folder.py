@@ -15,7 +15,8 @@ from typing import Any
 
 from data.errors import UserError
 from data.store import Store
-from data.tokenizers import Tokenizer, from_json
+from data.tokenizers import Tokenizer
+from data.vocabulary import from_json
 
 RUNS = Path("runs")
 FORMAT = 1

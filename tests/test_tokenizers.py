@@ -1,5 +1,6 @@
 """The tokenizers: round trips over all of Unicode, specials, unknown characters, decoding piece by piece, JSON."""
 
+import base64
 import json
 
 import numpy as np
@@ -7,16 +8,23 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data import bpe
 from data.errors import UserError
-from data.tokenizers import EOS, N_SPECIALS, SPECIALS, UNK, ByteTokenizer, CharTokenizer, check_name, from_json
+from data.tokenizers import EOS, N_SPECIALS, SPECIALS, UNK, ByteTokenizer, CharTokenizer
+from data.vocabulary import check_name, from_json
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 HARD = "e\u0301 naïve 漢字 한국 👩\u200d👩\u200d👧 𝒳 \U0010ffff <eos> \r\n\t\x85\u2028"
-KINDS = ["char", "byte"]
+KINDS = ["char", "byte", "bpe"]
+
+
+PROSE = "the sea, the sea, the open sea: it's 1849 and the shells sing — naïve songs"
 
 
 def tokenizer_for(kind: str, text: str):
+    if kind == "bpe":
+        return bpe.learn([f"{PROSE}\n", text], 300)
     return ByteTokenizer() if kind == "byte" else CharTokenizer(text)
 
 
@@ -34,15 +42,16 @@ def test_text_survives_a_round_trip_and_never_becomes_a_special(kind, text):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_special_spelled_out_is_ordinary_text(kind):
     text = "".join(SPECIALS)
-    ids = tokenizer_for(kind, text).encode(text)
-    assert len(ids) == len(text) and ids.min() >= N_SPECIALS
+    tokenizer = tokenizer_for(kind, text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and ids.min() >= N_SPECIALS
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_specials_have_the_first_six_ids_and_decode_to_nothing(kind):
     tokenizer = tokenizer_for(kind, "ab")
     assert tokenizer.specials == {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "<user>": 4, "<assistant>": 5}
-    a, b = tokenizer.encode("ab").tolist()
+    (a,), (b,) = tokenizer.encode("a").tolist(), tokenizer.encode("b").tolist()
     assert tokenizer.decode([0, 1, a, 4, 5, b, 2]) == "ab"
     assert tokenizer.decode([a, UNK, b]) == "a\ufffdb"
 
@@ -136,7 +145,18 @@ def test_json_brings_the_same_tokenizer_back(kind, text):
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
 
 
-@pytest.mark.parametrize("stored", [None, [], {}, {"type": "bpe"}, {"type": "char"}, {"type": "char", "characters": 5}])
+BYTES = [base64.b64encode(bytes([b])).decode() for b in range(256)]
+FOREIGN_BPE = [
+    {"type": "bpe"},
+    {"type": "bpe", "pattern": "(a+)+b", "tokens": BYTES},
+    {"type": "bpe", "pattern": bpe.GPT2_PATTERN, "tokens": BYTES[1:]},
+    {"type": "bpe", "pattern": bpe.GPT2_PATTERN, "tokens": [*BYTES, BYTES[7]]},
+    {"type": "bpe", "pattern": bpe.GPT2_PATTERN, "tokens": [*BYTES, "not base64"]},
+    {"type": "bpe", "pattern": bpe.GPT2_PATTERN, "tokens": [*BYTES, 5]},
+]
+
+
+@pytest.mark.parametrize("stored", [None, [], {}, {"type": "char"}, {"type": "char", "characters": 5}, *FOREIGN_BPE])
 def test_foreign_json_is_refused(stored):
     with pytest.raises(UserError, match="not a tokenizer"):
         from_json(stored)
@@ -152,3 +172,61 @@ def test_ids_are_stored_in_the_narrowest_type_that_holds_them(distinct, dtype):
 def test_an_unknown_tokenizer_name_suggests_the_nearest():
     with pytest.raises(UserError, match="'chars'.*Did you mean 'char'"):
         check_name("chars")
+
+
+def test_merges_are_the_most_frequent_pairs_inside_words():
+    tokenizer = bpe.learn(["low low low low lower lower newest newest newest newest newest newest widest widest"], 262)
+    assert tokenizer.tokens[256:] == [b"es", b"est", b" n", b"ew", b"lo", b" new"]
+    assert tokenizer.vocab_size == 262 + N_SPECIALS
+    assert tokenizer.decode(tokenizer.encode("new slowest")) == "new slowest"
+
+
+def test_a_text_without_more_pairs_makes_fewer_tokens():
+    assert bpe.learn(["ab ab"], 1000).vocab_size == N_SPECIALS + 256 + len([b"ab", b" ab"])
+
+
+@FIXED
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 300)))
+@example(text=f"{PROSE}\n\n  {PROSE} ", cuts=[*range(0, 170, 3)])
+def test_a_text_in_chunks_has_the_tokens_of_the_whole(text, cuts):
+    tokenizer = tokenizer_for("bpe", "")
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    chunks = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [tokenizer.encode(piece).tolist() for piece in bpe.whole_words(chunks)]
+    assert sum(pieces, []) == tokenizer.encode(text).tolist()
+
+
+def test_bpe_of_a_lone_surrogate_from_the_shell():
+    tokenizer = tokenizer_for("bpe", "")
+    assert tokenizer.decode(tokenizer.encode("a\udcffb")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("name", ["bpe", "bpe:", "bpe:255", "bpe:x", "bpe:-300", "bpe:99999999", "bpe:٣٠٠"])
+def test_an_impossible_size_is_refused(name):
+    with pytest.raises(UserError, match="write bpe:N, N being 256 bytes . merges"):
+        check_name(name)
+
+
+def test_bpe_through_the_command_line(cli, text):
+    sizes = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 16, "--batch-size", 2)
+    done = cli("train.py", "--data", text, "--tokenizer", "bpe:300", *sizes, "--steps", 3, "--out", "run")
+    assert done.code == 0 and "306 ids" in done.out, done.err
+    sampled = cli("sample.py", "run", "--prompt", "émma 漢", "--max-new-tokens", 20, "--stream", "--seed", 1)
+    assert sampled.code == 0 and sampled.out.startswith("émma 漢")
+    scored = json.loads(cli("sample.py", "run", "--score", "emma met ava", "--json").out)
+    assert scored["bits_per_char"] > 0 and cli("train.py", "--eval-only", "--out", "run").code == 0
+    resumed = cli("train.py", "--resume", "--out", "run", "--steps", 5)
+    assert resumed.code == 0, resumed.err
+    refused = cli("train.py", "--data", text, "--tokenizer", "bpe:12")
+    assert refused.code == 2 and "write bpe:N" in refused.err
+
+
+def test_bpe_of_lines_never_crosses_them(cli, names):
+    sizes = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--batch-size", 2)
+    done = cli(
+        "train.py", "--data", names, "--kind", "lines", "--tokenizer", "bpe:280", *sizes, "--steps", 3, "--out", "run"
+    )
+    assert done.code == 0, done.err
+    tokens = [base64.b64decode(t) for t in json.loads(open("run/tokenizer.json").read())["tokens"]]
+    everything = names.read_text()
+    assert len(tokens) == 280 and all(token.decode() in everything for token in tokens[256:])

@@ -1,0 +1,40 @@
+"""Tokenizers by their name on the command line, and from the JSON that a run keeps."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from data import bpe
+from data.errors import UserError, nearest
+from data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+
+NAMES = ("char", "byte", "bpe:N")
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless `name` is a tokenizer that can be made here."""
+    if name not in NAMES[:2] and bpe.size_of(name) is None:
+        raise UserError(f"unknown tokenizer '{name}'; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
+
+
+def reads_words(name: str) -> bool:
+    """Whether making the tokenizer `name` takes the training text itself, beyond its alphabet."""
+    return bpe.size_of(name) is not None
+
+
+def make(name: str, alphabet: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer `name` for a training text: its distinct characters, and where `reads_words` the text in pieces."""
+    if size := bpe.size_of(name):
+        return bpe.learn(texts, size)
+    return ByteTokenizer() if name == "byte" else CharTokenizer(alphabet)
+
+
+def from_json(stored: Any) -> Tokenizer:
+    """The tokenizer that `to_json` described. Raises UserError for anything else."""
+    kind = stored.get("type") if isinstance(stored, dict) else None
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char" and isinstance(stored.get("characters"), str):
+        return CharTokenizer(stored["characters"])
+    if kind == "bpe":
+        return bpe.BPETokenizer.from_json(stored)
+    raise UserError(f"not a tokenizer of this project (type {kind!r})")
