@@ -28,12 +28,14 @@ def _probabilities(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The softmax of a tile of raw scores, from its rows' statistics. Either orientation: the operands broadcast."""
-    s = s * scale
-    if ALIBI:
-        s = s - slope * tl.abs(position - key).to(ACC)
+    if ALIBI:  # in the forward's order of operations, which the compiler fuses alike: the same weights to the bit
+        s = s * scale - slope * tl.abs(position - key).to(ACC)
+        factor = 1.0
+    else:
+        factor = scale
     if MASKED:
         s = tl.where(sees(position, key, n_keys, window, CAUSAL, WINDOWED), s, float("-inf"))
-    return tl.exp2(s - peak) * inverse
+    return tl.exp2(s * factor - peak) * inverse
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import attention_backward, attention_forward
 from kernels.attention_call import Call
-from kernels.dispatch import target_of
+from kernels.dispatch import on_its_device, target_of
 
 
 class Tiles(NamedTuple):
@@ -86,6 +86,7 @@ def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: boo
     raise ValueError(f"no tiles for {kernel} with head size {block_d} on {target}")
 
 
+@on_its_device
 def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor, statistics: Tensor) -> None:
     """Fill `out` (B, H, Tq, D) laid out (B, Tq, H, D), `lse` (B, H, Tq) and the statistics (2, B, H, Tq)."""
     peak, inverse = statistics
@@ -93,6 +94,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tenso
     launch("forward", call.longest_q, q, k, call, arguments)
 
 
+@on_its_device
 def backward(
     dout: Tensor,
     dlse: Tensor,

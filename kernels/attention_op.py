@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kernels import reference
 from kernels.attention_call import Call
-from kernels.dispatch import interpreting, use_triton
+from kernels.dispatch import autocast_dtype, interpreting, use_triton
 
 MAX_HEAD_SIZE = 128
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -128,19 +128,15 @@ class Attention(nn.Module):
 
 
 def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind):
-        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    if narrow := autocast_dtype(q):
+        q, k, v = (x.to(narrow) for x in (q, k, v))
     if q.dtype == torch.float64 and not interpreting():
         raise ValueError("q is float64, which the Triton kernels take in the interpreter only; use float32")
     if q.shape[-1] > MAX_HEAD_SIZE:
         raise ValueError(f"q has head size {q.shape[-1]}; the Triton kernels take 1 to {MAX_HEAD_SIZE}")
-    if dropout == 0.0:
-        seed = None
-    elif seed is None:
-        seed = torch.randint(2**62, (1,), device=q.device)
+    slopes = None if slopes is None else slopes.detach()
     out, lse, _ = torch.ops.charlm.attention(
-        q, k, v, slopes, seed, starts_q, starts_k, causal, window, _scale(scale, q), dropout
+        q, k, v, slopes, _seed(seed, dropout, q), starts_q, starts_k, causal, window, _scale(scale, q), dropout
     )
     return (out, lse) if return_lse else out
 
@@ -148,13 +144,11 @@ def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, sta
 def _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse):
     """By torch's own kernels where they have the operation, else by the plain reference."""
     Tq, Tk = q.shape[2], k.shape[2]
+    slopes = None if slopes is None else slopes.detach()
     if return_lse or (seed is not None and dropout > 0) or Tq > Tk:
-        if dropout > 0 and seed is None:
-            seed = torch.randint(2**62, (1,), device=q.device)
-        out, lse = reference.attention(
-            q, k, v, causal=causal, window=window, slopes=slopes, scale=scale, dropout=dropout, seed=seed
-        )
-        return (out, lse) if return_lse else out
+        options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
+        found = _precisely(reference.attention, q, k, v, dropout=dropout, seed=_seed(seed, dropout, q), **options)
+        return found if return_lse else found[0]
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -166,13 +160,25 @@ def _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse):
 
 def _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
     _check_starts(starts_q, starts_k, q.shape[2], k.shape[2])
-    if dropout > 0 and seed is None:
-        seed = torch.randint(2**62, (1,), device=q.device)
-    out, lse = reference.attention_packed(
-        q, k, v, starts_q, starts_k,
-        causal=causal, window=window, slopes=slopes, scale=scale, dropout=dropout, seed=seed,
-    )  # fmt: skip
-    return (out, lse) if return_lse else out
+    slopes = None if slopes is None else slopes.detach()
+    options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
+    options |= {"dropout": dropout, "seed": _seed(seed, dropout, q)}
+    found = _precisely(reference.attention_packed, q, k, v, starts_q, starts_k, **options)
+    return found if return_lse else found[0]
+
+
+def _precisely(function, q, k, v, *rest, **options) -> tuple[Tensor, Tensor]:
+    """The plain reference in float32 at least, as the kernels compute; the output in the dtype of q."""
+    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out, lse = function(q.to(precise), k.to(precise), v.to(precise), *rest, **options)
+    return out.to(q.dtype), lse
+
+
+def _seed(seed: Tensor | None, dropout: float, q: Tensor) -> Tensor | None:
+    """The seed of the dropout, on the device of q: the given one, or one from torch's generator."""
+    if dropout == 0:
+        return None
+    return torch.randint(2**62, (1,), device=q.device) if seed is None else seed.to(q.device)
 
 
 @torch.library.custom_op("charlm::attention", mutates_args=())
@@ -245,7 +251,9 @@ def _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout
     longest_q, longest_k = q.shape[2], k.shape[2]
     if starts_q is not None:
         longest_q, longest_k = _check_starts(starts_q, starts_k, longest_q, longest_k)
-        starts_q, starts_k = starts_q.to(q.device), starts_k.to(q.device)
+        starts_q, starts_k = (starts.to(q.device).contiguous() for starts in (starts_q, starts_k))
+    if window is not None:
+        window = min(window, q.shape[2] + k.shape[2])  # sees all there is, and overflows nothing
     if slopes is not None:
         slopes = slopes.to(q.device, torch.float32).contiguous()
     return Call(causal, window, scale, dropout, slopes, seed, starts_q, starts_k, longest_q, longest_k)
@@ -284,7 +292,7 @@ def _check(q, k, v, window, slopes, scale, dropout, seed) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES:
             raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+        if x.dtype != q.dtype and autocast_dtype(q) is None:
             raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}; they have to be the same")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}; they have to be together")

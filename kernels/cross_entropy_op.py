@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import interpreting, use_triton
+from kernels.dispatch import autocast_dtype, interpreting, use_triton
 
 IGNORE = -1
 REDUCTIONS = ("sum", "mean", "none")
@@ -31,9 +31,10 @@ def cross_entropy(
     are not `ignore_index` (0 where there is none), or with reduction "none" each, (N,).
 
     `label_smoothing`: this share of every target is spread over the whole vocabulary (Szegedy et al. 2016).
-    `in_place`: the backward writes the gradient over the logits, whose values are gone then; backend "triton" only.
+    `in_place`: the backward writes the gradient over the logits, whose values are gone then; backend "triton" only, and
+    not for a leaf.
     Saved for the backward: the logits, and two float32 numbers a row. A target that is neither in the vocabulary nor
-    `ignore_index` raises on the CPU and makes the loss NaN on a GPU.
+    `ignore_index` raises on the CPU; on a GPU loss and gradient of its row are NaN in Triton, and torch stops.
 
     Raises ValueError for arguments that do not fit, RuntimeError for backend "triton" where it cannot run."""
     _check_logits(logits, targets, label_smoothing)
@@ -41,6 +42,8 @@ def cross_entropy(
         raise ValueError(f"reduction is {reduction!r}; it may be {', '.join(REDUCTIONS)}")
     if use_triton(backend, logits.device, wins=False):
         _refuse_float64("logits", logits)
+        if in_place:
+            _check_in_place(logits)
         losses, _, _ = torch.ops.charlm.cross_entropy(logits, targets, ignore_index, label_smoothing, in_place)
     elif in_place:
         raise ValueError("in_place is True, which the torch backend does not have; use backend='triton'")
@@ -78,10 +81,8 @@ def linear_cross_entropy(
     by_triton = use_triton(backend, hidden.device, wins=False)
     if by_triton:
         _refuse_float64("hidden", hidden)
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        hidden, weight, bias = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
+    if narrow := autocast_dtype(hidden):
+        hidden, weight, bias = (None if x is None else x.to(narrow) for x in (hidden, weight, bias))
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
@@ -242,10 +243,23 @@ def _remember_linear(ctx, inputs, output) -> None:
 
 
 def _differentiate_linear(ctx, upstream, *_):
-    dhidden, dweight, dbias = ctx.saved_tensors
     hidden_dtype, weight_dtype = ctx.dtypes
-    dbias = (dbias * upstream).to(weight_dtype) if ctx.has_bias else None
-    return (dhidden * upstream).to(hidden_dtype), (dweight * upstream).to(weight_dtype), dbias, *([None] * 6)
+    dhidden, dweight, dbias = torch.ops.charlm.linear_cross_entropy_backward(upstream, *ctx.saved_tensors)
+    dbias = dbias.to(weight_dtype) if ctx.has_bias else None
+    return dhidden.to(hidden_dtype), dweight.to(weight_dtype), dbias, *([None] * 6)
+
+
+@torch.library.custom_op("charlm::linear_cross_entropy_backward", mutates_args=())
+def _linear_backward(
+    upstream: Tensor, dhidden: Tensor, dweight: Tensor, dbias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator, so that a second derivative is refused: to autograd the saved gradients are constants."""
+    return dhidden * upstream, dweight * upstream, dbias * upstream
+
+
+@_linear_backward.register_fake
+def _(upstream, dhidden, dweight, dbias):
+    return torch.empty_like(dhidden), torch.empty_like(dweight), torch.empty_like(dbias)
 
 
 _linear_forward.register_autograd(_differentiate_linear, setup_context=_remember_linear)
@@ -269,13 +283,13 @@ def _loss_and_gradient(
     losses = F.nll_loss(log_p, targets, ignore_index=ignore, reduction="none")
     counts = targets != ignore
     if smoothing > 0:
-        losses = (1 - smoothing) * losses - smoothing * log_p.mean(-1) * counts
+        losses = (1 - smoothing) * losses - torch.where(counts, smoothing * log_p.mean(-1), 0.0)
     if not wanted:
         return losses, None
     p = log_p.exp_()
     p[torch.arange(len(p), device=p.device), targets.where(counts, 0)] -= 1 - smoothing
     p = p.sub_(smoothing / p.shape[1]) if smoothing > 0 else p
-    return losses, p.mul_(counts[:, None]).to(logits.dtype)
+    return losses, p.masked_fill_(~counts[:, None], 0.0).to(logits.dtype)
 
 
 def _precise(x: Tensor) -> torch.dtype:
@@ -284,7 +298,7 @@ def _precise(x: Tensor) -> torch.dtype:
 
 def _empty_outputs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Room for losses, peaks and inverse totals."""
-    losses, peak, inverse = (logits.new_empty(len(logits), dtype=_precise(logits)) for _ in range(3))
+    losses, peak, inverse = (logits.new_empty(logits.shape[0], dtype=_precise(logits)) for _ in range(3))
     return losses, peak, inverse
 
 
@@ -310,6 +324,15 @@ def _check_targets(targets: Tensor, vocabulary: int, ignore: int) -> None:
     if wrong.any():
         at = int(wrong.nonzero()[0])
         raise ValueError(f"targets[{at}] is {int(targets[at])}; it may be 0 to {vocabulary - 1}, or {ignore} to ignore")
+
+
+def _check_in_place(logits: Tensor) -> None:
+    if logits.is_leaf and logits.requires_grad:
+        raise ValueError("in_place is True and logits is a leaf, whose values would be lost; it may be a result only")
+    if logits.shape[0] > 1 and logits.stride(0) < logits.shape[1]:
+        raise ValueError(
+            "in_place is True and the rows of logits share memory; they have to lie apart: use contiguous()"
+        )
 
 
 def _refuse_float64(name: str, x: Tensor) -> None:
@@ -339,7 +362,7 @@ def _check_linear(hidden, weight, targets, bias, label_smoothing, chunk_rows) ->
             continue
         if x.dtype not in DTYPES:
             raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        if x.dtype != hidden.dtype and autocast_dtype(hidden) is None:
             raise ValueError(f"{name} is {x.dtype} and hidden is {hidden.dtype}; they have to be the same")
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they have to be together")

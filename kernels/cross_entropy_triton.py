@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import interpreter
-from kernels.dispatch import interpreting, target_of
+from kernels.dispatch import interpreting, on_its_device, target_of
 
 if interpreting():
     interpreter.repair()
@@ -76,6 +76,8 @@ def gradient_kernel(
     p = tl.exp(x - peak[:, None]) * inverse[:, None]
     wanted = tl.where(v[None, :] == target[:, None], 1.0 - smoothing, 0.0) + smoothing / vocabulary
     gradient = tl.where(counts[:, None], (p - wanted) * upstream[:, None], 0.0)
+    outside = counts & ((target < 0) | (target >= vocabulary))
+    gradient = tl.where(outside[:, None], float("nan"), gradient)
     tl.store(GRADIENT + wide_row[:, None] * gradient_stride + v[None, :], gradient, mask)
 
 
@@ -95,6 +97,7 @@ def tiles(vocabulary: int, target: str) -> Tiles:
     return Tiles(max(1, 1024 // block_v), block_v, 8 if block_v == 4096 else 4)
 
 
+@on_its_device
 def loss(
     logits: Tensor, targets: Tensor, ignore: int, smoothing: float, losses: Tensor, peak: Tensor, inverse: Tensor
 ) -> None:
@@ -109,6 +112,7 @@ def loss(
     )  # fmt: skip
 
 
+@on_its_device
 def gradient(
     logits: Tensor,
     targets: Tensor,

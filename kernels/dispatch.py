@@ -1,7 +1,10 @@
 """Which backend runs: what this machine can do, and why it cannot do the rest. Imports no triton."""
 
+import contextlib
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -52,6 +55,14 @@ def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
     return backend == "auto" and wins and not interpreting() and why_not(device) is None
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """What autocast narrows to on x's device; None where it is off."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def target_of(device: torch.device) -> str:
     """Which row of the kernels' tables `device` belongs to: "interpreter", "hip", "sm90" or "sm80"."""
     if interpreting():
@@ -59,3 +70,15 @@ def target_of(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "hip"
     return "sm90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm80"
+
+
+def on_its_device(launcher: Callable) -> Callable:
+    """Launch on the GPU that holds the launcher's first tensor: Triton takes the current one, whatever it is given."""
+
+    @functools.wraps(launcher)
+    def launch(*args, **kwargs):
+        first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
+            return launcher(*args, **kwargs)
+
+    return launch

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import interpreting, use_triton
+from kernels.dispatch import autocast_dtype, interpreting, use_triton
 
 MAX_WIDTH = 65536
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -35,6 +35,8 @@ def layer_norm(
     if use_triton(backend, x.device, wins=False):
         return _triton(x, residual, weight, bias, eps, rms=False)
     s = x if residual is None else x + residual
+    if autocast_dtype(s) is None:
+        weight, bias = (None if vector is None else vector.type_as(s) for vector in (weight, bias))
     y = F.layer_norm(s, s.shape[-1:], weight, bias, eps)
     return y if residual is None else (y, s)
 
@@ -47,10 +49,13 @@ def rms_norm(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same without mean and bias: x over the root of its mean square. `eps`: by default that of the dtype."""
-    _check(x, weight, None, residual, 0.0 if eps is None else eps)
+    """The same without mean and bias: x over the root of its mean square. `eps`: by default float32's, 1.2e-7 (for
+    float64 its own), as in torch."""
+    if eps is None:
+        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    _check(x, weight, None, residual, eps)
     if use_triton(backend, x.device, wins=False):
-        return _triton(x, residual, weight, None, torch.finfo(x.dtype).eps if eps is None else eps, rms=True)
+        return _triton(x, residual, weight, None, eps, rms=True)
     s = x if residual is None else x + residual
     # Under autocast s may be narrower than the weight, which torch's fused kernel does not take.
     y = F.rms_norm(s, s.shape[-1:], None if weight is None else weight.type_as(s), eps)

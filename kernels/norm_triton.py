@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import interpreter
-from kernels.dispatch import interpreting, target_of
+from kernels.dispatch import interpreting, on_its_device, target_of
 
 if interpreting():
     interpreter.repair()
@@ -249,6 +249,7 @@ def _accumulator(x: Tensor):
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
+@on_its_device
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -274,6 +275,7 @@ def forward(
     )  # fmt: skip
 
 
+@on_its_device
 def backward(
     dy: Tensor,
     ds: Tensor | None,

@@ -224,6 +224,49 @@ def test_packed_sequences_are_those_sequences(causal, window, monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_wider_than_any_text_is_no_window(causal):
+    found, upstream = inputs({"heads": (2, 1), "T": (20, 23), "D": 8, "dtype": torch.float32})
+    wide, whole = (
+        run(lambda window=window, **x: kernels.attention(**x, window=window, causal=causal, backend="triton"), found,
+            torch.float32, upstream[:1])
+        for window in (2**31 - 1, None)
+    )  # fmt: skip
+    for name in whole:
+        assert torch.allclose(wide[name], whole[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_starts_may_lie_apart_in_memory():
+    x = torch.randn(5, 2, 8, device=DEVICE)
+    starts = torch.tensor([[0, 9], [2, 9], [5, 9]], dtype=torch.int32)
+    apart, together = (
+        kernels.attention_packed(x, x, x, each, backend="triton") for each in (starts[:, 0], starts[:, 0].contiguous())
+    )
+    assert torch.equal(apart, together)
+
+
+def test_both_backends_give_a_precise_log_sum_exp_and_no_gradient_of_slopes():
+    q = torch.randn(1, 2, 9, 16, device=DEVICE, dtype=torch.bfloat16)
+    slopes = torch.tensor([0.5, 0.25], device=DEVICE, requires_grad=True)
+    found = [
+        kernels.attention(q, q, q, slopes=slopes, return_lse=True, backend=backend) for backend in ("triton", "torch")
+    ]
+    assert all(out.dtype == torch.bfloat16 and lse.dtype == torch.float32 for out, lse in found)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+    assert not any(lse.requires_grad for _, lse in found)
+
+
+def test_a_loss_of_the_log_sum_exp_alone_has_gradients():
+    found, _ = inputs({"heads": (2, 1), "T": (9, 9), "D": 8, "dtype": torch.float32})
+    gradients = []
+    for call in (lambda **x: kernels.attention(**x, return_lse=True, backend="triton"), reference.attention):
+        leaves = {name: x.clone().requires_grad_() for name, x in found.items()}
+        call(**leaves)[1].sum().backward()
+        gradients.append([leaves["q"].grad, leaves["k"].grad])
+    for ours, exact in zip(*gradients, strict=True):
+        assert torch.allclose(ours, exact, atol=1e-6)
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
 @pytest.mark.parametrize("options", [{}, {"window": 4, "causal": False}, {"dropout": 0.3, "seed": SEED}], ids=str)
 def test_gradients_are_derivatives(options, monkeypatch):

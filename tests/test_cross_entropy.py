@@ -201,6 +201,37 @@ def test_what_stands_in_an_ignored_row_does_not_matter():
     assert ours["output 0"][3] == 0 and not ours["gradient of logits"][3].any()
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_an_ignored_row_is_made_of_does_not_matter_either(backend, smoothing):
+    hidden, weight = torch.randn(6, 4, device=DEVICE), torch.randn(9, 4, device=DEVICE, requires_grad=True)
+    hidden[2], targets = float("nan"), torch.tensor([0, 1, -1, 3, 4, 5], device=DEVICE)
+    hidden.requires_grad_()
+    loss = kernels.linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing, backend=backend)
+    kept = targets != -1
+    expected = reference.linear_cross_entropy(hidden[kept], weight, targets[kept], None, -1, smoothing)
+    assert torch.allclose(loss, expected)
+
+
+def test_a_second_derivative_is_refused_and_not_made_up():
+    hidden = torch.randn(3, 4, device=DEVICE, requires_grad=True)
+    loss = kernels.linear_cross_entropy(
+        hidden, torch.randn(9, 4, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
+    )
+    (gradient,) = torch.autograd.grad(loss**2, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="linear_cross_entropy_backward"):
+        gradient.square().sum().backward()
+
+
+def test_memory_that_cannot_take_a_gradient_in_place_is_refused():
+    targets = torch.tensor([1, 2, 3], device=DEVICE)
+    leaf = torch.randn(3, 9, device=DEVICE, requires_grad=True)
+    with pytest.raises(ValueError, match="in_place is True and logits is a leaf"):
+        kernels.cross_entropy(leaf, targets, in_place=True, backend="triton")
+    with pytest.raises(ValueError, match="in_place is True and the rows of logits share memory"):
+        kernels.cross_entropy(torch.randn(1, 9, device=DEVICE).expand(3, 9), targets, in_place=True, backend="triton")
+
+
 def test_a_target_outside_of_the_vocabulary_is_not_passed_over():
     found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32})
     found["targets"][5] = 9

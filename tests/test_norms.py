@@ -137,6 +137,28 @@ def test_a_sum_of_two_dtypes_is_the_wider_one():
     assert torch.allclose(y, F.rms_norm(x + residual, (24,), weight, 1e-5), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_the_default_eps_is_torchs_for_every_backend(dtypes):
+    x, residual = (torch.randn(6, 16, device=DEVICE).mul(1e-2).to(dtype) for dtype in dtypes)
+    s = x + residual
+    expected = F.rms_norm(s, (16,)).float()
+    for backend in ("triton", "torch"):
+        y, _ = kernels.rms_norm(x, residual=residual, backend=backend)
+        assert y.dtype == s.dtype and (y.float() - expected).abs().max() < 0.02
+    assert (
+        kernels.RMSNorm(16, backend="triton").to(DEVICE, dtypes[0])(x).float() - F.rms_norm(x, (16,))
+    ).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_weights_of_another_dtype_are_taken_as_they_are(backend):
+    x, weight = torch.randn(3, 8, device=DEVICE), torch.randn(8, device=DEVICE, dtype=torch.bfloat16)
+    residual = torch.randn(3, 8, device=DEVICE, dtype=torch.bfloat16)
+    y, s = kernels.layer_norm(x, weight, weight, residual=residual, backend=backend)
+    assert y.dtype == s.dtype == torch.float32
+    assert torch.allclose(y, F.layer_norm(x + residual, (8,), weight.float(), weight.float()), atol=1e-5)
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
 @pytest.mark.parametrize("rms", [False, True])
 def test_gradients_are_derivatives(rms):
