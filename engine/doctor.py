@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+import kernels
 from data.errors import run_command
 from data.sources import cache_folder
 from engine import runtime
@@ -42,6 +43,10 @@ def choices() -> Iterator[tuple[str, str, str]]:
     yield "--dtype", str(dtype).removeprefix("torch."), why
     compile_, why = runtime.choose_compile("auto", device)
     yield "--compile", "on" if compile_ else "off", why
+    reason = kernels.why_not(device)
+    for flag in ("--attention", "--norm-kernel"):
+        why = f"the Triton kernels cannot run: {reason}" if reason else "Triton was not yet measured to win"
+        yield flag, "torch", why
 
 
 def advice() -> list[str]:

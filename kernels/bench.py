@@ -244,6 +244,7 @@ def write(rows: list[Row], about: str, path: Path) -> None:
             axes.plot(shapes, [points.get(shape) for shape in shapes], "o-", label=who)
         axes.set_title(f"{operation}, {direction}")
         axes.set_ylabel(unit)
+        axes.set_ylim(bottom=0)
         axes.tick_params("x", rotation=30, labelsize=7)
         axes.legend(fontsize=7)
     figure.suptitle(about)
@@ -264,7 +265,9 @@ def main() -> int:
         print(f"nothing to measure: {reason}", file=sys.stderr)
         return 2
     import triton
+    from torch._functorch import config
 
+    config.donated_buffer = False  # a backward is timed again and again over one forward
     name = torch.cuda.get_device_name() if device == "cuda" else "the interpreter"
     about = f"{time.strftime('%Y-%m-%d')}, {name}, torch {torch.__version__}, triton {triton.__version__}"
     ceilings = ceilings_of(device, args.smoke)
