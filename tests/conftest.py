@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -77,6 +78,9 @@ def _child(script: str, args: list[str], streams: list[Path], env: dict[str, str
         sys.stdin = os.fdopen(0, "r", closefd=False)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
         os.environ.update(env)
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # as at a terminal, even where the tests run under nohup
         sys.argv = [script, *args]
         try:
             if script.startswith("-m "):

@@ -1,5 +1,6 @@
 """The kernels as operators of torch: registration, compiling, autocast, checkpointing, DDP, dispatch and bad input."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -205,7 +206,7 @@ def test_two_ranks_of_ddp_have_the_gradients_of_one(tmp_path):
     ranks = [
         subprocess.Popen(
             [sys.executable, tmp_path / "rank.py", str(rank), tmp_path / "store"], cwd=ROOT, text=True,
-            env=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]  # fmt: skip
