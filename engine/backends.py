@@ -14,7 +14,9 @@ def check_backends(config: Config, device: torch.device) -> None:
         if getattr(config, name) != "triton":
             continue
         if reason := kernels.why_not(device):
-            raise UserError(f"{flag(name)} triton: the Triton kernels cannot run here: {reason} ({flag(name)} torch)")
+            raise UserError(
+                f"{flag(name)} triton: the Triton kernels cannot run here: {reason}; use {flag(name)} torch"
+            )
     if config.model == "transformer" and config.attention == "triton":
         head_size = config.n_embd // config.n_head
         if head_size > kernels.MAX_HEAD_SIZE:

@@ -76,7 +76,7 @@ def _norm(target: str) -> Iterator[Case]:
 
     from kernels.norm_triton import ONE_TILE, tiles
 
-    widths = (64, 384, 768, 1024, 2048, 4096, ONE_TILE, 65536)
+    widths = (*(2**i for i in range(ONE_TILE.bit_length())), 65536)  # a tile for each, and walked
     for width, rms, dtype in itertools.product(widths, (False, True), (torch.bfloat16, torch.float32)):
         for kernel in ("forward", "backward") if width <= ONE_TILE else ("forward", "wide_rows", "wide_weights"):
             rows, block_c, num_warps = tiles(kernel, width, target)
@@ -94,7 +94,7 @@ def _cross_entropy(target: str) -> Iterator[Case]:
     from kernels.cross_entropy_triton import tiles
 
     for kernel, vocabulary, dtype in itertools.product(
-        ("loss", "gradient"), (65, 1024, 50257), (torch.bfloat16, torch.float32)
+        ("loss", "gradient"), (*(2**i for i in range(13)), 50257), (torch.bfloat16, torch.float32)
     ):
         rows, block_v, num_warps = tiles(vocabulary, target)
         settings = {"ROWS": rows, "BLOCK_V": block_v, "SMOOTH": True, "ACC": tl.float32, "num_warps": num_warps}

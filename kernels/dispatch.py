@@ -31,14 +31,14 @@ def why_not(device: torch.device | str) -> str | None:
     """Why the Triton kernels cannot run on tensors of `device`, and the way out; None when they can."""
     device = torch.device(device)
     if not HAS_TRITON:
-        return "triton is not installed (pip install triton; Linux only); use the torch backend"
+        return "triton is not installed (pip install triton; Linux only)"
     if interpreting():
         return None
     if device.type != "cuda":
-        return f"they need a GPU, not {device.type} (TRITON_INTERPRET=1 runs them on the CPU, slowly); use torch"
+        return f"they need a GPU, not {device.type} (TRITON_INTERPRET=1 runs them on the CPU, slowly)"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         major, minor = torch.cuda.get_device_capability(device)
-        return f"they need compute capability 8.0, and this GPU has {major}.{minor}; use the torch backend"
+        return f"they need compute capability 8.0, and this GPU has {major}.{minor}"
     return None
 
 
@@ -50,7 +50,7 @@ def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
         raise ValueError(f"backend is {backend!r}; it may be {', '.join(BACKENDS)}")
     if backend == "triton":
         if reason := why_not(device):
-            raise RuntimeError(f"the Triton kernels cannot run here: {reason}")
+            raise RuntimeError(f"the Triton kernels cannot run here: {reason}; use backend='torch'")
         return True
     return backend == "auto" and wins and not interpreting() and why_not(device) is None
 
