@@ -1,6 +1,7 @@
 """Running a peer's own, unmodified program beside ours. Where it lies: `--makemore DIR`, `--nanogpt DIR` (a
 checkout each)."""
 
+import itertools
 import json
 import re
 import statistics
@@ -25,13 +26,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def ours(*flags: str) -> dict:
-    """Run our train.py with these flags in a throw-away directory; its summary."""
+    """Run our train.py with these flags in a throw-away directory; its summary, and as "step_ms" the median over the
+    evaluations of the milliseconds that a step before it took, the first steps (warm-up) left out as with the peers."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", f"{folder}/run"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-        return json.loads(Path(folder, "run", "summary.json").read_text())
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        spans = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
+        return summary | {"step_ms": 1000 * statistics.median(spans[len(spans) // 5 :])}
 
 
 def makemore(checkout: Path, names: Path, *flags: str) -> str:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Attention
+from nanogpt.packing import Packing
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
 
 
 class CausalSelfAttention(nn.Module):
     """x (B, T, C), the rotation of its positions (RoPE) and the cached keys and values (B, n_kv_head, past, head size)
-    -> (B, T, C) and all keys and values."""
+    -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded."""
 
     def __init__(
         self,
@@ -38,12 +39,17 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: tuple[Tensor, Tensor] | None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        B, T, C = x.shape
         widths = [self.n_head * self.head_size] + 2 * [self.n_kv_head * self.head_size]
+        qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))
+        B, T, _ = qkv.shape
         q, k, v = (
-            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(widths, 2)
+            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in qkv.split(widths, 2)
         )  # (B, n_head or n_kv_head, T, hs)
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
@@ -53,7 +59,8 @@ class CausalSelfAttention(nn.Module):
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         cache = (k, v)
         y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same place
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C))), cache
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
+        return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), cache
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from makemore.base import LanguageModel, Output, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
+from nanogpt.packing import Packing, leave_padding_out
 
 
 class MLP(nn.Module):
@@ -41,7 +42,7 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). The last sum is left to the next norm, which adds in passing: in
-    go x (B, T, C) and what is still to be added to it (None at first), and so they come out."""
+    go x (B, T, C) and what is still to be added to it (None at first), and so they come out; (N, C) when packed."""
 
     def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
         super().__init__()
@@ -54,9 +55,10 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         cache: tuple[Tensor, Tensor] | None,
         valid: Tensor | None,
+        packing: Packing | None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         normed, x = (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
-        y, cache = self.attn(normed, rotation, cache)
+        y, cache = self.attn(normed, rotation, cache, packing)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
 
@@ -129,15 +131,19 @@ class Transformer(LanguageModel):
             x = x + self.wpe(position)
         elif self.positions == "sinusoidal":
             x = x + sinusoids(position, self.n_embd).type_as(x)
+        packing = self._packing(valid)
+        if packing is not None:
+            x, valid = packing.pack(x), packing.pack(valid)
         x = self.drop(x)
         turned = rotation(position, self.head_size) if self.positions == "rope" else None
         after = self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            x, y, (k, v) = block(x, y, turned, cache, valid)
+            x, y, (k, v) = block(x, y, turned, cache, valid, packing)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
-        return self.ln_f(y, valid, residual=x)[0], after
+        x = self.ln_f(y, valid, residual=x)[0]
+        return x if packing is None else packing.unpack(x), after
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, *self.head_weights())
@@ -164,6 +170,13 @@ class Transformer(LanguageModel):
             return 0
         dropped = self.context - self.context // 2
         return dropped * (1 + (position - self.context) // dropped)
+
+    def _packing(self, valid: Tensor | None) -> Packing | None:
+        """In training on CPU; on a GPU the number of positions would have to come back first, and a compiler would meet
+        a new size in every batch."""
+        if valid is None or not self.training or valid.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return leave_padding_out(valid)
 
     def _length(self, state: State | None) -> int:
         if state is None:

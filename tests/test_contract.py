@@ -18,6 +18,7 @@ from engine.registry import build_model, family
 from kernels import cross_entropy_op
 from makemore import base
 from makemore.layers import ACTIVATIONS, make_norm
+from nanogpt.model import Transformer
 
 FIXED = settings(max_examples=8, deadline=None, derandomize=True)
 VOCAB, CONTEXT, B = 13, 12, 3
@@ -262,6 +263,24 @@ def test_padding_changes_neither_loss_nor_gradients_nor_statistics(name):
         out.nll_sum.backward()
         found.append((out.nll_sum.detach(), *gradients(again), *again.state_dict().values()))
     assert all(close(a, b) for a, b in zip(*found, strict=True))
+
+
+@every_transformer
+def test_a_transformer_trains_on_rows_of_any_lengths_with_holes_as_if_it_computed_padding_too(name, monkeypatch):
+    T = longest(build(name))
+    tokens, targets = some_tokens(T), some_tokens(T, seed=1)
+    targets[0, 1:-1] = targets[1, T // 2 :] = targets[2, 1:] = IGNORE  # a hole is read, an end is padding
+    found, rows = [], []
+    for packs in (True, False):
+        if not packs:
+            monkeypatch.setattr(Transformer, "_packing", lambda self, valid: None)
+        model = build(name).train()
+        model.h[0].mlp.register_forward_hook(lambda module, given, result: rows.append(given[0][..., 0].numel()))
+        out = model(tokens, targets, want_logits=False)
+        out.nll_sum.backward()
+        found.append((out.nll_sum.detach(), *gradients(model), *model.state_dict().values()))
+    assert all(close(packed, padded) for packed, padded in zip(*found, strict=True))
+    assert rows == [T + T // 2 + 1 if T > 1 else 2, B * T]
 
 
 def test_batch_norm_statistics_are_those_of_the_valid_positions():

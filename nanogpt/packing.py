@@ -1,0 +1,35 @@
+"""Padding left out: the positions of a padded batch that matter, packed into one row after the other.
+
+Only attention looks across positions; everything else of a block works on (N, C), N of the B * T positions. At
+makemore's sizes two fifths of a batch of names are padding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """Between (B, T, ...) and the (N, ...) positions of it that are kept."""
+
+    index: Tensor  # (N,) int64, ascending, into B * T
+    shape: tuple[int, int]  # B, T
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...)."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (B, T, ...), zero where there was padding."""
+        B, T = self.shape
+        return x.new_zeros(B * T, *x.shape[1:]).index_copy(0, self.index, x).view(B, T, *x.shape[1:])
+
+
+def leave_padding_out(valid: Tensor) -> Packing | None:
+    """The packing of a batch with these valid targets (B, T), or None where it has no padding.
+
+    Padding is what follows a row's last valid target; what is not predicted before it is still read."""
+    kept = valid.flip(1).cumsum(1).flip(1).flatten() > 0
+    index = torch.nonzero(kept)[:, 0]
+    return None if len(index) == len(kept) else Packing(index, (valid.shape[0], valid.shape[1]))
