@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.store import Split
-from data.tokenizers import BOS, PAD, UNK
+from data.tokenizers import Special
 
 IGNORE = -1  # a target that counts for nothing: padding, an unknown character
 EVAL_TOKENS_A_BATCH = 8192
@@ -87,7 +87,7 @@ class StreamLoader(Loader):
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
         check_context(split, context)
-        self.tokens, self.context = split.tokens, context
+        self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
@@ -96,7 +96,7 @@ class StreamLoader(Loader):
         return phase + self.context * rng.permutation((len(self.tokens) - 1 - phase) // self.context)
 
     def _batch(self, items: np.ndarray) -> Batch:
-        return _windows(self.tokens.array(), items, self._offsets)
+        return _windows(self.tokens.array(), items, self._offsets, self.special.unk)
 
 
 class LaneLoader(Loader):
@@ -106,7 +106,7 @@ class LaneLoader(Loader):
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
         check_context(split, context)
-        self.tokens, self.context = split.tokens, context
+        self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
         self._lanes = batch_size * world
         self._windows = (len(self.tokens) - 1) // (self._lanes * context)
@@ -128,7 +128,7 @@ class LaneLoader(Loader):
         return super().next()._replace(fresh=fresh)
 
     def _batch(self, items: np.ndarray) -> Batch:
-        return _windows(self.tokens.array(), items, self._offsets)
+        return _windows(self.tokens.array(), items, self._offsets, self.special.unk)
 
 
 class LineLoader(Loader):
@@ -136,14 +136,14 @@ class LineLoader(Loader):
 
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
-        self.tokens, self.pieces = split.tokens, cut_lines(split.offsets, context)
+        self.tokens, self.special, self.pieces = split.tokens, split.special, cut_lines(split.offsets, context)
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         # Not by length: batches of short lines would weigh their tokens more (docs/log.md has the figures).
         return rng.permutation(len(self.pieces.start))
 
     def _batch(self, items: np.ndarray) -> Batch:
-        return _rows(self.tokens.array(), self.pieces, items)
+        return _rows(self.tokens.array(), self.pieces, items, self.special)
 
 
 class Pieces(NamedTuple):
@@ -189,7 +189,7 @@ def counting_arrays(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if split.offsets is None:
         return ids[:-1], ids[1:], np.arange(len(ids) - 1)
     position = np.arange(len(ids)) - np.repeat(split.offsets[:-1], np.diff(split.offsets))
-    return np.where(position == 0, BOS, np.roll(ids, 1)), ids, position
+    return np.where(position == 0, split.special.bos, np.roll(ids, 1)), ids, position
 
 
 def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) -> Callable[[], Iterator[Batch]]:
@@ -215,7 +215,8 @@ def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> 
     for group in np.split(np.arange(len(starts)), borders):
         for some in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
             width = int(ends[some[0]] - begins[some[0]])
-            yield _windows(split.tokens.array(), begins[some], np.arange(width + 1), unscored=int(shapes[some[0], 0]))
+            unscored = int(shapes[some[0], 0])
+            yield _windows(split.tokens.array(), begins[some], np.arange(width + 1), split.special.unk, unscored)
 
 
 def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
@@ -225,7 +226,7 @@ def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> It
     chosen = chosen[np.argsort((pieces.end - pieces.begin)[chosen], kind="stable")]
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.begin).max()))
     for some in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
-        yield _rows(split.tokens.array(), pieces, some)
+        yield _rows(split.tokens.array(), pieces, some, split.special)
 
 
 def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
@@ -234,26 +235,26 @@ def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
     return items[np.linspace(0, len(items) - 1, max(1, count)).astype(np.int64)]
 
 
-def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, unscored: int = 0) -> Batch:
+def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, unk: int, unscored: int = 0) -> Batch:
     """Windows of ids at `starts`; the first `unscored` targets of each do not count."""
     window = torch.from_numpy(ids[starts[:, None] + offsets].astype(np.int64))  # (B, T + 1)
-    return _batch(window[:, :-1], window[:, 1:].clone(), unscored)
+    return _batch(window[:, :-1], window[:, 1:].clone(), unk, unscored)
 
 
-def _batch(tokens: Tensor, targets: Tensor, unscored: int = 0) -> Batch:
-    targets[targets == UNK] = IGNORE
+def _batch(tokens: Tensor, targets: Tensor, unk: int, unscored: int = 0) -> Batch:
+    targets[targets == unk] = IGNORE
     targets[:, :unscored] = IGNORE
     return Batch(tokens, targets, int((targets != IGNORE).sum()))
 
 
-def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray) -> Batch:
+def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray, special: Special) -> Batch:
     begin, start, end = (part[items][:, None] for part in (pieces.begin, pieces.start, pieces.end))
     at = begin + np.arange(int((end - begin).max()))  # (B, T) positions of the targets
     inside = at < end
-    targets = np.where(inside, ids[np.minimum(at, len(ids) - 1)], PAD).astype(np.int64)
+    targets = np.where(inside, ids[np.minimum(at, len(ids) - 1)], special.pad).astype(np.int64)
     tokens = np.roll(targets, 1, axis=1)
     first = begin[:, 0]
-    tokens[:, 0] = np.where(first == pieces.row[items], BOS, ids[np.maximum(first - 1, 0)])
+    tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids[np.maximum(first - 1, 0)])
     targets[~inside | (at < start)] = IGNORE
-    # A padded input is PAD by the roll, but for the <eos> that lands on the first padded place: nothing reads it.
-    return _batch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    # A padded input is `<pad>` by the roll, but for the <eos> that lands on the first padded place: nothing reads it.
+    return _batch(torch.from_numpy(tokens), torch.from_numpy(targets), special.unk)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.tokenizers import N_SPECIALS, NEVER_PREDICTED, UNK, Decoder, Tokenizer
+from data.tokenizers import N_SPECIALS, Decoder, Tokenizer
 
 N_BYTES = 256
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -24,10 +24,11 @@ MAX_TOKENS = 1 << 20
 
 
 class BPETokenizer(Tokenizer):
-    """One token a frequent run of bytes: `tokens[rank]` are its bytes, and its id is N_SPECIALS + rank. No character is
+    """One token a frequent run of bytes: `tokens[rank]` are its bytes, and its id is first_id + rank. No character is
     ever unknown."""
 
     name = "bpe"
+    first_id = N_SPECIALS
 
     def __init__(self, tokens: list[bytes], pattern: str = GPT2_PATTERN):
         import tiktoken
@@ -43,16 +44,18 @@ class BPETokenizer(Tokenizer):
         if not text.isascii():  # a lone surrogate, from a shell argument, becomes U+FFFD
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         ranks = self._encoding.encode_to_numpy(text, disallowed_special=())
-        return (ranks + N_SPECIALS).astype(self.dtype)
+        return (ranks + self.first_id).astype(self.dtype)
 
     def decoder(self) -> Decoder:
-        return _BPEDecoder(self.tokens)
+        return _BPEDecoder(self.tokens, self.first_id, self.special.unk)
 
     def characters(self) -> np.ndarray:
         counts = np.ones(self.vocab_size, np.int64)
-        counts[list(NEVER_PREDICTED)] = 0
+        counts[self.special.never_predicted] = 0
         # A continuation byte belongs to a character begun before.
-        counts[N_SPECIALS:] = [sum(byte & 0xC0 != 0x80 for byte in token) for token in self.tokens]
+        counts[self.first_id : self.first_id + len(self.tokens)] = [
+            sum(byte & 0xC0 != 0x80 for byte in token) for token in self.tokens
+        ]
         return counts
 
     def to_json(self) -> dict[str, Any]:
@@ -73,15 +76,16 @@ class BPETokenizer(Tokenizer):
 
 
 class _BPEDecoder(Decoder):
-    def __init__(self, tokens: list[bytes]):
-        self._tokens, self._utf8 = tokens, codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, tokens: list[bytes], first_id: int, unk: int):
+        self._tokens, self._first_id, self._unk = tokens, first_id, unk
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, ids: Iterable[int]) -> str:
         pieces = []
         for i in ids:
-            if i >= N_SPECIALS:
-                pieces.append(self._utf8.decode(self._tokens[i - N_SPECIALS]))
-            elif i == UNK:
+            if 0 <= i - self._first_id < len(self._tokens):
+                pieces.append(self._utf8.decode(self._tokens[i - self._first_id]))
+            elif i == self._unk:
                 pieces.append(self.flush() + "\ufffd")
         return "".join(pieces)
 

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data import reading, vocabulary
-from data.bpe import whole_words
+from data.bpe import BPETokenizer, whole_words
 from data.errors import UserError
-from data.tokenizers import EOS, UNK, Tokenizer
+from data.tokenizers import Tokenizer
 
 SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 
@@ -96,7 +96,7 @@ class Builder:
     def _start(self, tokenizer: Tokenizer, seen: np.ndarray) -> str:
         """What an empty prompt begins with: a line end where the model knows it, else some character that it knows."""
         for character in ("\n", *map(chr, seen)):
-            if (tokenizer.encode(character, "mask") != UNK).all():
+            if (tokenizer.encode(character, "mask") != tokenizer.special.unk).all():
                 return character
         return ""
 
@@ -118,7 +118,7 @@ class Builder:
             for text in range(len(self.files)):
                 for line, held_out in zip(reading.read_lines(self._chunks(text)), is_val[text], strict=True):
                     side = "val" if held_out else "train"
-                    row = np.append(self._encode(tokenizer, line, side), tokenizer.dtype(EOS))
+                    row = np.append(self._encode(tokenizer, line, side), tokenizer.dtype(tokenizer.special.eos))
                     out[side].write(row.tobytes())
                     counts[side] += len(row)
                     offsets[side].append(counts[side])
@@ -148,7 +148,7 @@ class Builder:
 
     def _words(self, tokenizer: Tokenizer, text: int) -> Iterator[str]:
         """The chunks of a text; where tokens are words, none ends inside of one."""
-        return whole_words(self._chunks(text)) if tokenizer.name == "bpe" else self._chunks(text)
+        return whole_words(self._chunks(text)) if isinstance(tokenizer, BPETokenizer) else self._chunks(text)
 
     def _training_text(self, border: int) -> Iterator[str]:
         """The characters before `border`."""
@@ -170,7 +170,7 @@ class Builder:
         ids = tokenizer.encode(text, "mask")
         self.characters[side] += len(text)
         if tokenizer.name == "char":
-            for position in np.flatnonzero(ids == UNK):
+            for position in np.flatnonzero(ids == tokenizer.special.unk):
                 self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
         return ids
 

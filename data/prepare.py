@@ -34,8 +34,9 @@ def prepare(
 ) -> store.Store:
     """The store of a text, from the cache or made now.
 
-    `kind` 'stream' or 'lines' (None: as the source says); `tokenizer` 'char', 'byte' or 'bpe:N'; `vocabulary` takes an
-    existing tokenizer instead of making one (a trained model's); `val_fraction` 1 makes all of it validation text.
+    `kind` 'stream' or 'lines' (None: as the source says); `tokenizer` 'char', 'byte', 'bpe:N' or 'gpt2'; `vocabulary`
+    takes an existing tokenizer instead of making one (a trained model's); `val_fraction` 1 makes all of it validation
+    text.
     Raises UserError for whatever is wrong with the text."""
     check_name(tokenizer)
     reading.check_encoding(encoding)
@@ -119,7 +120,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="a data set by name, a text file, a folder, or -")
     parser.add_argument("--val-data", help="the validation text (default: a tenth of --data)")
     parser.add_argument("--kind", choices=KINDS, help="default: as the source says, else stream")
-    parser.add_argument("--tokenizer", default="char", help="char, byte or bpe:N")
+    parser.add_argument("--tokenizer", default="char", help="char, byte, bpe:N or gpt2")
     parser.add_argument("--encoding", default="utf-8")
     made = prepare(**vars(parser.parse_args()))
     read_notes(made.meta["notes"])

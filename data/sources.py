@@ -85,7 +85,7 @@ def resolve(data: str) -> Text:
     if data == "names":
         return Text("names", (Path(__file__).parent / "names.txt",), "lines")
     if data in REMOTES:
-        return Text(data, (_remote_file(data, REMOTES[data]),), KINDS[data])
+        return Text(data, (remote_file(data, REMOTES[data]),), KINDS[data])
     if data == "stdlib":
         return Text(data, _standard_library(), "stream")
     if data == "-":
@@ -141,13 +141,16 @@ def _spool_standard_input() -> Path:
     return Path(spool.name)
 
 
-def _remote_file(name: str, remote: Remote) -> Path:
-    """A checked local copy: from `$CHARLM_DATA`, from the cache, or downloaded now."""
+def remote_file(name: str, remote: Remote, elsewhere: Path | None = None) -> Path:
+    """A checked local copy: from `$CHARLM_DATA`, from `elsewhere`, from the cache, or downloaded now."""
     given = os.environ.get("CHARLM_DATA")
     if given and (Path(given) / remote.file).is_file():
         path = Path(given) / remote.file
         _check(path, remote)
         return path
+    if elsewhere:
+        _check(elsewhere, remote)
+        return elsewhere
     path = cache_folder() / "downloads" / f"{name}.txt"
     if not path.is_file():
         _download(name, remote, path)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.tokenizers import Tokenizer
+from data.tokenizers import Special, Tokenizer
 from data.vocabulary import from_json
 
 FORMAT = 1
@@ -62,6 +62,7 @@ class Split:
 
     tokens: TokenFile
     offsets: np.ndarray | None
+    special: Special = Special()
 
 
 @dataclass
@@ -100,8 +101,8 @@ def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokeni
         raise ValueError(f"{name}.bin holds {len(tokens)} ids, not {meta['tokens'][name]}")
     tokens.check(tokenizer.vocab_size)
     if meta["kind"] == "stream":
-        return Split(tokens, None)
+        return Split(tokens, None, tokenizer.special)
     offsets = TokenFile(folder / f"{name}.offsets.bin", np.uint64).array()
     if not len(offsets) or int(offsets[-1]) != len(tokens) or np.any(offsets[1:] <= offsets[:-1]):
         raise ValueError(f"{name}.offsets.bin does not fit {name}.bin")
-    return Split(tokens, offsets.astype(np.int64))
+    return Split(tokens, offsets.astype(np.int64), tokenizer.special)

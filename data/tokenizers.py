@@ -6,16 +6,34 @@ special: only the loaders put `<bos>` and `<eos>` in.
 
 import codecs
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import UserError
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
-PAD, BOS, EOS, UNK, USER, ASSISTANT = range(6)
 N_SPECIALS = len(SPECIALS)
-NEVER_PREDICTED = (PAD, BOS, UNK, USER, ASSISTANT)
+
+
+class Special(NamedTuple):
+    """Ids of the six specials: 0..5, but in GPT-2's vocabulary."""
+
+    pad: int = 0
+    bos: int = 1
+    eos: int = 2
+    unk: int = 3
+    user: int = 4
+    assistant: int = 5
+
+    @property
+    def never_predicted(self) -> list[int]:
+        """All but `<eos>`."""
+        return [i for i in self if i != self.eos]
+
+
+PAD, BOS, EOS, UNK, USER, ASSISTANT = Special()
+NEVER_PREDICTED = Special().never_predicted
 _CODE_POINTS = 0x110000
 
 
@@ -24,11 +42,12 @@ class Tokenizer:
 
     name: str
     vocab_size: int
+    special = Special()
 
     @property
     def specials(self) -> dict[str, int]:
         """Id of each special, by its name."""
-        return {name: i for i, name in enumerate(SPECIALS)}
+        return dict(zip(SPECIALS, self.special, strict=True))
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -108,7 +127,7 @@ class CharTokenizer(Tokenizer):
 
     def characters(self) -> np.ndarray:
         counts = np.ones(self.vocab_size, np.int64)
-        counts[list(NEVER_PREDICTED)] = 0
+        counts[NEVER_PREDICTED] = 0
         return counts
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +149,7 @@ class ByteTokenizer(Tokenizer):
 
     def characters(self) -> np.ndarray:
         counts = np.ones(self.vocab_size, np.int64)
-        counts[list(NEVER_PREDICTED)] = 0
+        counts[NEVER_PREDICTED] = 0
         counts[N_SPECIALS + 0x80 : N_SPECIALS + 0xC0] = 0  # continuation bytes belong to a character begun before
         return counts
 

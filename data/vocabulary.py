@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
-from data import bpe
+from data import bpe, gpt2
 from data.errors import UserError, nearest
 from data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
-NAMES = ("char", "byte", "bpe:N")
+NAMES = ("char", "byte", "gpt2", "bpe:N")
 
 
 def check_name(name: str) -> None:
     """Raise UserError unless `name` is a tokenizer that can be made here."""
-    if name not in NAMES[:2] and bpe.size_of(name) is None:
+    if name not in NAMES[:3] and bpe.size_of(name) is None:
         raise UserError(f"unknown tokenizer '{name}'; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
 
 
@@ -25,6 +25,8 @@ def make(name: str, alphabet: str, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer `name` for a training text: its distinct characters, and where `reads_words` the text in pieces."""
     if size := bpe.size_of(name):
         return bpe.learn(texts, size)
+    if name == "gpt2":
+        return gpt2.load()
     return ByteTokenizer() if name == "byte" else CharTokenizer(alphabet)
 
 
@@ -35,6 +37,6 @@ def from_json(stored: Any) -> Tokenizer:
         return ByteTokenizer()
     if kind == "char" and isinstance(stored.get("characters"), str):
         return CharTokenizer(stored["characters"])
-    if kind == "bpe":
-        return bpe.BPETokenizer.from_json(stored)
+    if kind in ("bpe", "gpt2"):
+        return {"bpe": bpe.BPETokenizer, "gpt2": gpt2.GPT2Tokenizer}[kind].from_json(stored)
     raise UserError(f"not a tokenizer of this project (type {kind!r})")

@@ -27,7 +27,7 @@ class Config:
     kind: Literal["stream", "lines"] | None = None
     """Read the text as one stream or as lines (default: as the data set says; a file is a stream)."""
     tokenizer: str = "char"
-    """char (Unicode characters), byte (UTF-8), or bpe:N (byte-level BPE trained on the text, N tokens)."""
+    """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
     preset: str | None = None

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from data.tokenizers import EOS
 from engine.evaluate import Evaluation
 from makemore.base import LanguageModel, State
 
@@ -49,6 +48,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     never: list[int],
+    eos: int,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, (B,), up to `max_new_tokens` times; a row that has drawn `<eos>` draws
@@ -63,8 +63,8 @@ def generate(
         logits = out.logits[:, -1].double()
         logits[:, never] = -math.inf
         token = draw(logits, sampling, generator, seen)
-        token = torch.where(ended, EOS, token)
-        ended = ended | (token == EOS)
+        token = torch.where(ended, eos, token)
+        ended = ended | (token == eos)
         yield token
         if n + 1 == max_new_tokens or bool(ended.all()):
             return

@@ -3,10 +3,11 @@
 import inspect
 
 from data.errors import UserError
+from data.tokenizers import Special
 from engine import runtime
 from engine.checks import flag
 from engine.config import Config
-from makemore.base import LanguageModel
+from makemore.base import OURS, LanguageModel
 from makemore.bigram import Bigram, CountedBigram
 from makemore.cnn import CNN
 from makemore.mlp import MLP
@@ -37,7 +38,7 @@ def flags_of(cls: type) -> set[str]:
     for parent in cls.__mro__:
         if "__init__" in vars(parent):
             parameters = inspect.signature(parent.__init__).parameters.values()
-            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "special"}
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
     return found
@@ -59,13 +60,14 @@ def refuse_foreign_flags(config: Config, given: set[str]) -> None:
         raise UserError(f"--carry-state means nothing to --model {config.model}; it is for rnn, lstm and gru")
 
 
-def build_model(config: Config, vocab_size: int) -> LanguageModel:
-    """A freshly initialised model. Raises UserError for sizes and options that do not go together."""
+def build_model(config: Config, vocab_size: int, special: Special = OURS) -> LanguageModel:
+    """A freshly initialised model for a vocabulary of this size, its specials being `special`. Raises UserError for
+    sizes and options that do not go together."""
     cls = family(config)
     if config.activation == "swiglu" and config.model != "transformer":
         raise UserError(f"--activation swiglu is the Transformer's; --model {config.model} has the others")
     try:
-        return cls(vocab_size, **{name: getattr(config, name) for name in flags_of(cls)})
+        return cls(vocab_size, special=special, **{name: getattr(config, name) for name in flags_of(cls)})
     except ValueError as error:
         raise UserError(str(error)) from error
     except (MemoryError, RuntimeError) as error:

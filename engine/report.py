@@ -69,7 +69,7 @@ def samples(run: Run, store: Store) -> str:
     if not run.is_lines:
         return run.generate(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)[0].strip("\n")
     drawn = torch.stack(list(run.stream(num=N_LINES, seed=SAMPLE_SEED)), 1).tolist()
-    rows = [until_end(row) for row in drawn]
+    rows = [until_end(row, run.tokenizer.special.eos) for row in drawn]
     known = {"in train": _found(rows, store.train, store), "in val": _found(rows, store.val, store)}
     lines = []
     for i, row in enumerate(rows):

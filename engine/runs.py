@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from data.tokenizers import BOS, EOS, NEVER_PREDICTED, Decoder, Tokenizer
+from data.tokenizers import Tokenizer
 from engine import checkpoint
 from engine.backends import check_backends
 from engine.config import Config
@@ -60,12 +60,13 @@ class Run:
     @property
     def never(self) -> list[int]:
         """Ids that are not drawn: all specials but `<eos>`, and that too where training had no ends."""
-        return [*NEVER_PREDICTED] + ([] if self.is_lines else [EOS])
+        special = self.tokenizer.special
+        return special.never_predicted + ([] if self.is_lines else [special.eos])
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
         """Ids of a prompt: after `<bos>` for lines; an empty one of a stream is the run's start text."""
         if self.is_lines:
-            return [BOS, *self.tokenizer.encode(prompt, unknown).tolist()]
+            return [self.tokenizer.special.bos, *self.tokenizer.encode(prompt, unknown).tolist()]
         return self.tokenizer.encode(prompt, unknown).tolist() or self.tokenizer.encode(self.start).tolist()
 
     def stream(
@@ -78,12 +79,13 @@ class Run:
         generator = torch.Generator(self.device)
         generator.seed() if seed is None else generator.manual_seed(seed)
         length = max_new_tokens or (self.config.context if self.is_lines else 500)
-        return generate(self.model, ids, length, sampling or Sampling(), self.never, generator)
+        eos = self.tokenizer.special.eos
+        return generate(self.model, ids, length, sampling or Sampling(), self.never, eos, generator)
 
     def generate(self, prompt: str = "", num: int = 1, *, stop: str | None = None, **options) -> list[str]:
         """`num` texts that go on after `prompt`, the prompt included, each up to where `stop` would begin.
         Options as of `stream`."""
-        writers = [_Writer(self.tokenizer.decoder(), stop) for _ in range(num)]
+        writers = [_Writer(self.tokenizer, stop) for _ in range(num)]
         texts = [prompt] * num
         for token in self.stream(prompt, num, **options):
             for n, id_ in enumerate(token.tolist()):
@@ -94,7 +96,7 @@ class Run:
 
     def pieces(self, prompt: str = "", *, stop: str | None = None, **options) -> Iterator[str]:
         """One text after `prompt`, piece by piece as it becomes certain: never half a character, nothing of `stop`."""
-        writer = _Writer(self.tokenizer.decoder(), stop)
+        writer = _Writer(self.tokenizer, stop)
         for token in self.stream(prompt, **options):
             yield writer.write(int(token))
             if writer.ended:
@@ -112,8 +114,9 @@ class Run:
         return total
 
     def _score(self, ids: list[int]) -> Evaluation:
-        before = BOS if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
-        tokens = torch.tensor([before, *ids] + [EOS] * self.is_lines, device=self.device)
+        special = self.tokenizer.special
+        before = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
+        tokens = torch.tensor([before, *ids] + [special.eos] * self.is_lines, device=self.device)
         characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
         return score(self.model, tokens[:-1], tokens[1:], characters)
 
@@ -121,13 +124,14 @@ class Run:
 class _Writer:
     """Turns drawn ids into the text that may be shown so far: what could still become the stop text is held back."""
 
-    def __init__(self, decoder: Decoder, stop: str | None):
-        self.decoder, self.stop, self.ended, self._held = decoder, stop, False, ""
+    def __init__(self, tokenizer: Tokenizer, stop: str | None):
+        self.decoder, self.eos = tokenizer.decoder(), tokenizer.special.eos
+        self.stop, self.ended, self._held = stop, False, ""
 
     def write(self, id_: int) -> str:
         if self.ended:
             return ""
-        if id_ == EOS:
+        if id_ == self.eos:
             return self.end()
         return self._show(self.decoder.feed([id_]))
 
@@ -151,9 +155,9 @@ class _Writer:
         return text[: len(text) - keep]
 
 
-def until_end(row: list[int]) -> list[int]:
+def until_end(row: list[int], eos: int) -> list[int]:
     """The ids before the first `<eos>`."""
-    return row[: row.index(EOS)] if EOS in row else row
+    return row[: row.index(eos)] if eos in row else row
 
 
 def load_run(
@@ -173,7 +177,7 @@ def load_run(
         )
     chosen, _ = choose_device(device)
     check_backends(config, chosen)
-    model = build_model(config, tokenizer.vocab_size)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
     try:
         about = load_weights(model, folder / which)
     except UserError as error:

@@ -46,7 +46,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     )  # fmt: skip
     config = with_context(config, store)
     torch.manual_seed(config.seed)
-    model = build_model(config, store.tokenizer.vocab_size)
+    model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     if parent:
         model.load_state_dict(parent.model.state_dict())
     loader = None if is_counted(config) else make_loader(config, store)
@@ -78,7 +78,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     if store.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocab_size)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
     check_log(config.log)
     metrics = Metrics(path, config.log, flags.stored(config))
     if is_counted(config):

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches import IGNORE
-from data.tokenizers import NEVER_PREDICTED
+from data.tokenizers import Special
 from kernels import linear_cross_entropy
 
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
 
+OURS = Special()  # where the vocabularies made here have their specials
 SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
 IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
 
@@ -39,9 +40,9 @@ class LanguageModel(nn.Module):
     context: int | None = None
     history: int = 0
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0):
+    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
         super().__init__()
-        self.vocab_size, self.label_smoothing = vocab_size, label_smoothing
+        self.vocab_size, self.label_smoothing, self.special = vocab_size, label_smoothing, special
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         """Features of each position, (B, T, C), and the state after the last. `valid` (B, T) marks the positions
@@ -111,14 +112,14 @@ class LanguageModel(nn.Module):
         return self.label_smoothing if self.training else 0.0
 
 
-def make_head(width: int, vocab_size: int, bias: bool = True) -> nn.Linear:
+def make_head(width: int, vocab_size: int, special: Special, bias: bool = True) -> nn.Linear:
     """The last layer. With a bias, the specials that never are targets start out improbable, so that the first steps
     are not spent on learning that."""
     head = nn.Linear(width, vocab_size, bias)
     if bias:
         with torch.no_grad():
             head.bias.zero_()
-            head.bias[list(NEVER_PREDICTED)] = IMPROBABLE
+            head.bias[special.never_predicted] = IMPROBABLE
     return head
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.tokenizers import NEVER_PREDICTED
-from makemore.base import IMPROBABLE, LanguageModel, State
+from data.tokenizers import Special
+from makemore.base import IMPROBABLE, OURS, LanguageModel, State
 
 SMOOTHING = 0.1
 IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted
@@ -18,12 +18,12 @@ IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predi
 class Bigram(LanguageModel):
     """tokens (B, T) -> logits (B, T, V), each from the row of its own token."""
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0):
-        super().__init__(vocab_size, label_smoothing=label_smoothing)
+    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
+        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.table = nn.Embedding(vocab_size, vocab_size)
         with torch.no_grad():
             self.table.weight.zero_()
-            self.table.weight[:, list(NEVER_PREDICTED)] = IMPROBABLE
+            self.table.weight[:, special.never_predicted] = IMPROBABLE
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         return self.table(tokens), {}
@@ -35,8 +35,8 @@ class Bigram(LanguageModel):
 class CountedBigram(Bigram):
     """The same table, fitted by counting. `n_counts` is how many different pairs were seen."""
 
-    def __init__(self, vocab_size: int):
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, *, special: Special = OURS):
+        super().__init__(vocab_size, special=special)
         self.register_buffer("pairs", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -48,7 +48,7 @@ class CountedBigram(Bigram):
         v = self.vocab_size
         counts = np.bincount(inputs.astype(np.int64) * v + targets, minlength=v * v).reshape(v, v)
         smoothed = counts + SMOOTHING
-        smoothed[:, list(NEVER_PREDICTED)] = 0
+        smoothed[:, self.special.never_predicted] = 0
         with np.errstate(divide="ignore"):
             table = np.log(smoothed / smoothed.sum(1, keepdims=True))
         self.table.weight.data.copy_(torch.from_numpy(np.maximum(table, IMPOSSIBLE)))

@@ -8,7 +8,8 @@ state is, for each layer, its last `dilation` inputs.
 import torch
 from torch import Tensor, nn
 
-from makemore.base import LanguageModel, State, make_head
+from data.tokenizers import Special
+from makemore.base import OURS, LanguageModel, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 
 MAX_DILATION = 512  # as in the paper: after it the doubling starts again at 1
@@ -53,8 +54,9 @@ class CNN(LanguageModel):
         weight_init: str,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
+        special: Special = OURS,
     ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.wte = nn.Embedding(vocab_size, n_embd)
         period = MAX_DILATION.bit_length()
         self.layers = nn.ModuleList(
@@ -62,7 +64,7 @@ class CNN(LanguageModel):
         )
         self.mix = nn.Linear(n_embd, n_embd)
         self.norm = make_norm(norm, n_embd, backend=norm_kernel)
-        self.lm_head = make_head(n_embd, vocab_size)
+        self.lm_head = make_head(n_embd, vocab_size, special)
         initialise(self, weight_init, activation)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:

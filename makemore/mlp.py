@@ -7,8 +7,8 @@ Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JML
 import torch
 from torch import Tensor, nn
 
-from data.tokenizers import PAD
-from makemore.base import LanguageModel, State, make_head
+from data.tokenizers import Special
+from makemore.base import OURS, LanguageModel, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 
 
@@ -30,8 +30,9 @@ class MLP(LanguageModel):
         weight_init: str,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
+        special: Special = OURS,
     ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.order, self.activation = order, ACTIVATIONS[activation]
         self.wte = nn.Embedding(vocab_size, n_embd)
         widths = [order * n_embd] + [n_hidden] * n_layer
@@ -40,12 +41,12 @@ class MLP(LanguageModel):
         )
         self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
-        self.lm_head = make_head(n_hidden, vocab_size)
+        self.lm_head = make_head(n_hidden, vocab_size, special)
         initialise(self, weight_init, activation)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         B, T = tokens.shape
-        before = tokens.new_full((B, self.order - 1), PAD) if state is None else state["tokens"]
+        before = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
         tokens = torch.cat([before, tokens], 1)  # (B, order - 1 + T)
         vectors = self.wte(tokens)
         x = torch.cat([vectors[:, i : i + T] for i in range(self.order)], -1)  # (B, T, order * n_embd)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from data.batches import IGNORE
-from data.tokenizers import BOS, NEVER_PREDICTED
-from makemore.base import LanguageModel, Output, State
+from data.tokenizers import Special
+from makemore.base import OURS, LanguageModel, Output, State
 
 MAX_ORDER = 8  # what choosing the order goes up to
 FLOOR = 1e-20  # probability of what cannot come: logits stay finite
@@ -35,13 +35,15 @@ class Level:
     continuations: np.ndarray  # (grams,) after how many different tokens further back
 
 
-def backwards(inputs: np.ndarray, position: np.ndarray, k: int) -> np.ndarray:
+def backwards(inputs: np.ndarray, position: np.ndarray, k: int, bos: int = OURS.bos) -> np.ndarray:
     """The token k >= 1 places before each target, (N,): `inputs` (N,) holds those one place before; before a row, where
     `position` (N,) counts from 0, stands `<bos>` as often as needed."""
-    return np.where(position >= k - 1, np.roll(inputs, k - 1), BOS).astype(np.int64)
+    return np.where(position >= k - 1, np.roll(inputs, k - 1), bos).astype(np.int64)
 
 
-def count(inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, order: int, vocab_size: int) -> list[Level]:
+def count(
+    inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, order: int, vocab_size: int, bos: int = OURS.bos
+) -> list[Level]:
     """Count every n-gram up to `order` that ends in one of `targets` (N,)."""
     targets = targets.astype(np.int64)
     context = np.zeros(len(targets), np.int64)
@@ -76,11 +78,11 @@ class NGram(LanguageModel):
     Tables of context length k, as buffers: `contexts_k`, `grams_k` (the sorted keys of Level), `share_k` (each gram's
     discounted share of its context), `freed_k` (each context's mass for the shorter one)."""
 
-    def __init__(self, vocab_size: int, *, order: int | None):
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, *, order: int | None, special: Special = OURS):
+        super().__init__(vocab_size, special=special)
         self.order = order
         self.register_buffer("base", torch.zeros(vocab_size))
-        self._predictable = [i for i in range(vocab_size) if i not in NEVER_PREDICTED]
+        self._predictable = [i for i in range(vocab_size) if i not in special.never_predicted]
         self.base[self._predictable] = 1 / len(self._predictable)
 
     @property
@@ -97,7 +99,7 @@ class NGram(LanguageModel):
         choose it first: count nine tenths, take the order under which the last tenth is likeliest, count everything."""
         if self.order is None:
             self.order = self._choose_order(inputs, targets, position)
-        self._smooth(count(inputs, targets, position, self.order, self.vocab_size))
+        self._smooth(count(inputs, targets, position, self.order, self.vocab_size, self.special.bos))
 
     def _choose_order(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> int:
         rows = np.flatnonzero(position == 0)
@@ -106,7 +108,7 @@ class NGram(LanguageModel):
             return 1
         if len(rows) > 1:  # whole lines only
             cut = int(rows[np.searchsorted(rows, cut, "right") - 1]) or int(rows[1])
-        levels = count(inputs[:cut], targets[:cut], position[:cut], MAX_ORDER, self.vocab_size)
+        levels = count(inputs[:cut], targets[:cut], position[:cut], MAX_ORDER, self.vocab_size, self.special.bos)
         held_out = torch.from_numpy(targets[cut:].astype(np.int64))
         backs = [torch.from_numpy(backwards(inputs, position, k)[cut:]) for k in range(1, MAX_ORDER)]
         losses = {}
@@ -150,7 +152,7 @@ class NGram(LanguageModel):
         """As the base class says. The loss alone needs no distribution over the vocabulary, so it looks up only the
         targets' own counts."""
         T = tokens.shape[1]
-        before = tokens.new_full((len(tokens), self.history), BOS) if state is None else state["tokens"]
+        before = tokens.new_full((len(tokens), self.history), self.special.bos) if state is None else state["tokens"]
         read = torch.cat([before, tokens], 1)  # (B, history + T)
         after = {"tokens": read[:, T:]}
         backs = [

@@ -7,7 +7,8 @@ vector(s); it may be carried over consecutive stream batches for truncated backp
 
 from torch import Tensor, nn
 
-from makemore.base import LanguageModel, State, make_head
+from data.tokenizers import Special
+from makemore.base import OURS, LanguageModel, State, make_head
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.layers import initialise, make_norm
 
@@ -31,15 +32,16 @@ class Recurrent(LanguageModel):
         weight_init: str,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
+        special: Special = OURS,
     ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.n_hidden, self.written = n_hidden, cells == "written"
         self.wte = nn.Embedding(vocab_size, n_embd)
         widths = [n_embd] + [n_hidden] * (n_layer - 1)
         self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
         self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
-        self.lm_head = make_head(n_hidden, vocab_size)
+        self.lm_head = make_head(n_hidden, vocab_size, special)
         initialise(self, weight_init, self.activation)
 
     def make_layer(self, n_input: int) -> nn.Module:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from makemore.base import LanguageModel, Output, State, make_head
+from data.tokenizers import Special
+from makemore.base import OURS, LanguageModel, Output, State, make_head
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
 from nanogpt.packing import Packing, leave_padding_out
@@ -91,8 +92,9 @@ class Transformer(LanguageModel):
         label_smoothing: float = 0.0,
         attention: str = "auto",
         norm_kernel: str = "auto",
+        special: Special = OURS,
     ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing)
+        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         n_kv_head = n_kv_head or n_head
         if n_embd % n_head:
             raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
@@ -117,7 +119,7 @@ class Transformer(LanguageModel):
             for _ in range(n_layer)
         )
         self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
-        self.lm_head = None if tie_head else make_head(n_embd, vocab_size, bias)
+        self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
         self._initialise(weight_init, activation)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:

@@ -1,0 +1,63 @@
+"""GPT-2's own tokenizer: its 50,257 ids stay as they are, and five of our specials come after them.
+
+Radford et al. 2019. Made from `vocab.bpe`, the list of merges that OpenAI published; its end-of-text is our `<eos>`.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from data.bpe import BPETokenizer
+from data.errors import UserError
+from data.sources import Remote, remote_file
+from data.tokenizers import Special
+
+MERGES = Remote(
+    "vocab.bpe",
+    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+    456_318,
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)
+N_TOKENS = 50_256
+VOCAB_SIZE = N_TOKENS + 1  # GPT-2's; ours has the five appended specials besides
+
+
+class GPT2Tokenizer(BPETokenizer):
+    """`bpe` with GPT-2's merges and ids."""
+
+    name = "gpt2"
+    first_id = 0
+    special = Special(eos=N_TOKENS, pad=N_TOKENS + 1, bos=N_TOKENS + 2, unk=N_TOKENS + 3, user=N_TOKENS + 4,
+                      assistant=N_TOKENS + 5)  # fmt: skip
+
+    def __init__(self, tokens: list[bytes], *pattern: str):
+        if len(tokens) != N_TOKENS:
+            raise UserError(f"not GPT-2's tokenizer: {len(tokens)} tokens instead of {N_TOKENS}")
+        super().__init__(tokens, *pattern)
+
+
+def load() -> GPT2Tokenizer:
+    """GPT-2's tokenizer, from `$CHARLM_DATA`, tiktoken's cache, this project's cache or, once, a download."""
+    path = remote_file("gpt2-merges", MERGES, _tiktokens_copy())
+    return GPT2Tokenizer(read_merges(path.read_text("utf-8")))
+
+
+def read_merges(text: str) -> list[bytes]:
+    """The bytes of every token, by rank: the 256 bytes in GPT-2's order, then one token a line of `vocab.bpe`."""
+    # There a byte is written as a printable character: most as themselves, the others from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    merges = [line.split() for line in text.split("\n")[1:] if line]
+    return [bytes([byte]) for byte in (*printable, *others)] + [
+        bytes(byte_of[character] for character in left + right) for left, right in merges
+    ]
+
+
+def _tiktokens_copy() -> Path | None:
+    """Where tiktoken keeps the file, if it has ever downloaded it: under the SHA-1 of its address."""
+    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    folder = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    path = Path(folder or Path(tempfile.gettempdir(), "data-gym-cache")) / hashlib.sha1(MERGES.url.encode()).hexdigest()
+    return path if path.is_file() else None
