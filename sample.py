@@ -17,7 +17,7 @@ class Options:
     """Sample from a run of train.py, or score a text with it. Needs the run directory alone, never the data set."""
 
     run: tyro.conf.Positional[str]
-    """The run directory."""
+    """The run directory, or gpt2:PATH."""
     prompt: str | None = None
     """Text to go on from; @FILE reads it from a file. Without it: <bos> for lines, the start text for a stream."""
     num: int | None = None

@@ -37,9 +37,10 @@ class GPT2Tokenizer(BPETokenizer):
         super().__init__(tokens, *pattern)
 
 
-def load() -> GPT2Tokenizer:
-    """GPT-2's tokenizer, from `$CHARLM_DATA`, tiktoken's cache, this project's cache or, once, a download."""
-    path = remote_file("gpt2-merges", MERGES, _tiktokens_copy())
+def load(merges: Path | None = None) -> GPT2Tokenizer:
+    """GPT-2's tokenizer: from `merges` where there is such a file, else from `$CHARLM_DATA`, tiktoken's cache, this
+    project's cache or, once, a download."""
+    path = merges if merges and merges.is_file() else remote_file("gpt2-merges", MERGES, _tiktokens_copy())
     return GPT2Tokenizer(read_merges(path.read_text("utf-8")))
 
 
@@ -50,9 +51,11 @@ def read_merges(text: str) -> list[bytes]:
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
     merges = [line.split() for line in text.split("\n")[1:] if line]
-    return [bytes([byte]) for byte in (*printable, *others)] + [
-        bytes(byte_of[character] for character in left + right) for left, right in merges
-    ]
+    try:
+        merged = [bytes(byte_of[character] for character in left + right) for left, right in merges]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"not GPT-2's list of merges: two tokens a line are expected ({error})") from error
+    return [bytes([byte]) for byte in (*printable, *others)] + merged
 
 
 def _tiktokens_copy() -> Path | None:

@@ -7,9 +7,8 @@ import typing
 from typing import Any
 
 from data.errors import UserError, nearest
-from engine.config import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, Config
+from engine.config import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, USES_RUN, Config
 
-_TYPES = typing.get_type_hints(Config)
 _AT_LEAST_ONE = (
     "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "window", "steps", "batch_size",
     "grad_accum", "eval_interval", "eval_tokens", "patience",
@@ -42,10 +41,10 @@ def check_values(config: Config) -> None:
 
 def check_mode(config: Config, given: set[str]) -> None:
     """Raise UserError for flags that do not go together, or that the chosen mode has no use for."""
-    modes = [name for name in ("resume", "overwrite", "eval_only") if getattr(config, name)]
+    modes = [name for name in ("resume", "overwrite", "eval_only", "predict") if getattr(config, name, None)]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(map(flag, modes))} exclude each other")
-    if config.resume or config.eval_only:
+    if USES_RUN & set(modes):
         mode = flag(modes[0])
         if not config.out:
             raise UserError(f"{mode} needs --out, the run directory")
@@ -85,16 +84,17 @@ def refuse_contradictions(
         raise UserError(f"{doing} cannot change {listed}{way_out}")
 
 
-def check_stored(values: Any, where: str) -> dict[str, Any]:
-    """The settings that a JSON file holds. Raises UserError for unknown names and values of the wrong type."""
+def check_stored(values: Any, where: str, kind: type[Config] = Config) -> dict[str, Any]:
+    """The settings of `kind` that a JSON file holds. Raises UserError for unknown names and wrong types."""
     if not isinstance(values, dict):
         raise UserError(f"{where} holds no configuration")
-    fields = {field.name for field in dataclasses.fields(Config)}
+    fields = {field.name for field in dataclasses.fields(kind)}
+    types_of = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - fields):
         raise UserError(f"{where} has unknown settings: {', '.join(unknown)}.{nearest(unknown[0], fields)}")
     for name, value in values.items():
-        if not _fits(value, _TYPES[name]):
-            choices = typing.get_args(_TYPES[name]) if typing.get_origin(_TYPES[name]) is typing.Literal else ()
+        if not _fits(value, types_of[name]):
+            choices = typing.get_args(types_of[name]) if typing.get_origin(types_of[name]) is typing.Literal else ()
             hint = f"; there are: {', '.join(choices)}" if choices else ""
             raise UserError(f"{where} has {name} {value!r}, which cannot be{hint}")
     return values

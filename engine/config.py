@@ -139,7 +139,7 @@ class Config:
     checkpoint: Literal["best", "last"] | None = None
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
     init: str | None = None
-    """Start from the weights and the vocabulary of this run."""
+    """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
     config: str | None = None
     """Take defaults from this config.json."""
 
@@ -156,7 +156,9 @@ CHANGEABLE = {
 # Whose kernels run: a matter of the machine, not of the model.
 BACKENDS = ("attention", "norm_kernel")
 # Flags about this call, not about the run: never stored.
-CALL_ONLY = {"out", "resume", "overwrite", "eval_only", "checkpoint", "config", "preset"}
+CALL_ONLY = {"out", "resume", "overwrite", "eval_only", "predict", "checkpoint", "config", "preset"}
+# What is done with the run in --out, instead of making a new one.
+USES_RUN = {"resume", "eval_only", "predict"}
 # What a model that is fitted by counting has no use for.
 GRADIENT_ONLY = {
     "steps", "batch_size", "grad_accum", "carry_state", "optimizer", "lr", "muon_lr", "momentum", "beta1", "beta2",

@@ -10,19 +10,29 @@ from data.errors import UserError, nearest
 from data.sources import KINDS
 from engine import presets
 from engine.checks import check_mode, check_stored, check_values
-from engine.config import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, Config
+from engine.config import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, USES_RUN, Config
 from engine.folder import read_facts
+from nanogpt import pretrained
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
-
-def parse(argv: list[str]) -> tuple[Config, set[str]]:
+def parse(
+    argv: list[str], kind: type[Config] = Config, prog: str = "train.py", layer: presets.Defaults | None = None
+) -> tuple[Config, set[str]]:
     """The configuration that `argv` asks for and the names of the flags given. `--help` and unknown flags leave the
-    process (codes 0 and 2); every other mistake is a UserError."""
+    process (codes 0 and 2); every other mistake is a UserError.
+
+    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own, in `layer`."""
     import tyro
 
-    given = {name for name in map(_flag_name, argv) if name in _FIELDS}
-    config = tyro.cli(Config, args=argv, default=Config(**_defaults(argv, given)), prog="train.py")
+    names = {field.name for field in dataclasses.fields(kind)}
+    given = {name for word in argv if (name := _flag_name(word, names)) in names}
+    config = tyro.cli(
+        kind,
+        args=argv,
+        default=kind(**_defaults(argv, given, kind, layer)),
+        prog=prog,
+        config=(tyro.conf.SuppressFixed,),
+    )
     check_values(config)
     check_mode(config, given)
     return config, given
@@ -33,59 +43,62 @@ def stored(config: Config) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in CALL_ONLY}
 
 
-def config_of(folder: Path) -> Config:
+def config_of(folder: Path, kind: type[Config] = Config) -> Config:
     """The configuration of the run in `folder`."""
-    return Config(**run_settings(folder))
+    return kind(**run_settings(folder, kind))
 
 
-def run_settings(folder: Path) -> dict[str, Any]:
+def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
     """The settings of the run in `folder`. Raises UserError for what a run cannot have."""
     path = folder / "config.json"
-    settings = _stored_settings(read_facts(folder)["config"], str(path))
+    settings = _stored_settings(read_facts(folder)["config"], str(path), kind)
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
     return settings
 
 
-def _defaults(argv: list[str], given: set[str]) -> dict[str, Any]:
+def _defaults(argv: list[str], given: set[str], kind: type[Config], layer: presets.Defaults | None) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
-    if given & {"resume", "eval_only"}:
-        return run_settings(Path(out)) if (out := _peek(argv, "out")) else {}
-    file = _read_file(path) if (path := _peek(argv, "config")) else {}
-    if init := _peek(argv, "init"):
-        file |= {name: value for name, value in run_settings(Path(init)).items() if name in MODEL_FIELDS}
-    model = _one_of(_peek(argv, "model") or file.get("model", "transformer"), MODELS, "model")
-    data = _peek(argv, "data") or file.get("data", "names")
-    kind = _peek(argv, "kind") or file.get("kind") or KINDS.get(data, "stream")
+    if given & USES_RUN:
+        return run_settings(Path(out), kind) if (out := _peek(argv, "out")) else {}
+    file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
+    if (init := _peek(argv, "init")) not in (None, "scratch"):
+        folder = pretrained.folder_of(init)
+        parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
+        file |= {name: value for name, value in parent.items() if name in MODEL_FIELDS}
+    base = {"model": "transformer", "data": "names", "kind": None} | (layer or {}) | file
+    model = _one_of(_peek(argv, "model") or base["model"], MODELS, "model")
+    data = _peek(argv, "data") or base["data"]
+    text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
     optimizer = _one_of(
         _peek(argv, "optimizer") or file.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
     )
     _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
-    if kind == "stream":
+    if text == "stream":
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
-    layers.append(presets.OPTIMIZER[optimizer])
+    layers += [(layer or {}) | {"model": model}, presets.OPTIMIZER[optimizer]]
     if name := _peek(argv, "preset"):
         layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))
     return {name: value for layer in (*layers, file) for name, value in layer.items()}
 
 
-def _flag_name(word: str) -> str:
+def _flag_name(word: str, names: set[str]) -> str:
     """The field that a word of the command line sets: '--n-layer=3' and '--no-bias' give 'n_layer' and 'bias'."""
     if not word.startswith("--"):
         return ""
     name = word[2:].split("=")[0].replace("-", "_")
-    return name if name in _FIELDS else name.removeprefix("no_")
+    return name if name in names else name.removeprefix("no_")
 
 
 def _peek(argv: list[str], name: str) -> str | None:
     """The value of a flag before the real parsing: defaults depend on it."""
     found = None
     for word, following in itertools.zip_longest(argv, argv[1:]):
-        if _flag_name(word) == name:
+        if _flag_name(word, {name}) == name:
             found = word.split("=", 1)[1] if "=" in word else following
     return found
 
@@ -96,15 +109,15 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
     return value
 
 
-def _read_file(path: str) -> dict[str, Any]:
+def _read_file(path: str, kind: type[Config]) -> dict[str, Any]:
     try:
         read = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--config {path} is not JSON: {error}") from error
-    return _stored_settings(read.get("config", read) if isinstance(read, dict) else None, path)
+    return _stored_settings(read.get("config", read) if isinstance(read, dict) else None, path, kind)
 
 
-def _stored_settings(values: Any, where: str) -> dict[str, Any]:
-    return {name: value for name, value in check_stored(values, where).items() if name not in CALL_ONLY}
+def _stored_settings(values: Any, where: str, kind: type[Config]) -> dict[str, Any]:
+    return {name: value for name, value in check_stored(values, where, kind).items() if name not in CALL_ONLY}

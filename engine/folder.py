@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.store import Store
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
 
 RUNS = Path("runs")
 FORMAT = 1
 _OURS = (
-    "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "tensorboard",
-    "best", "best.new", "best.old", "last", "last.new", "last.old",
+    "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
+    "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
 )  # fmt: skip
 
 
-def create(out: str | None, overwrite: bool, config: dict[str, Any], store: Store) -> Path:
-    """Make the directory of a new run and write down what it is. Never replaces a run unless told to."""
-    folder = Path(out) if out else _next_free(config["model"], store.meta["name"])
+def create(
+    out: str | None, overwrite: bool, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], **task: Any
+) -> Path:
+    """Make the directory of a new run and write down what it is. Never replaces a run unless told to.
+
+    `data` tells the text: its key, name, folder in the cache and start text; `task` what a fine-tuned run is for."""
+    folder = Path(out) if out else _next_free("-".join([*task, config["model"], data["name"]]))
     try:
         occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         if occupied and not overwrite:
@@ -40,10 +43,9 @@ def create(out: str | None, overwrite: bool, config: dict[str, Any], store: Stor
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
-    data = {"key": store.key, "folder": store.folder.name, "name": store.meta["name"], "start": store.meta["start"]}
-    facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": store.tokenizer.vocab_size}
+    facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": tokenizer.vocab_size, **task}
     try:
-        replace_file(folder / "tokenizer.json", json.dumps(store.tokenizer.to_json()).encode())
+        replace_file(folder / "tokenizer.json", json.dumps(tokenizer.to_json()).encode())
         write_facts(folder, facts)
     except OSError:  # a full disk: leave nothing half made
         _clear(folder)
@@ -93,15 +95,15 @@ def sample_command(folder: Path) -> str:
     return f"python sample.py {shlex.quote(str(folder))}"
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, program: str = "train.py") -> str:
     """The command that goes on with this run."""
-    return f"python train.py --resume --out {shlex.quote(str(folder))}"
+    return f"python {program} --resume --out {shlex.quote(str(folder))}"
 
 
-def _next_free(model: str, data: str) -> Path:
-    name = "".join(c if c.isalnum() or c in "._" else "-" for c in data)
+def _next_free(what: str) -> Path:
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in what)
     n = 1
-    while (folder := RUNS / f"{model}-{name}-{n}").exists():
+    while (folder := RUNS / f"{name}-{n}").exists():
         n += 1
     return folder
 

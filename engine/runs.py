@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from data import gpt2
 from data.errors import UserError
 from data.tokenizers import Tokenizer
 from engine import checkpoint
@@ -21,17 +22,27 @@ from engine.generate import Sampling, generate, score
 from engine.registry import build_model
 from engine.runtime import choose_device
 from makemore.base import LanguageModel
+from nanogpt import pretrained
 
 
-def load_weights(model: LanguageModel, folder: Path) -> dict[str, Any]:
+def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Load checkpoint `folder` into `model` and return its facts. Raises UserError when the two do not fit."""
     tensors, facts = checkpoint.load(folder, ("model",))
     fit_weights(model, tensors["model"], folder)
     return facts
 
 
-def fit_weights(model: LanguageModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """Put `weights` into `model`; UserError naming `folder` when they are another model's."""
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of `model`: all but the parameters that training leaves alone (those are in `base/`)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Put `weights`, read from checkpoint `folder` of a run, and those of the run's `base/` into `model`; UserError
+    naming `folder` when they are another model's."""
+    if checkpoint.find(folder.parent / "base"):
+        weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -160,15 +171,47 @@ def until_end(row: list[int], eos: int) -> list[int]:
     return row[: row.index(eos)] if eos in row else row
 
 
+def load_gpt2(
+    folder: Path, context: int | None, device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
+) -> Run:
+    """GPT-2 from a folder in the Hub's layout, its positions cropped to `context`; with the folder's own merges where
+    it has them. Raises UserError for weights that are not GPT-2's, or a context larger than theirs."""
+    settings = pretrained.read_settings(folder)
+    settings["context"] = context or settings["context"]
+    config = Config(**settings, attention=attention, norm_kernel=norm_kernel)
+    tokenizer = gpt2.load(folder / "merges.txt")
+    if pretrained.vocab_size(folder) != gpt2.VOCAB_SIZE:
+        raise UserError(f"{folder} has {pretrained.vocab_size(folder)} ids; GPT-2's vocabulary has {gpt2.VOCAB_SIZE}")
+    chosen, _ = choose_device(device)
+    check_backends(config, chosen)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    model.load_state_dict(pretrained.read_weights(folder, config.context))
+    facts = {"step": 0, "val_loss": None, "val_bits_per_char": None}
+    return Run(folder, model.to(chosen).eval(), tokenizer, config, "\n", facts, chosen)
+
+
+def load_parent(config: Config) -> Run:
+    """What `--init` names, on the CPU: a run, or GPT-2 with as much context as `config` has."""
+    if (weights := pretrained.folder_of(config.init)) is not None:
+        return load_gpt2(weights, config.context, "cpu")
+    return load_run(config.init, config.checkpoint or "best", "cpu")
+
+
 def load_run(
     folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:
     """Load a run for use: model in evaluation mode, tokenizer, configuration. `which` is 'best' or 'last'; device and
-    kernels are this machine's, not those of the run.
+    kernels are this machine's, not those of the run. 'gpt2:PATH' is GPT-2 itself, from a folder in the Hub's layout.
 
     Raises UserError naming the file that is missing, damaged or foreign."""
+    if (weights := pretrained.folder_of(str(folder))) is not None:
+        return load_gpt2(weights, None, device, attention, norm_kernel)
     folder = Path(folder)
     facts = read_facts(folder)
+    if "classify" in facts:
+        raise UserError(
+            f"{folder} labels texts and writes none: python -m finetune.classify --out {folder} --predict TEXT"
+        )
     config = dataclasses.replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size != facts["vocab_size"]:

@@ -18,7 +18,7 @@ from engine.eval_only import evaluate_run
 from engine.evaluate import evaluate
 from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, refuse_foreign_flags
-from engine.runs import Run, load_run, load_weights
+from engine.runs import Run, load_parent, load_weights
 from engine.texts import long_lines, make_loader, store_of_run, with_context
 from engine.trainer import Progress, Trainer
 from makemore.base import LanguageModel, count_parameters
@@ -50,7 +50,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     if parent:
         model.load_state_dict(parent.model.state_dict())
     loader = None if is_counted(config) else make_loader(config, store)
-    path = folder.create(config.out, config.overwrite, flags.stored(config), store)
+    path = folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store))
     metrics = Metrics(path, config.log, flags.stored(config))
     read_notes(store.meta["notes"] + long_lines(config, store))
     _introduce(config, store, model, device, path)
@@ -58,7 +58,7 @@ def start_run(config: Config, given: set[str]) -> Path:
         progress = _count(model, config, store, device, path, metrics)
     else:
         trainer = _trainer(model, loader, config, store, device, path, metrics)
-        _train(trainer)
+        train(trainer)
         progress = trainer.progress
     report.finish(model, progress, config, store, device, path, metrics)
     return path
@@ -87,21 +87,27 @@ def resume_run(config: Config, given: set[str]) -> Path:
         progress = _count(model, config, store, device, path, metrics)
     else:
         trainer = _trainer(model, make_loader(config, store), config, store, device, path, metrics)
-        _restore(trainer, path, config)
+        restore(trainer, path, config)
         folder.write_facts(path, facts | {"config": flags.stored(config)})
         _introduce(config, store, model, device, path)
-        _train(trainer)
+        train(trainer)
         progress = trainer.progress
     report.finish(model, progress, config, store, device, path, metrics)
     return path
 
 
-def _train(trainer: Trainer) -> None:
+def _told(store: Store) -> dict[str, str]:
+    return {"key": store.key, "folder": store.folder.name, "name": store.meta["name"], "start": store.meta["start"]}
+
+
+def train(trainer: Trainer, program: str = "train.py") -> None:
+    """Train to the end. A signal, a loss that diverges and memory that is out end in a message that says how to go on
+    (with `program`)."""
     try:
         trainer.train()
     except runtime.Interrupted:
         with contextlib.suppress(BrokenPipeError):  # the same Ctrl-C may have ended who reads this
-            command = folder.resume_command(trainer.folder)
+            command = folder.resume_command(trainer.folder, program)
             print(f"saved at step {trainer.progress.step}; go on with: {command}", flush=True)
         raise
     except (MemoryError, RuntimeError) as error:
@@ -112,7 +118,7 @@ def _train(trainer: Trainer) -> None:
         ) from error
 
 
-def _restore(trainer: Trainer, path: Path, config: Config) -> None:
+def restore(trainer: Trainer, path: Path, config: Config) -> None:
     """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only)."""
     if config.checkpoint == "best":
         facts = load_weights(trainer.model, path / "best")
@@ -182,7 +188,7 @@ def _count(
 
 
 def _parent(config: Config, given: set[str]) -> Run:
-    parent = load_run(config.init, config.checkpoint or "best", "cpu")
+    parent = load_parent(config)
     refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
     if is_counted(parent.config):
         raise UserError(f"{config.init} is a model that counts: there are no weights to start from")

@@ -20,7 +20,7 @@ from engine.config import Config
 from engine.evaluate import Evaluation, evaluate
 from engine.metrics import Metrics
 from engine.optimizers import make_optimizers
-from engine.runs import fit_weights
+from engine.runs import fit_weights, trained_weights
 from engine.schedules import lr_factor
 from makemore.base import LanguageModel, State
 
@@ -46,7 +46,9 @@ class Progress:
 
 
 class Trainer:
-    """Trains `model` on `loader`'s batches as `config` says, evaluates, saves into `folder`, and resumes exactly."""
+    """Trains `model` on `loader`'s batches as `config` says, evaluates, saves into `folder`, and resumes exactly.
+
+    `judge` measures whatever else is wanted at an evaluation, by names that go into `metrics.jsonl`."""
 
     def __init__(
         self,
@@ -58,9 +60,10 @@ class Trainer:
         folder: Path,
         device: torch.device,
         metrics: Metrics,
+        judge: Callable[[], dict[str, float]] = dict,
     ):
         self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
-        self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
+        self.config, self.folder, self.device, self.metrics, self.judge = config, folder, device, metrics, judge
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = make_optimizers(model, config)
         self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
@@ -189,6 +192,7 @@ class Trainer:
 
     def _report(self, found: Evaluation, is_best: bool) -> None:
         progress = self.progress
+        judged = self.judge()
         self.metrics.write(
             {
                 "step": progress.step,
@@ -198,12 +202,17 @@ class Trainer:
                 "lr": self._set_lr(),
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
+                **judged,
             }
         )
         train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
         mark = "  best" if is_best else ""
         with contextlib.suppress(BrokenPipeError):  # who read the output has left: train on
-            self.bar.write(f"step {progress.step:5d}  {train}val {found.loss:.4f}  {progress.seconds:6.1f} s{mark}")
+            self.bar.write(
+                f"step {progress.step:5d}  {train}val {found.loss:.4f}  "
+                + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in judged.items())
+                + f"{progress.seconds:6.1f} s{mark}"
+            )
 
     def _bar(self) -> tqdm:
         return tqdm(
@@ -217,11 +226,11 @@ class Trainer:
 
     def save_best(self, found: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}
-        checkpoint.save(self.folder / "best", {"model": self.model.state_dict()}, facts)
+        checkpoint.save(self.folder / "best", {"model": trained_weights(self.model)}, facts)
 
     def save_last(self) -> None:
         tensors, facts = self.state()
-        checkpoint.save(self.folder / "last", {"model": self.model.state_dict(), "trainer": tensors}, facts)
+        checkpoint.save(self.folder / "last", {"model": trained_weights(self.model), "trainer": tensors}, facts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load_state` needs besides the weights: tensors by name, and JSON."""

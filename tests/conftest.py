@@ -106,9 +106,12 @@ def process(tmp_path):
     started = []
 
     def start(script: str, *args, env: dict[str, str] | None = None) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / script), *map(str, args)]
+        program = script.split() if script.startswith("-m ") else [str(ROOT / script)]
+        command = [sys.executable, *program, *map(str, args)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | (env or {}), **pipe))
+        started.append(
+            subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}), **pipe)
+        )
         return started[-1]
 
     yield start

@@ -50,6 +50,7 @@ def texts(tmp_path):
     for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(prose, "utf-8")
+    (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
     return prose
 
@@ -67,7 +68,7 @@ def test_training_commands_run(cli, texts, command):
 def test_the_commands_that_go_on_with_a_run(cli, texts):
     run = "runs/transformer-poems-1"
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    rest = [c for c in COMMANDS if run in c]
+    rest = [c for c in COMMANDS if run in c and "finetune." not in c]
     assert len(rest) == 5
     for command in rest:
         _, script, *words = shlex.split(command)
@@ -84,7 +85,20 @@ def test_the_lines_of_python_run(cli, texts, tmp_path):
     assert ended.code == 0 and ended.out.count("The sea") >= 3, ended.err
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m")])
+def test_the_commands_that_classify(cli, texts):
+    assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
+    commands = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
+    assert len(commands) == 5
+    for command in commands:
+        words = shlex.split(command)[3:]
+        ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
+        assert ended.code == 0, (command, ended.err)
+
+
+MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c]
+
+
+@pytest.mark.parametrize("command", MODULES)
 def test_module_commands_start(cli, texts, command):
     _, _, module, *words = shlex.split(command)
     takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench")

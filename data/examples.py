@@ -1,0 +1,227 @@
+"""Labelled texts: reading them from a table, JSON or a folder, and splitting them so that no text is on two sides."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data import reading
+from data.errors import UserError, nearest
+from data.sources import resolve
+
+SIDES = ("train", "val", "test")
+BUNDLED = Path(__file__).parent / "surnames"
+
+
+class Example(NamedTuple):
+    """One text and its label. `where` is how a message calls it: its file and line."""
+
+    text: str
+    label: str
+    where: str
+
+
+class Columns(NamedTuple):
+    """Which column or key holds what; None: as found."""
+
+    text: str | None = None
+    label: str | None = None
+
+
+def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, list[Example]]:
+    """The short name of `data` and its examples. `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a
+    folder with one text file a class, an example a line.
+
+    Raises UserError naming file and line for whatever is missing or malformed."""
+    reading.check_encoding(encoding)
+    path = BUNDLED if data == "surnames" else resolve(data).folder or Path(data).expanduser()
+    if path.is_dir():
+        if given := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
+            raise UserError(f"{given[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
+        found = list(_folder(path, encoding))
+    else:
+        readers = {".tsv": _tsv, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}
+        if path.suffix.lower() not in readers:
+            raise UserError(
+                f"{data} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
+            )
+        found = list(readers[path.suffix.lower()](path, columns, encoding))
+    if not found:
+        raise UserError(f"{data} holds no examples")
+    for example in found:
+        if not example.text.strip() or not example.label.strip():
+            raise UserError(f"{example.where} has an empty {'label' if example.text.strip() else 'text'}")
+    return (data if data == "surnames" else path.resolve().stem), found
+
+
+def labels_of(examples: list[Example], name: str) -> list[str]:
+    """The labels in sorted order. Raises UserError when there is nothing to tell apart, or a class cannot be split."""
+    counts = Counter(example.label for example in examples)
+    if len(counts) < 2:
+        raise UserError(f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn")
+    if alone := [label for label, count in counts.items() if count == 1]:
+        raise UserError(
+            f"class '{alone[0]}' of {name} has a single example; a class needs one to learn from and one to test on"
+        )
+    return sorted(counts)
+
+
+def drop_duplicates(examples: list[Example]) -> list[Example]:
+    """The first of all examples with the same text and the same label."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for example in examples:
+        if (same := (normalised(example.text), example.label)) not in seen:
+            seen.add(same)
+            kept.append(example)
+    return kept
+
+
+def split_examples(examples: list[Example], seed: int, fractions: tuple[float, float] = (0.1, 0.1)) -> dict[str, list]:
+    """Train, validation and test, `fractions` of each class being the last two. All examples with one text, whatever
+    their labels, are on one side; which one follows from the text and `seed` alone, on every machine."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[normalised(example.text)].append(example)
+    of_class: dict[str, list[tuple[bytes, list[Example]]]] = defaultdict(list)
+    for text, group in groups.items():
+        key = hashlib.blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        of_class[min(example.label for example in group)].append((key, group))
+    sides: dict[str, list[Example]] = {side: [] for side in SIDES}
+    for label in sorted(of_class):
+        ordered = [group for _, group in sorted(of_class[label], key=lambda item: item[0])]
+        held_out = [round(fraction * len(ordered)) for fraction in fractions]
+        for n, group in enumerate(ordered):
+            side = "val" if n < held_out[0] else "test" if n < sum(held_out) else "train"
+            sides[side] += group
+    for side in ("val", "test"):  # so small that a tenth of every class rounds to nothing
+        if not sides[side]:
+            sides[side].append(sides["train"].pop())
+    return sides
+
+
+def normalised(text: str) -> str:
+    """What two texts have in common that count as the same: case and white space aside."""
+    return " ".join(text.casefold().split())
+
+
+def _folder(path: Path, encoding: str) -> Iterator[Example]:
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    if not files:
+        raise UserError(f"the folder {path} holds no files; it needs one text file a class")
+    for file in files:
+        for n, line in _numbered(file, encoding):
+            if line.strip():
+                yield Example(line.strip(), file.stem, f"{file} line {n}")
+
+
+def _tsv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
+    """Quotes are data, and only as many tabs separate as the first line has: the last column may hold more of them."""
+    lines = [(n, line) for n, line in _numbered(path, encoding) if line.strip()]
+    width = lines[0][1].count("\t") if lines else 0
+    yield from _table(path, ((n, line.split("\t", width)) for n, line in lines), columns)
+
+
+def _csv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
+    reader = csv.reader(io.StringIO(_whole(path, encoding), newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise UserError(f"{path} line {reader.line_num}: {error}") from error
+
+    yield from _table(path, rows(), columns)
+
+
+def _table(path: Path, rows: Iterable[tuple[int, list[str]]], columns: Columns) -> Iterator[Example]:
+    """Rows of a table. With a header the columns go by name ('text' and 'label' unless said otherwise), without one by
+    number from 1; of two unnamed columns the one with fewer distinct values is the label."""
+    rows = list(rows)
+    if not rows:
+        return
+    header = [name.strip() for name in rows[0][1]]
+    lower = [name.lower() for name in header]
+    named = [name for name in columns if name is not None and not name.isdigit()]
+    if named or {"text", "label"} <= set(lower):
+        rows = rows[1:]
+        places = [
+            lower.index(wanted.lower()) if wanted.lower() in lower else _no_column(path, wanted, header)
+            for wanted in (columns.text or "text", columns.label or "label")
+        ]
+    elif any(columns):
+        places = [int(number or 0) - 1 for number in columns]
+        if missing := [name for name, place in zip(Columns._fields, places, strict=True) if place < 0]:
+            raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
+        if max(places) >= len(header):
+            raise UserError(f"{path} has {len(header)} columns; there is no column {max(places) + 1}")
+    elif len(header) == 2:
+        distinct = [len({row[i] for _, row in rows if len(row) == 2}) for i in (0, 1)]
+        places = [0, 1] if distinct[1] < distinct[0] else [1, 0]
+    else:
+        raise UserError(
+            f"{path} line 1 names no columns 'text' and 'label' (it has: {', '.join(header)[:200]}); say which they "
+            "are with --text-column and --label-column, by name or by number"
+        )
+    for n, row in rows:
+        if len(row) <= max(places):
+            raise UserError(f"{path} line {n} has {len(row)} columns where {max(places) + 1} are needed")
+        yield Example(row[places[0]].strip(), row[places[1]].strip(), f"{path} line {n}")
+
+
+def _no_column(path: Path, wanted: str, header: list[str]) -> int:
+    raise UserError(f"{path} has no column '{wanted}'; it has: {', '.join(header)[:200]}.{nearest(wanted, header)}")
+
+
+def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
+    try:
+        read = json.loads(_whole(path, encoding))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(read, list):
+        raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
+    for n, item in enumerate(read, 1):
+        yield _item(item, columns, f"{path} example {n}")
+
+
+def _jsonl(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
+    for n, item in json_lines(path, encoding):
+        yield _item(item, columns, f"{path} line {n}")
+
+
+def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
+    """Each line's number and value. Raises UserError naming the line that is not JSON."""
+    for n, line in _numbered(path, encoding):
+        if line.strip():
+            try:
+                yield n, json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path} line {n} is not JSON: {error}") from error
+
+
+def _item(item: object, columns: Columns, where: str) -> Example:
+    if not isinstance(item, dict):
+        raise UserError(f"{where} is not an object with a text and a label")
+    found = []
+    for wanted in (columns.text or "text", columns.label or "label"):
+        if wanted not in item:
+            keys = list(map(str, item))
+            raise UserError(f"{where} has no key '{wanted}'; it has: {', '.join(keys)[:200]}.{nearest(wanted, keys)}")
+        if not isinstance(item[wanted], str | int | bool):
+            raise UserError(f"{where}: '{wanted}' is neither a text nor a number")
+        found.append(str(item[wanted]))
+    return Example(*found, where)
+
+
+def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    yield from enumerate(_whole(path, encoding).split("\n"), 1)
+
+
+def _whole(path: Path, encoding: str) -> str:
+    return "".join(reading.read_chunks([path], encoding))

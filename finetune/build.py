@@ -1,0 +1,51 @@
+"""From a configuration to a classifier: its head on a body, class weights, and which weights are trained."""
+
+import numpy as np
+import torch
+
+from data.errors import UserError
+from finetune.classifier import Classifier
+from finetune.lora import add_lora
+from finetune.options import ClassifyConfig, last_layers
+from makemore.base import LanguageModel
+
+
+def class_weights(how: str, labels: np.ndarray, n_classes: int) -> torch.Tensor:
+    """The weight of each class in the loss, (n_classes,): a power of how frequent it is in `labels` (examples,), with
+    mean 1 over those. `how` is 'none', 'sqrt' or 'balanced'."""
+    counts = np.maximum(np.bincount(labels, minlength=n_classes), 1)
+    weights = counts ** {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[how]
+    return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
+
+
+def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch.Tensor) -> Classifier:
+    """The classifier of `config` on `body`, with the weights that `--train` leaves alone frozen."""
+    if not config.lm_weight and getattr(body, "lm_head", None) is not None:
+        body.lm_head = None  # predicts no token any more
+    model = Classifier(
+        body, len(weights), pooling=config.pooling, ngrams=config.ngrams, dropout=config.dropout, class_weights=weights,
+        lm_weight=config.lm_weight, label_smoothing=config.label_smoothing,
+    )  # fmt: skip
+    if config.train == "lora":
+        if not add_lora(body, config.lora_rank, config.lora_alpha):
+            raise UserError(f"--train lora: a {config.model} has no linear layers to adapt; use all, head or last:N")
+    elif config.train != "all":
+        freeze_all_but(body, last_layers(config.train) or 0)
+    return model
+
+
+def freeze_all_but(body: LanguageModel, last: int) -> None:
+    """Freeze `body` up to its last `last` layers; what follows the layers is trained too where any layer is."""
+    body.requires_grad_(False)
+    if not last:
+        return
+    stacks = [module for module in body.children() if isinstance(module, torch.nn.ModuleList)]
+    depth = max(map(len, stacks), default=0)
+    if last > depth:
+        raise UserError(f"--train last:{last}, but the model has {depth} layer{'s' * (depth != 1)}")
+    for module in body.children():
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module[len(module) - last :]:
+                layer.requires_grad_(True)
+        elif not isinstance(module, torch.nn.Embedding):
+            module.requires_grad_(True)

@@ -1,0 +1,123 @@
+"""A language model with a classification head: what it read is pooled into one vector, and that into class logits.
+
+Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, also for the auxiliary language
+modelling loss; beside it a bag of n-grams (Joulin et al., "Bag of Tricks for Efficient Text Classification", 2016), as
+in Cheng et al., "Wide & Deep Learning", 2016. Padding is on the right and never seen: causal models need no mask.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batches import IGNORE
+from makemore.base import LanguageModel, Output, State
+
+POOLINGS = ("last", "mean", "max")
+BUCKETS = 1 << 16  # rows that n-grams are hashed into
+BAG_WIDTH = 64
+BAG_DROPOUT = 0.5  # of whole n-grams: less, and the bag learns the training texts by heart
+
+
+class Classifier(nn.Module):
+    """tokens (B, T) -> features of `body` (B, T, C) -> pooled (B, C), a bag of n-grams beside -> logits (B, n_classes).
+
+    `targets` (B, T) hold a row's label at its last real token, IGNORE elsewhere, so that a batch says its own lengths.
+    `class_weights` (n_classes,) multiply the loss of each class; `lm_weight` times the mean loss of predicting each
+    next token is added while training."""
+
+    def __init__(
+        self,
+        body: LanguageModel,
+        n_classes: int,
+        *,
+        pooling: str = "last",
+        ngrams: int = 0,
+        dropout: float = 0.0,
+        class_weights: Tensor | None = None,
+        lm_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.body, self.pooling, self.lm_weight, self.label_smoothing = body, pooling, lm_weight, label_smoothing
+        self.dropout = nn.Dropout(dropout)
+        self.bag = NGramBag(ngrams) if ngrams else None
+        self.head = nn.Linear(feature_width(body) + BAG_WIDTH * bool(ngrams), n_classes, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, state: State | None = None, *, want_logits: bool = True
+    ) -> Output:
+        """Logits (B, n_classes), and the summed loss over the rows that have a label. Of every row the target of its
+        last token has to be set, if only to 0."""
+        labelled = targets != IGNORE  # (B, T), one a row
+        read = labelled.flip(1).cumsum(1).flip(1) > 0  # (B, T) up to the last real token
+        hidden, state = self.body.hidden(tokens, None, read)
+        features = self.dropout(self._pool(hidden, labelled, read))
+        if self.bag is not None:
+            features = torch.cat([features, self.bag(tokens, read)], 1)
+        logits = self.head(features)  # (B, n_classes)
+        labels = targets.amax(1)  # IGNORE is less than any
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        nll_sum = F.cross_entropy(
+            precise,
+            labels,
+            None if self.class_weights is None else self.class_weights.type_as(precise),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+        )
+        if self.training and self.lm_weight:
+            nll_sum = nll_sum + self.lm_weight * self._language_loss(tokens, hidden, read, labelled)
+        return Output(logits if want_logits else None, nll_sum, labelled.sum(), state)
+
+    def _pool(self, hidden: Tensor, labelled: Tensor, read: Tensor) -> Tensor:
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden), device=hidden.device), labelled.int().argmax(1)]
+        if self.pooling == "max":
+            return hidden.masked_fill(~read[..., None], -torch.inf).amax(1)
+        return (hidden * read[..., None]).sum(1) / read.sum(1, keepdim=True)
+
+    def _language_loss(self, tokens: Tensor, hidden: Tensor, read: Tensor, labelled: Tensor) -> Tensor:
+        """The mean loss over next tokens, times the number of rows, as the class losses are a sum over rows."""
+        follows = read[:, 1:]
+        logits = self.body.head(hidden[:, :-1][follows])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        nll = F.cross_entropy(logits, tokens[:, 1:][follows], reduction="sum")
+        return nll * labelled.sum() / follows.sum().clamp_min(1)
+
+
+class NGramBag(nn.Module):
+    """tokens (B, T), of which those count where `read` (B, T) -> the embeddings of all their 1- to n-grams, summed, and
+    over the root of how many: (B, BAG_WIDTH). In training a random half of the n-grams is left out."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = n
+        self.table = nn.Embedding(BUCKETS, BAG_WIDTH)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, read: Tensor) -> Tensor:
+        T, hashed = tokens.shape[1], torch.zeros_like(tokens)
+        buckets, there = [], []
+        for n in range(min(self.n, T)):
+            # The n-gram that ends at each token grows by the token before it: a multiplicative hash, wrapping around.
+            hashed = hashed * 1_000_003 + F.pad(tokens, (n, 0))[:, :T] + 1
+            buckets.append(((hashed ^ (hashed >> 15)) * 2_654_435_761 + n) % BUCKETS)
+            there.append(F.pad(read[:, n:], (n, 0)) if n else read)
+        buckets, there = torch.cat(buckets, 1), torch.cat(there, 1)  # (B, n T)
+        weights = there.type_as(self.table.weight)
+        if self.training:
+            weights = F.dropout(weights, BAG_DROPOUT)
+        scale = there.sum(1, keepdim=True).type_as(weights).rsqrt()  # a text has at least one token
+        return F.embedding_bag(buckets, self.table.weight, per_sample_weights=weights * scale, mode="sum")
+
+
+def feature_width(model: LanguageModel) -> int:
+    """C of the features (B, T, C) that `model` makes."""
+    training = model.training
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    with torch.no_grad():
+        width = model.eval().hidden(token, None, None)[0].shape[-1]
+    model.train(training)
+    return width

@@ -1,0 +1,179 @@
+"""What `finetune.classify` does: from examples to a trained classifier and its report, and going on with one."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.errors import UserError
+from data.rows import Row, RowLoader, eval_rows
+from data.tokenizers import Tokenizer
+from data.vocabulary import check_name, make
+from engine import checkpoint, flags, folder, report, runtime, session
+from engine.backends import check_backends
+from engine.checks import refuse_contradictions
+from engine.config import MODEL_FIELDS
+from engine.metrics import Metrics, check_log
+from engine.registry import build_model, is_counted, refuse_foreign_flags
+from engine.runs import load_parent, load_weights, trained_weights
+from engine.trainer import Trainer
+from finetune import measure
+from finetune.build import build_classifier, class_weights
+from finetune.classifier import Classifier
+from finetune.labeller import probabilities, read_classifier_facts
+from finetune.options import MAY_CHANGE, ClassifyConfig
+from finetune.task import Task, encode_task, read_task
+from makemore.base import LanguageModel, count_parameters
+
+PROGRAM = "-m finetune.classify"
+LONGEST = 256  # tokens of a text that are read unless --context says otherwise
+
+
+def start_run(config: ClassifyConfig, given: set[str]) -> int:
+    """A new run, from examples to the report."""
+    refuse_foreign_flags(config, given)
+    check_log(config.log)
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    body, tokenizer = _parent(config, given) if config.init else (None, None)
+    task = read_task(config)
+    tokenizer = tokenizer or _tokenizer(config, task)
+    config = settled(config, task, tokenizer, body)
+    rows = encode_task(task, tokenizer, config)
+    torch.manual_seed(config.seed)
+    body = body or build_model(config, tokenizer.vocab_size, tokenizer.special)
+    model = build_classifier(config, body, _class_weights(config, task))
+    trainer = _trainer(model, rows, task, config, tokenizer, device, create(config, task, tokenizer))
+    if len(kept := trained_weights(model)) < len(model.state_dict()):
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+        checkpoint.save(trainer.folder / "base", {"model": frozen}, {})
+    return _finish(trainer, rows, task, config, tokenizer)
+
+
+def resume_run(config: ClassifyConfig, given: set[str]) -> int:
+    """Go on with the run in `--out`, exactly where its `last/` was saved."""
+    path = Path(config.out)
+    facts = read_classifier_facts(path)
+    refuse_contradictions(config, given, facts["config"], MAY_CHANGE, "--resume")
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    for name in ("base", "best", "last"):
+        checkpoint.settle(path / name)
+    tokenizer = folder.read_tokenizer(path)
+    task = read_task(config)
+    if task.key != facts["data"]["key"]:
+        raise UserError(f"the examples of {config.data} have changed since the run began; start a new run")
+    torch.manual_seed(config.seed)
+    body = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    model = build_classifier(config, body, _class_weights(config, task))
+    rows = encode_task(task, tokenizer, config)
+    trainer = _trainer(model, rows, task, config, tokenizer, device, path)
+    session.restore(trainer, path, config)
+    folder.write_facts(path, facts | {"config": flags.stored(config)})
+    return _finish(trainer, rows, task, config, tokenizer)
+
+
+def settled(config: ClassifyConfig, task: Task, tokenizer: Tokenizer, body: LanguageModel | None) -> ClassifyConfig:
+    """With the defaults that follow the data: n-grams where the model starts from nothing, and how many tokens of a
+    text are read, what was asked for or the longest training text, but never more than the model takes."""
+    if config.ngrams is None:
+        config = dataclasses.replace(config, ngrams=4 if body is None else 0)
+    if body is not None and body.context is not None:
+        return dataclasses.replace(config, context=body.context)
+    longest = max(len(tokenizer.encode(e.text, "mask")) for e in task.sides["train"]) + 1
+    asked = config.context if body is None else None
+    return dataclasses.replace(config, context=asked or min(longest, LONGEST))
+
+
+def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:
+    """The run directory, with all that labelling needs."""
+    data = {"key": task.key, "folder": "", "name": task.name, "start": ""}
+    return folder.create(
+        config.out, config.overwrite, flags.stored(config), tokenizer, data, classify={"labels": task.labels}
+    )
+
+
+def _parent(config: ClassifyConfig, given: set[str]) -> tuple[LanguageModel, Tokenizer]:
+    parent = load_parent(config)
+    refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
+    if is_counted(parent.config):
+        raise UserError(f"{config.init} is a model that counts: there are no weights to start from")
+    return parent.model, parent.tokenizer
+
+
+def _tokenizer(config: ClassifyConfig, task: Task) -> Tokenizer:
+    check_name(config.tokenizer)
+    texts = [e.text for e in task.sides["train"]]
+    return make(config.tokenizer, "".join(sorted(set().union(*texts))), (f"{text}\n" for text in texts))
+
+
+def _trainer(
+    model: Classifier,
+    rows: dict[str, list[Row]],
+    task: Task,
+    config: ClassifyConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    path: Path,
+) -> Trainer:
+    model.to(device)
+    if runtime.choose_compile(config.compile, device)[0]:
+        runtime.compile_or_warn(model)
+    pad, actual = tokenizer.special.pad, task.numbers("val")
+    loader = RowLoader(rows["train"], config.batch_size, config.seed, pad)
+    metrics = Metrics(path, config.log, flags.stored(config))
+
+    def judge() -> dict[str, float]:
+        predicted = probabilities(model, rows["val"], pad, device).argmax(1)
+        found = measure.measure(predicted, actual, task.labels)
+        return {"val_accuracy": found["accuracy"], "val_macro_f1": found["macro_f1"]}
+
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{config.model} ({trained:,} of {count_parameters(model):,} parameters trained) on {task.name}: "
+        f"{', '.join(f'{len(v):,} {k}' for k, v in task.sides.items())}, {len(task.labels)} classes\n"
+        f"on {device}, run directory {path}",
+        flush=True,
+    )
+    ones = np.ones(len(task.labels), np.int64)
+    return Trainer(model, loader, eval_rows(rows["val"], pad), ones, config, path, device, metrics, judge)
+
+
+def _finish(
+    trainer: Trainer, rows: dict[str, list[Row]], task: Task, config: ClassifyConfig, tokenizer: Tokenizer
+) -> int:
+    session.train(trainer, PROGRAM)
+    path, model, pad = trainer.folder, trainer.model, tokenizer.special.pad
+    load_weights(model, path / "best")
+    summary = report.describe(model, trainer.progress, config) | {"labels": task.labels}
+    for side in ("val", "test"):
+        predicted = probabilities(model, rows[side], pad, trainer.device).argmax(1)
+        summary[side] = measure.measure(predicted, task.numbers(side), task.labels)
+    summary["baselines"] = _baselines(task)
+    report.write_summary(path, summary)
+    report.draw_loss(trainer.metrics, path)
+    measure.draw_confusion(summary["test"], path / "confusion.png")
+    print(f"\n{measure.table(summary['test'])}\n")
+    for name, found in (*summary["baselines"].items(), ("this model", summary["test"])):
+        print(f"{name:18} accuracy {found['accuracy']:.4f}  macro-F1 {found['macro_f1']:.4f}")
+    print(
+        f"\non {len(rows['test']):,} test examples, best weights of step {summary['best_step']}; confusion matrix in "
+        f"{path / 'confusion.png'}\nlabel a text: python {PROGRAM} --out {path} --predict 'a text'"
+    )
+    return 0
+
+
+def _class_weights(config: ClassifyConfig, task: Task) -> torch.Tensor:
+    return class_weights(config.class_weights, task.numbers("train"), len(task.labels))
+
+
+def _baselines(task: Task) -> dict[str, dict[str, float]]:
+    train, actual, n = task.numbers("train"), task.numbers("test"), len(task.labels)
+    texts = {side: [e.text for e in examples] for side, examples in task.sides.items()}
+    guesses = {
+        "majority": measure.majority(train, actual, n),
+        "character n-grams": measure.ngram_baseline(texts["train"], train, texts["test"], n),
+    }
+    measured = {name: measure.measure(guess, actual, task.labels) for name, guess in guesses.items()}
+    return {name: {key: found[key] for key in ("accuracy", "macro_f1")} for name, found in measured.items()}

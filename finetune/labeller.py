@@ -1,0 +1,132 @@
+"""A trained classifier at work: loading it, labelling texts, measuring it on labelled ones."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.errors import UserError, warn
+from data.examples import Columns, read_examples
+from data.reading import read_chunks, read_lines
+from data.rows import Row, by_length, collate
+from data.tokenizers import Tokenizer
+from engine import flags, folder, runtime
+from engine.backends import check_backends
+from engine.registry import build_model
+from engine.runs import load_weights
+from finetune import measure
+from finetune.build import build_classifier
+from finetune.classifier import Classifier
+from finetune.options import USE_FLAGS, ClassifyConfig
+from finetune.task import UNKNOWN_ALLOWED, encode, read_task
+
+
+@dataclasses.dataclass
+class Labeller:
+    """A trained classifier in memory."""
+
+    model: Classifier
+    tokenizer: Tokenizer
+    config: ClassifyConfig
+    labels: list[str]
+    device: torch.device
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Probabilities (texts, classes), in the order of `labels`. Warns of texts that are cut."""
+        rows, cut, unknown = encode(texts, self.tokenizer, self.config.context)
+        if cut:
+            warn(f"{cut:,} of {len(texts):,} texts are longer than {self.config.context} tokens: cut")
+        if unknown > UNKNOWN_ALLOWED * sum(map(len, texts)):
+            warn(f"{unknown:,} of {sum(map(len, texts)):,} characters are not in the vocabulary: expect little")
+        return probabilities(self.model, rows, self.tokenizer.special.pad, self.device)
+
+
+def load_labeller(path: str | Path, which: str = "best", device: str = "auto", **backends: str) -> Labeller:
+    """Load a run of finetune.classify. Raises UserError naming the file that is missing, damaged or foreign."""
+    path = Path(path)
+    labels = read_classifier_facts(path)["classify"]["labels"]
+    config = dataclasses.replace(flags.config_of(path, ClassifyConfig), **backends)
+    tokenizer = folder.read_tokenizer(path)
+    chosen, _ = runtime.choose_device(device)
+    check_backends(config, chosen)
+    body = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    model = build_classifier(config, body, torch.ones(len(labels)))
+    load_weights(model, path / which)
+    return Labeller(model.to(chosen).eval(), tokenizer, config, labels, chosen)
+
+
+def read_classifier_facts(path: Path) -> dict[str, Any]:
+    """The facts of a classifier's run. Raises UserError for another kind of run."""
+    facts = folder.read_facts(path)
+    labels = facts.get("classify", {}).get("labels") if isinstance(facts.get("classify"), dict) else None
+    if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{path} is not a run of finetune.classify; start one from it with --init {path}")
+    return facts
+
+
+@torch.no_grad()
+def probabilities(model: Classifier, rows: list[Row], pad: int, device: torch.device) -> np.ndarray:
+    """The probability of each class for each row, (rows, n_classes), the model in evaluation mode meanwhile."""
+    training = model.training
+    model.eval()
+    found = np.zeros((len(rows), model.head.out_features), np.float32)
+    for numbers in by_length(rows):
+        batch = collate([rows[i] for i in numbers], pad).to(device)
+        found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
+    model.train(training)
+    return found
+
+
+def predict(config: ClassifyConfig, given: set[str]) -> int:
+    """`--predict`: one JSON line for each text, as soon as it is read."""
+    labeller = _labeller(config, given, {"predict"})
+    for text in _texts(config):
+        (p,) = labeller([text])
+        ordered = sorted(zip(labeller.labels, p.tolist(), strict=True), key=lambda pair: -pair[1])
+        line = {"text": text, "label": ordered[0][0], "probabilities": {label: round(q, 6) for label, q in ordered}}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    return 0
+
+
+def evaluate_run(config: ClassifyConfig, given: set[str]) -> int:
+    """`--eval-only`: one JSON line on the run's own test examples, or on all of the given data."""
+    labeller = _labeller(config, given, {"eval_only", "data", "text_column", "label_column"})
+    if "data" in given:
+        columns = Columns(config.text_column, config.label_column)
+        name, examples = read_examples(config.data, columns, config.encoding)
+    else:
+        task = read_task(labeller.config)
+        name, examples = task.name, task.sides["test"]
+    if foreign := sorted({e.label for e in examples} - set(labeller.labels)):
+        where = next(e.where for e in examples if e.label == foreign[0])
+        raise UserError(
+            f"{where} has the label '{foreign[0]}', which training never saw; it knows: {', '.join(labeller.labels)}"
+        )
+    predicted = labeller([e.text for e in examples]).argmax(1)
+    actual = np.array([labeller.labels.index(e.label) for e in examples])
+    print(json.dumps({"data": name, "examples": len(actual), **measure.measure(predicted, actual, labeller.labels)}))
+    return 0
+
+
+def _labeller(config: ClassifyConfig, given: set[str], mode: set[str]) -> Labeller:
+    if useless := sorted(given - USE_FLAGS - mode - {"out"}):
+        raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
+    backends = {name: getattr(config, name) for name in ("attention", "norm_kernel")}
+    return load_labeller(config.out, config.checkpoint or "best", config.device, **backends)
+
+
+def _texts(config: ClassifyConfig) -> Iterator[str]:
+    wanted = config.predict
+    if wanted == "-":
+        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+    elif wanted.startswith("@"):
+        yield from read_lines(read_chunks([Path(wanted[1:])], config.encoding))
+    elif not wanted.strip():
+        raise UserError("--predict is empty; give a text, @FILE or -")
+    else:
+        yield wanted

@@ -1,0 +1,120 @@
+"""How well a classifier does: accuracy, macro-F1, precision and recall by class, and two baselines to set it beside."""
+
+import math
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NGRAMS = range(1, 5)
+BUCKETS = 1 << 18
+
+
+def measure(predicted: np.ndarray, actual: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """What `summary.json` says of predictions: `predicted` and `actual` are class numbers, (examples,) each.
+
+    A class without a prediction has precision 0; one without an example does not count in the macro mean."""
+    n = len(labels)
+    confusion = np.zeros((n, n), np.int64)  # rows: actual, columns: predicted
+    np.add.at(confusion, (actual, predicted), 1)
+    right, said, there = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    precision, recall = right / np.maximum(said, 1), right / np.maximum(there, 1)
+    f1 = 2 * right / np.maximum(said + there, 1)
+    return {
+        "accuracy": float(right.sum() / max(1, len(actual))),
+        "macro_f1": float(f1[there > 0].mean()) if len(actual) else 0.0,
+        "classes": {
+            label: {"precision": float(p), "recall": float(r), "f1": float(f), "examples": int(t)}
+            for label, p, r, f, t in zip(labels, precision, recall, f1, there, strict=True)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Precision, recall and F1 by class, and the confusion matrix, as text."""
+    labels = list(found["classes"])
+    width = max(map(len, labels))
+    lines = [f"{'':{width}}  precision  recall      F1  examples"]
+    for label, c in found["classes"].items():
+        lines.append(f"{label:{width}}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:6.3f}  {c['examples']:8d}")
+    cell = max(3, len(str(max(map(max, found["confusion"])))))
+    short = [label[:cell] for label in labels]
+    lines += ["", f"{'actual / predicted':{width}}  " + " ".join(f"{name:>{cell}}" for name in short)]
+    for label, row in zip(labels, found["confusion"], strict=True):
+        lines.append(f"{label:{width}}  " + " ".join(f"{count or '.':>{cell}}" for count in row))
+    return "\n".join(lines)
+
+
+def majority(train: np.ndarray, test: np.ndarray, n_classes: int) -> np.ndarray:
+    """Always the class that is most frequent in training."""
+    return np.full(len(test), np.bincount(train, minlength=n_classes).argmax())
+
+
+def ngram_baseline(texts: list[str], labels: np.ndarray, others: list[str], n_classes: int) -> np.ndarray:
+    """Classes of `others` under logistic regression over the characters' 1- to 4-grams, TF-IDF weighted: what anybody
+    tries first. `labels` (len(texts),)."""
+    counts = [_ngrams(text) for text in texts]
+    frequency = Counter(bucket for found in counts for bucket in found)
+    idf = torch.ones(BUCKETS)
+    buckets = torch.tensor(list(frequency), dtype=torch.int64)
+    idf[buckets] = torch.tensor([math.log((1 + len(texts)) / (1 + n)) + 1 for n in frequency.values()])
+    bag = nn.EmbeddingBag(BUCKETS, n_classes, mode="sum")
+    nn.init.zeros_(bag.weight)
+    bias = nn.Parameter(torch.zeros(n_classes))
+    x, y = _bags(counts, idf), torch.from_numpy(labels)
+    optimizer = torch.optim.LBFGS([bag.weight, bias], max_iter=60, history_size=5, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(bag(*x) + bias, y, reduction="sum") + 0.05 * bag.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        return (bag(*_bags([_ngrams(text) for text in others], idf)) + bias).argmax(1).numpy()
+
+
+def _ngrams(text: str) -> Counter[int]:
+    text = f" {text} "
+    grams = (text[i : i + n].encode("utf-8", "surrogatepass") for n in NGRAMS for i in range(len(text) - n + 1))
+    return Counter(zlib.crc32(gram) % BUCKETS for gram in grams)  # Python's own hash is another in every process
+
+
+def _bags(counts: list[Counter[int]], idf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What an EmbeddingBag takes: all buckets in a row, where each text begins, and their weights of norm 1 a text."""
+    starts = torch.tensor([0, *np.cumsum([len(found) for found in counts])[:-1]])
+    buckets = torch.tensor([bucket for found in counts for bucket in found], dtype=torch.int64)
+    weights = torch.tensor([1 + math.log(count) for found in counts for count in found.values()]) * idf[buckets]
+    text = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor([len(found) for found in counts]))
+    norms = torch.zeros(len(counts)).index_add(0, text, weights.square()).sqrt()
+    return buckets, starts, weights / norms[text]
+
+
+def draw_confusion(found: dict[str, Any], path: Path) -> None:
+    """The confusion matrix as a picture: each row's share, with the counts in it where there is room."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels, counts = list(found["classes"]), np.array(found["confusion"])
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 2.6 + 0.38 * len(labels)
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    shown = [label.encode("ascii", "replace").decode().replace("$", r"\$")[:20] for label in labels]
+    axes.set_xticks(range(len(labels)), shown, rotation=90)
+    axes.set_yticks(range(len(labels)), shown)
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_title(f"accuracy {found['accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}", fontsize=10)
+    for row, column in np.argwhere(counts):
+        color = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,90 @@
+"""The flags of `python -m finetune.classify`: those of train.py that mean something here, and its own; no torch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tyro.conf import Fixed
+
+from data.errors import UserError
+from engine.config import CHANGEABLE, Config
+
+# Changeable when resuming: what train.py lets change, and nothing of the task.
+MAY_CHANGE = CHANGEABLE
+# What --predict and --eval-only take besides --out.
+USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
+DEFAULTS: dict[str, Any] = {
+    "data": "surnames", "kind": "lines", "model": "gru", "n_layer": 1, "n_embd": 64, "n_hidden": 128, "steps": 2000,
+    "batch_size": 64, "eval_interval": 250, "lr": 3e-3, "warmup": 50, "dropout": 0.3,
+}  # fmt: skip
+
+
+@dataclass
+class ClassifyConfig(Config):
+    """Fine-tune a model into a classifier of texts, or train one from nothing.
+
+    Without a flag: a GRU from nothing on the bundled surnames by language. Defaults follow the model; the ones shown
+    are those of this command line.
+    """
+
+    data: str = "surnames"
+    """surnames (bundled), a .tsv, .csv, .json or .jsonl file, or a folder with one text file a class."""
+    text_column: str | None = None
+    """Column or key of the text, by name or by number from 1 (default: text)."""
+    label_column: str | None = None
+    """Column or key of the label (default: label)."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Examples with the same text and label: keep them, on one side of the split, or drop all but one."""
+    split_seed: int = 0
+    """Which tenths are validation and test."""
+    init: str | None = None
+    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
+    train: str = "all"
+    """What is trained: all, head, last:N (the last N layers and the head), or lora."""
+    lora_rank: int = 8
+    """Rank of the low-rank updates."""
+    lora_alpha: float = 16.0
+    """Their scale is alpha / rank."""
+    pooling: Literal["last", "mean", "max"] = "last"
+    """One vector for a text: of its last token, or the mean or the maximum over its tokens."""
+    ngrams: int | None = None
+    """Longest n-gram of tokens that goes into the head beside the pooled vector; 0: none (default: 4 from nothing, 0
+    with --init)."""
+    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+    """A class counts the more in the loss the rarer it is: balanced, all classes weigh the same; sqrt, half-way."""
+    lm_weight: float = 0.0
+    """Weight of the auxiliary loss of predicting each next token (Radford et al. 2018)."""
+    predict: str | None = None
+    """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line."""
+
+    kind: Fixed[str] = "lines"
+    val_data: Fixed[None] = None
+    counts: Fixed[bool] = False
+    carry_state: Fixed[bool] = False
+    preset: Fixed[None] = None
+    eval_tokens: Fixed[int] = 1_000_000
+
+
+def check(config: ClassifyConfig, given: set[str]) -> None:
+    """Raise UserError for what cannot be or does not go together."""
+    for name, least in (("split_seed", 0), ("lora_rank", 1)):
+        if getattr(config, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is {getattr(config, name)}; it has to be at least {least}")
+    if not config.lora_alpha > 0:
+        raise UserError(f"--lora-alpha is {config.lora_alpha}; it has to be above 0")
+    if not 0 <= config.lm_weight <= 100:
+        raise UserError(f"--lm-weight is {config.lm_weight}; it has to be from 0 to 100")
+    if last_layers(config.train) is None and config.train not in ("all", "head", "lora"):
+        raise UserError(f"--train is '{config.train}'; it may be all, head, last:N or lora")
+    if config.ngrams is not None and not 0 <= config.ngrams <= 16:
+        raise UserError(f"--ngrams is {config.ngrams}; it has to be from 0 (none) to 16")
+    if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha"})):
+        raise UserError(f"--{useless[0].replace('_', '-')} means nothing without --train lora")
+    if config.train != "all" and config.init is None:
+        raise UserError(f"--train {config.train} leaves weights as they are: it needs --init, a run to start from")
+
+
+def last_layers(train: str) -> int | None:
+    """N of 'last:N', None for anything else."""
+    kind, _, number = train.partition(":")
+    return int(number) if kind == "last" and number.isascii() and number.isdigit() and int(number) else None

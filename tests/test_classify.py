@@ -1,0 +1,153 @@
+"""`python -m finetune.classify` through its command line: runs, results, resuming, labelling, every refusal."""
+
+import json
+import signal
+
+import pytest
+
+MODULE = "-m finetune.classify"
+QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)
+WORDS = {"spam": ["win", "free", "cash", "prize", "claim"], "ham": ["see", "you", "home", "soon", "love"]}
+
+
+@pytest.fixture
+def sms(tmp_path):
+    """A table of 120 messages that five words a class tell apart."""
+    lines = []
+    for n in range(60):
+        for label, words in WORDS.items():
+            lines.append(f"{label}\t{words[n % 5]} {words[(n * 7 + n // 5) % 5]} {n}!\n")
+    path = tmp_path / "sms.tsv"
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+def summary(run: str = "run") -> dict:
+    with open(f"{run}/summary.json") as file:
+        return json.load(file)
+
+
+def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
+    done = cli(MODULE, "--data", sms, *QUICK, "--steps", 60, "--lr", 0.02, "--out", "run")
+    assert done.code == 0, done.err
+    found = summary()
+    assert found["labels"] == ["ham", "spam"] and found["test"]["accuracy"] > 0.9
+    assert found["baselines"]["majority"]["accuracy"] == 0.5 and "character n-grams" in found["baselines"]
+    assert sum(map(sum, found["test"]["confusion"])) == 12
+    assert "precision  recall" in done.out and "macro-F1" in done.out and "actual / predicted" in done.out
+    assert open("run/confusion.png", "rb").read(4) == b"\x89PNG" and open("run/loss.png", "rb").read(4) == b"\x89PNG"
+    metrics = [json.loads(line) for line in open("run/metrics.jsonl")]
+    assert metrics[-1]["val_accuracy"] > metrics[0]["val_accuracy"] - 1 and "val_macro_f1" in metrics[-1]
+
+    labelled = json.loads(cli(MODULE, "--out", "run", "--predict", "claim your free prize").out)
+    assert labelled["label"] == "spam" and sum(labelled["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert list(labelled["probabilities"]) == ["spam", "ham"]
+    many = cli(MODULE, "--out", "run", "--predict", "-", stdin=b"see you soon\nwin cash\r\n")
+    assert [json.loads(line)["label"] for line in many.out.splitlines()] == ["ham", "spam"]
+    open("some.txt", "w").write("love you\nclaim cash\n")
+    many = cli(MODULE, "--out", "run", "--predict", "@some.txt")
+    assert [json.loads(line)["label"] for line in many.out.splitlines()] == ["ham", "spam"]
+    again = json.loads(cli(MODULE, "--out", "run", "--eval-only").out)
+    assert again["accuracy"] == found["test"]["accuracy"] and again["confusion"] == found["test"]["confusion"]
+    assert json.loads(cli(MODULE, "--out", "run", "--eval-only", "--data", sms).out)["examples"] == 120
+
+    refused = cli("sample.py", "run")
+    assert refused.code == 2 and "labels texts and writes none" in refused.err
+
+
+@pytest.mark.parametrize("train", ["head", "last:1", "lora", "all"])
+@pytest.mark.parametrize("model", ["transformer", "gru"])
+def test_a_run_of_any_family_becomes_a_classifier(cli, sms, tmp_path, model, train):
+    text = tmp_path / "text.txt"
+    text.write_text(sms.read_text().replace("\t", " ") * 3)
+    sizes = ("--n-embd", 8, "--n-layer", 2, "--context", 24, "--batch-size", 4)
+    parent = cli("train.py", "--model", model, "--data", text, *sizes, "--steps", 2, "--out", "parent")
+    assert parent.code == 0, parent.err
+    quick = ("--steps", 4, "--eval-interval", 2, "--batch-size", 8, "--out", "run")
+    done = cli(MODULE, "--data", sms, "--init", "parent", "--train", train, *quick)
+    if train == "lora" and model == "gru":
+        assert done.code == 2 and "has no linear layers to adapt" in done.err
+        return
+    assert done.code == 0, done.err
+    before = cli(MODULE, "--out", "run", "--predict", "see you").out
+    assert json.loads(before)["label"] in WORDS
+    again = json.loads(cli(MODULE, "--out", "run", "--eval-only").out)
+    assert again["confusion"] == summary()["test"]["confusion"]
+    resumed = cli(MODULE, "--resume", "--out", "run", "--steps", 6)
+    assert resumed.code == 0 and summary()["steps"] == 6, resumed.err
+
+
+def test_a_long_text_is_cut_to_the_context_and_counted(cli, sms):
+    done = cli(MODULE, "--data", sms, *QUICK, "--context", 9, "--out", "run")
+    assert done.code == 0 and "warning: 96 of 96 train texts are longer than 9 tokens: cut" in done.err
+
+
+def test_interrupted_and_resumed_equals_never_interrupted(cli, process, sms, tmp_path):
+    flags = ("--data", sms, *QUICK, "--steps", 60, "--eval-interval", 10)
+    assert cli(MODULE, *flags, "--out", "whole").code == 0
+    running = process(MODULE, *flags, "--out", "run")
+    while True:
+        line = running.stdout.readline()
+        assert line, running.stderr.read()
+        if line.startswith("step    10"):
+            break
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    if running.returncode:  # it may have been quicker than the signal
+        assert running.returncode == 143 and "python -m finetune.classify --resume --out" in out + err
+        assert cli(MODULE, "--resume", "--out", tmp_path / "run").code == 0
+    left, right = summary("whole"), summary(str(tmp_path / "run"))
+    assert left["test"] == right["test"] and left["val_loss"] == right["val_loss"]
+    assert left["train_loss"] == right["train_loss"]
+
+
+REFUSED = {
+    "unknown train": (("--train", "half"), "--train is 'half'; it may be all, head, last:N or lora"),
+    "head of nothing": (("--train", "head"), "needs --init"),
+    "lora flag": (("--lora-rank", 2), "--lora-rank means nothing without --train lora"),
+    "seed": (("--split-seed", -1), "--split-seed is -1"),
+    "ngrams": (("--ngrams", 17), "--ngrams is 17"),
+    "language weight": (("--lm-weight", -1), "--lm-weight is -1"),
+    "ngram family": (("--model", "ngram"), "counts once and trains nothing"),
+    "column": (("--text-column", "txt"), "has no column 'txt'"),
+    "predict without a run": (("--predict", "x"), "--predict needs --out"),
+    "foreign flag": (("--n-head", 2), "--n-head means nothing to --model gru"),
+    "no such run": (("--init", "nowhere"), "no run directory nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_ends_in_one_message(cli, sms, case):
+    flags, message = REFUSED[case]
+    given = () if case == "predict without a run" else ("--data", sms, *QUICK[4:], "--out", "run")
+    refused = cli(MODULE, *given, *flags)
+    assert refused.code == 2 and message in refused.err and "Traceback" not in refused.err
+
+
+def test_texts_of_another_alphabet_are_refused_with_a_way_out(cli, sms, names):
+    quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
+    assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "parent").code == 0
+    refused = cli(MODULE, "--data", sms, "--init", "parent", "--out", "run")
+    assert refused.code == 2 and "are not in the vocabulary of parent" in refused.err
+    assert "--tokenizer byte, or from scratch" in refused.err
+
+
+def test_labels_that_training_never_saw_are_refused(cli, sms, tmp_path):
+    assert cli(MODULE, "--data", sms, *QUICK, "--steps", 2, "--out", "run").code == 0
+    other = tmp_path / "other.tsv"
+    other.write_text("ham\tsee you\neggs\tsee me\n")
+    refused = cli(MODULE, "--out", "run", "--eval-only", "--data", other)
+    assert refused.code == 2 and "other.tsv line 2 has the label 'eggs', which training never saw" in refused.err
+    refused = cli(MODULE, "--out", "run", "--predict", "x", "--lr", 0.1)
+    assert refused.code == 2 and "--lr means nothing here" in refused.err
+    sms.write_text(sms.read_text().replace("home", "house"))
+    refused = cli(MODULE, "--resume", "--out", "run")
+    assert refused.code == 2 and "have changed since the run began" in refused.err
+    assert cli(MODULE, "--out", "elsewhere", "--predict", "x").code == 2
+
+
+def test_a_run_that_writes_is_no_classifier(cli, names):
+    quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
+    assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "run").code == 0
+    refused = cli(MODULE, "--out", "run", "--predict", "x")
+    assert refused.code == 2 and "is not a run of finetune.classify" in refused.err

@@ -1,0 +1,155 @@
+"""GPT-2's weights in: a random GPT-2 of `transformers` in the Hub's layout gives the same logits here."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from data.errors import UserError
+from engine.runs import load_gpt2, load_run
+from nanogpt import pretrained
+from nanogpt.model import Transformer
+from tests.test_gpt2 import FILE
+
+SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 24}
+
+
+def make_gpt2(folder, vocab_size: int = 61, shards: bool = False, **options):
+    """A GPT-2 with large random weights, saved as the Hub has it; in evaluation mode."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=vocab_size, **SIZES | options)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for weight in model.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
+    return model
+
+
+def ours(folder, context: int = 24) -> Transformer:
+    """The same model here, without a tokenizer."""
+    settings = pretrained.read_settings(folder)
+    sizes = {name: settings[name] for name in ("n_layer", "n_head", "n_embd", "activation")}
+    model = Transformer(
+        pretrained.vocab_size(folder) + 5, context=context, n_kv_head=None, positions="learned", window=None,
+        qk_norm=False, tie_head=True, bias=True, norm="layer", dropout=0.0, weight_init="torch", **sizes,
+    )  # fmt: skip
+    model.load_state_dict(pretrained.read_weights(folder, context))
+    return model.eval()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(tmp_path, shards):
+    theirs = make_gpt2(tmp_path, shards=shards)
+    assert (tmp_path / "model.safetensors.index.json").exists() == shards
+    tokens = torch.randint(61, (3, 24))
+    logits = ours(tmp_path)(tokens).logits
+    assert torch.allclose(logits[..., :61], theirs(tokens).logits, atol=1e-5)
+    cropped = ours(tmp_path, context=10)
+    assert torch.allclose(cropped(tokens[:, :10]).logits, logits[:, :10], atol=1e-6)
+    assert cropped.context == 10 and torch.equal(cropped.wte.weight[61:], cropped.wte.weight[:61].mean(0).expand(5, -1))
+
+
+@torch.no_grad()
+def test_names_with_and_without_a_prefix_masks_and_a_stored_head_are_one(tmp_path):
+    theirs = make_gpt2(tmp_path)
+    plain = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in plain.items()}
+    bare["h.0.attn.bias"] = torch.ones(1, 1, 24, 24)
+    bare["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    bare["lm_head.weight"] = bare["wte.weight"].clone()
+    safetensors.torch.save_file(bare, tmp_path / "model.safetensors")
+    tokens = torch.randint(61, (2, 9))
+    assert torch.allclose(ours(tmp_path)(tokens).logits[..., :61], theirs(tokens).logits, atol=1e-5)
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+MISTAKES = {
+    "activation": ({"activation_function": "swish"}, "activation_function is 'swish', which this Transformer"),
+    "eps": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+    "size": ({"n_embd": "32"}, "n_embd is '32', not a number"),
+    "shape": ({"vocab_size": 60}, r"wte.weight has the shape \(61, 32\), config.json asks for \(60, 32\)"),
+    "missing": ({"n_layer": 4}, "lacks 12 of a GPT-2's weights: h.3.attn.c_attn.bias"),
+    "unexpected": ({"n_layer": 2}, "has 12 weights that a GPT-2 has not: h.2.attn.c_attn.bias"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_is_no_such_gpt2_is_refused_by_name(tmp_path, case):
+    make_gpt2(tmp_path)
+    values, message = MISTAKES[case]
+    change(tmp_path, **values)
+    with pytest.raises(UserError, match=message):
+        pretrained.read_weights(tmp_path, 24)
+
+
+def test_files_that_are_missing_damaged_or_elsewhere_are_refused(tmp_path):
+    with pytest.raises(UserError, match="config.json.*names a folder in the Hub's layout"):
+        pretrained.read_settings(tmp_path)
+    make_gpt2(tmp_path)
+    with pytest.raises(UserError, match="--context 25 is more than the 24 positions"):
+        pretrained.read_weights(tmp_path, 25)
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor in sight")
+    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
+        pretrained.read_weights(tmp_path, 24)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="is a pickle: not read"):
+        pretrained.read_weights(tmp_path, 24)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "../other.safetensors"}}')
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        pretrained.read_weights(tmp_path, 24)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        pretrained.read_settings(tmp_path)
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path):
+    """A GPT-2 of the true vocabulary, small, its (made-up) merges beside it."""
+    folder = tmp_path / "gpt2"
+    make_gpt2(folder, 50_257, n_layer=1, n_head=2, n_embd=8, n_positions=16)
+    (folder / "merges.txt").write_text(FILE, "utf-8")
+    return folder
+
+
+def test_a_folder_with_its_merges_samples_scores_and_starts_runs(cli, gpt2_folder, text, names):
+    gpt2 = f"gpt2:{gpt2_folder}"
+    drawn = cli("sample.py", gpt2, "--prompt", "the sea", "--max-new-tokens", 5, "--seed", 1)
+    assert drawn.code == 0 and drawn.out.startswith("the sea"), drawn.err
+    scored = json.loads(cli("sample.py", gpt2, "--score", "sea shells", "--json").out)
+    assert scored["bits_per_char"] > 0
+    quick = ("--steps", 2, "--batch-size", 2, "--out", "run")
+    tuned = cli("train.py", "--init", gpt2, "--data", text, *quick, "--context", 8)
+    assert tuned.code == 0 and "50262 ids" in tuned.out, tuned.err
+    stored = json.load(open("run/config.json"))["config"]
+    assert (stored["context"], stored["tokenizer"], stored["activation"]) == (8, "gpt2", "gelu_tanh")
+    assert cli("train.py", "--resume", "--out", "run", "--steps", 3).code == 0
+    sorted_out = cli("train.py", "--init", gpt2, "--data", text, *quick, "--context", 17, "--overwrite")
+    assert sorted_out.code == 2 and "more than the 16 positions" in sorted_out.err
+    refused = cli("train.py", "--init", gpt2, "--data", text, *quick, "--n-layer", 2, "--overwrite")
+    assert refused.code == 2 and "--init cannot change --n-layer 2" in refused.err
+    table = "".join(f"{label}\t{label * 3} {n}\n" for n in range(20) for label in "ab")
+    open("x.tsv", "w").write(table)
+    labelled = cli(
+        "-m finetune.classify", "--init", gpt2, "--data", "x.tsv", "--train", "lora", *quick[:4], "--out", "c"
+    )
+    assert labelled.code == 0, labelled.err
+    assert json.loads(cli("-m finetune.classify", "--out", "c", "--predict", "aaa").out)["label"] in "ab"
+
+
+def test_loading_one_keeps_its_untouched_rows(gpt2_folder):
+    run = load_run(f"gpt2:{gpt2_folder}")
+    assert run.model.vocab_size == 50_262 and run.config.context == 16 and run.tokenizer.name == "gpt2"
+    with pytest.raises(UserError, match="nowhere"):
+        load_run("gpt2:nowhere")
+    change(gpt2_folder, vocab_size=50_000)
+    with pytest.raises(UserError, match="50000 ids; GPT-2's vocabulary has 50257"):
+        load_gpt2(gpt2_folder, None)
