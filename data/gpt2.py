@@ -23,6 +23,12 @@ N_TOKENS = 50_256
 VOCAB_SIZE = N_TOKENS + 1  # GPT-2's; ours has the five appended specials besides
 
 
+# How GPT-2's files write a byte: as a printable character, most as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+WRITTEN = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + n) for n, byte in enumerate(_OTHERS)}
+
+
 class GPT2Tokenizer(BPETokenizer):
     """`bpe` with GPT-2's merges and ids."""
 
@@ -46,16 +52,13 @@ def load(merges: Path | None = None) -> GPT2Tokenizer:
 
 def read_merges(text: str) -> list[bytes]:
     """The bytes of every token, by rank: the 256 bytes in GPT-2's order, then one token a line of `vocab.bpe`."""
-    # There a byte is written as a printable character: most as themselves, the others from U+0100 on.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    byte_of = {character: byte for byte, character in WRITTEN.items()}
     merges = [line.split() for line in text.split("\n")[1:] if line]
     try:
         merged = [bytes(byte_of[character] for character in left + right) for left, right in merges]
     except (KeyError, ValueError) as error:
         raise UserError(f"not GPT-2's list of merges: two tokens a line are expected ({error})") from error
-    return [bytes([byte]) for byte in (*printable, *others)] + merged
+    return [bytes([byte]) for byte in (*_PRINTABLE, *_OTHERS)] + merged
 
 
 def _tiktokens_copy() -> Path | None:

@@ -10,11 +10,11 @@ from finetune.options import ClassifyConfig, last_layers
 from makemore.base import LanguageModel
 
 
-def class_weights(how: str, labels: np.ndarray, n_classes: int) -> torch.Tensor:
-    """The weight of each class in the loss, (n_classes,): a power of how frequent it is in `labels` (examples,), with
-    mean 1 over those. `how` is 'none', 'sqrt' or 'balanced'."""
+def class_weights(power: float, labels: np.ndarray, n_classes: int) -> torch.Tensor:
+    """The weight of each class in the loss, (n_classes,): its rarity in `labels` (examples,) to a power, 0 for equal
+    weights, 1 for classes that weigh the same; with mean 1 over `labels`."""
     counts = np.maximum(np.bincount(labels, minlength=n_classes), 1)
-    weights = counts ** {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[how]
+    weights = counts**-power
     return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
 
 

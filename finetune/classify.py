@@ -8,9 +8,11 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.flags import parse
-    from finetune.options import DEFAULTS, ClassifyConfig, check
+    from finetune.options import DEFAULTS, DEFAULTS_WITH_INIT, ClassifyConfig, check
 
-    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", DEFAULTS)
+    starts_from_a_model = any(word.split("=")[0] == "--init" for word in sys.argv) and "scratch" not in sys.argv
+    layer = DEFAULTS_WITH_INIT if starts_from_a_model else DEFAULTS
+    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", layer)
     if config.init == "scratch":
         config = dataclasses.replace(config, init=None)
     check(config, given)

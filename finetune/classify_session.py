@@ -22,7 +22,7 @@ from finetune import measure
 from finetune.build import build_classifier, class_weights
 from finetune.classifier import Classifier
 from finetune.labeller import probabilities, read_classifier_facts
-from finetune.options import MAY_CHANGE, ClassifyConfig
+from finetune.options import MAY_CHANGE, ClassifyConfig, rarity_power
 from finetune.task import Task, encode_task, read_task
 from makemore.base import LanguageModel, count_parameters
 
@@ -165,7 +165,7 @@ def _finish(
 
 
 def _class_weights(config: ClassifyConfig, task: Task) -> torch.Tensor:
-    return class_weights(config.class_weights, task.numbers("train"), len(task.labels))
+    return class_weights(rarity_power(config.class_weights), task.numbers("train"), len(task.labels))
 
 
 def _baselines(task: Task) -> dict[str, dict[str, float]]:

@@ -13,9 +13,11 @@ MAY_CHANGE = CHANGEABLE
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
 DEFAULTS: dict[str, Any] = {
-    "data": "surnames", "kind": "lines", "model": "gru", "n_layer": 1, "n_embd": 64, "n_hidden": 128, "steps": 2000,
-    "batch_size": 64, "eval_interval": 250, "lr": 3e-3, "warmup": 50, "dropout": 0.3,
+    "data": "surnames", "kind": "lines", "model": "gru", "steps": 2000, "batch_size": 64, "eval_interval": 250,
+    "lr": 3e-3, "warmup": 50, "dropout": 0.3,
 }  # fmt: skip
+# What has learned already is to change less.
+DEFAULTS_WITH_INIT = DEFAULTS | {"lr": 5e-4, "steps": 1000}
 
 
 @dataclass
@@ -49,8 +51,9 @@ class ClassifyConfig(Config):
     ngrams: int | None = None
     """Longest n-gram of tokens that goes into the head beside the pooled vector; 0: none (default: 4 from nothing, 0
     with --init)."""
-    class_weights: Literal["none", "sqrt", "balanced"] = "none"
-    """A class counts the more in the loss the rarer it is: balanced, all classes weigh the same; sqrt, half-way."""
+    class_weights: str = "none"
+    """How much more a rarer class counts in the loss: none, balanced (all classes weigh the same), or the power of its
+    rarity, a number between 0 and 1."""
     lm_weight: float = 0.0
     """Weight of the auxiliary loss of predicting each next token (Radford et al. 2018)."""
     predict: str | None = None
@@ -78,10 +81,24 @@ def check(config: ClassifyConfig, given: set[str]) -> None:
         raise UserError(f"--train is '{config.train}'; it may be all, head, last:N or lora")
     if config.ngrams is not None and not 0 <= config.ngrams <= 16:
         raise UserError(f"--ngrams is {config.ngrams}; it has to be from 0 (none) to 16")
+    if rarity_power(config.class_weights) is None:
+        raise UserError(
+            f"--class-weights is '{config.class_weights}'; it may be none, balanced or a number from 0 to 1"
+        )
     if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha"})):
         raise UserError(f"--{useless[0].replace('_', '-')} means nothing without --train lora")
     if config.train != "all" and config.init is None:
         raise UserError(f"--train {config.train} leaves weights as they are: it needs --init, a run to start from")
+
+
+def rarity_power(class_weights: str) -> float | None:
+    """The power that '--class-weights' means, from 0 (none) to 1 (balanced); None for what it cannot be."""
+    try:
+        power = {"none": 0.0, "balanced": 1.0}.get(class_weights)
+        power = float(class_weights) if power is None else power
+    except ValueError:
+        return None
+    return power if 0 <= power <= 1 else None
 
 
 def last_layers(train: str) -> int | None:

@@ -158,9 +158,9 @@ def test_measures_are_what_they_are_called():
     assert found["macro_f1"] == pytest.approx((0.5 + 2 / 3 + 1) / 3), "a class without examples does not count"
 
 
-@pytest.mark.parametrize(("how", "ratio"), [("none", 1.0), ("sqrt", 3.0), ("balanced", 9.0)])
-def test_class_weights_favour_the_rare_and_mean_one(how, ratio):
-    weights = class_weights(how, np.array([0] * 90 + [1] * 10), 2)
+@pytest.mark.parametrize(("power", "ratio"), [(0.0, 1.0), (0.5, 3.0), (1.0, 9.0)])
+def test_class_weights_favour_the_rare_and_mean_one(power, ratio):
+    weights = class_weights(power, np.array([0] * 90 + [1] * 10), 2)
     assert weights[1] / weights[0] == pytest.approx(ratio)
     assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)
 

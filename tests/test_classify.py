@@ -105,6 +105,7 @@ REFUSED = {
     "unknown train": (("--train", "half"), "--train is 'half'; it may be all, head, last:N or lora"),
     "head of nothing": (("--train", "head"), "needs --init"),
     "lora flag": (("--lora-rank", 2), "--lora-rank means nothing without --train lora"),
+    "class weights": (("--class-weights", "1.5"), "may be none, balanced or a number from 0 to 1"),
     "seed": (("--split-seed", -1), "--split-seed is -1"),
     "ngrams": (("--ngrams", 17), "--ngrams is 17"),
     "language weight": (("--lm-weight", -1), "--lm-weight is -1"),

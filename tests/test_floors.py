@@ -22,6 +22,7 @@ MAY_STAND_ON = {
     "train.py": {"data", "engine"},
     "sample.py": {"data", "engine"},
 }
+COMMANDS = {"nanogpt/export.py": {"engine"}}  # stand higher than their folder, and nothing stands on them
 OURS = {*MAY_STAND_ON, "tests"}
 
 
@@ -60,7 +61,8 @@ def test_the_parsing_sees_every_kind_of_import(tmp_path):
 @pytest.mark.parametrize("floor", MAY_STAND_ON)
 def test_a_floor_imports_only_what_is_below_it(floor):
     for path in files_of(floor):
-        upward = {name for name in imports_of(path) if name.split(".")[0] not in MAY_STAND_ON[floor] | {floor}}
+        below = MAY_STAND_ON[floor] | {floor} | COMMANDS.get(str(path.relative_to(ROOT)), set())
+        upward = {name for name in imports_of(path) if name.split(".")[0] not in below}
         assert not upward, f"{path.relative_to(ROOT)} imports {', '.join(sorted(upward))}"
 
 

@@ -1,0 +1,158 @@
+"""Out to the Hub's layout: `transformers` loads the folder, and says and reads the same as we do."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from data import bpe
+from data.errors import UserError
+from data.gpt2 import GPT2Tokenizer, read_merges
+from data.tokenizers import ByteTokenizer, CharTokenizer
+from engine.config import Config
+from engine.registry import build_model
+from nanogpt import hub
+from tests.test_gpt2 import FILE
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+HARD = "e\u0301 naïve 漢字 👩\u200d👧 <eos><unk>  \r\n\t\x85\u2028 don't 1849"
+PROSE = "the sea, the sea, the open sea: it's 1849 and the shells sing naïve songs\n"
+TOKENIZERS = {
+    "char": lambda: CharTokenizer(PROSE),
+    "byte": ByteTokenizer,
+    "bpe": lambda: bpe.learn([PROSE, HARD], 300),
+    "gpt2": lambda: GPT2Tokenizer(read_merges(FILE)),
+}
+SMALL = {"model": "transformer", "n_layer": 2, "n_head": 4, "n_embd": 16, "context": 12, "tokenizer": "char"}
+MODERN = {"positions": "rope", "norm": "rms", "activation": "swiglu"}
+KINDS = {
+    "gpt2": ({}, "gpt2"),
+    "without biases": ({"bias": False}, "gpt2"),
+    "untied": ({"tie_head": False, "bias": False, "activation": "gelu_tanh"}, "gpt2"),
+    "modern": (MODERN | {"bias": False}, "llama"),
+    "modern with biases": (MODERN, "llama"),
+    "modern grouped untied": (MODERN | {"bias": False, "n_kv_head": 2, "tie_head": False}, "llama"),
+}
+
+
+def made(tokenizer, **options):
+    """A Transformer with large random weights and its settings."""
+    config = Config(**SMALL | options)
+    torch.manual_seed(0)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.special).eval()
+    for weight in model.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    return model, vars(config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_logits_equal_ours(tmp_path, kind):
+    options, expected = KINDS[kind]
+    tokenizer = TOKENIZERS["char"]()
+    model, settings_ = made(tokenizer, **options)
+    assert hub.save(model, tokenizer, settings_, tmp_path / "out", "") == expected
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
+    tokens = torch.randint(tokenizer.vocab_size, (3, 12))
+    assert torch.allclose(theirs.eval()(tokens).logits, model(tokens).logits, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Each tokenizer of ours with what AutoTokenizer makes of its folder."""
+    found = {}
+    for name, make in TOKENIZERS.items():
+        tokenizer, folder = make(), tmp_path_factory.mktemp(name)
+        model, settings_ = made(tokenizer, n_embd=4, n_layer=1)
+        hub.save(model, tokenizer, settings_, folder, "")
+        found[name] = tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
+    return found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS)
+@example(text=HARD)
+@example(text=PROSE)
+def test_ids_and_text_equal_ours(both, name, text):
+    ours, theirs = both[name]
+    ids = ours.encode(text, "mask").tolist()
+    assert theirs(text)["input_ids"] == ids
+    if ours.special.unk not in ids:
+        assert theirs.decode(ids) == text
+
+
+def test_a_text_begins_with_the_special_of_lines(tmp_path):
+    tokenizer = TOKENIZERS["char"]()
+    model, settings_ = made(tokenizer)
+    hub.save(model, tokenizer, settings_, tmp_path, "<bos>")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("sea")["input_ids"] == [1, *tokenizer.encode("sea")]
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
+    assert theirs.decode([1, *tokenizer.encode("sea"), 2], skip_special_tokens=True) == "sea"
+
+
+def test_greedy_continuations_equal_ours(tmp_path, cli, text):
+    quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 32, "--batch-size", 4, "--steps", 5)
+    assert cli("train.py", "--data", text, *quick, "--out", "run").code == 0
+    done = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    assert done.code == 0 and "wrote out, a gpt2" in done.out, done.err
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    drawn = theirs.generate(
+        **read("emma", return_tensors="pt"), max_new_tokens=12, do_sample=False, pad_token_id=read.pad_token_id
+    )
+    ours = cli("sample.py", "run", "--prompt", "emma", "--max-new-tokens", 12, "--temperature", 0, "--json")
+    assert read.decode(drawn[0]) == json.loads(ours.out)["text"]
+    again = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    assert again.code == 2 and "out already exists" in again.err
+    unknown = cli("-m nanogpt.export", "run", "--to", "gguf", "other")
+    assert unknown.code == 2 and "unknown format 'gguf'" in unknown.err
+
+
+@torch.no_grad()
+def test_gpt2_goes_out_as_it_came_in(tmp_path, cli):
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    theirs.save_pretrained(tmp_path / "in")
+    (tmp_path / "in" / "merges.txt").write_text(FILE, "utf-8")
+    assert cli("-m nanogpt.export", "gpt2:in", "--to", "hf", "out").code == 0
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.randint(50_257, (2, 16))
+    assert back.config.vocab_size == 50_257 and torch.allclose(back(tokens).logits, theirs(tokens).logits, atol=1e-5)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert read.eos_token_id == read.bos_token_id == 50_256 and len(read) == 50_257
+
+
+REFUSED = {
+    "window": ({"window": 4}, "--window 4 is no part of a GPT-2"),
+    "rms": ({"norm": "rms"}, "--norm rms is no part of a GPT-2"),
+    "grouped": ({"n_kv_head": 2}, "--n-kv-head 2 is no part of a GPT-2"),
+    "head bias": ({"tie_head": False}, "--no-tie-head with biases is no part"),
+    "qk-norm": (MODERN | {"qk_norm": True}, "--qk-norm is no part of a GPT-2 .* or a Llama"),
+    "alibi": ({"positions": "alibi"}, "--positions alibi is no part"),
+    "rope alone": ({"positions": "rope"}, "--norm layer is no part"),
+    "relu2": ({"activation": "relu2"}, "--activation relu2 is no part"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_neither_of_the_two_can_be_is_refused(tmp_path, case):
+    options, message = REFUSED[case]
+    tokenizer = TOKENIZERS["char"]()
+    model, settings_ = made(tokenizer, **options)
+    with pytest.raises(UserError, match=message):
+        hub.save(model, tokenizer, settings_, tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_family_is_refused(cli, names):
+    quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
+    assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "run").code == 0
+    refused = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    assert refused.code == 2 and "run is a gru: transformers has a class for Transformers alone" in refused.err
