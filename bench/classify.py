@@ -16,7 +16,9 @@ from bench.peers import ROOT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.classify", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.classify", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--data", required=True, help="as finetune.classify takes it")
     parser.add_argument("--seeds", type=int, default=5, help="how many splits")
     parser.add_argument("--first", type=int, default=0, help="the seed of the first")
@@ -30,7 +32,7 @@ def main() -> None:
         row = [n[key] for n in numbers for key in ("accuracy", "macro_f1")]
         found.append([*row, time.perf_counter() - started])
         print(f"| {seed} | " + " | ".join(f"{x:.4f}" for x in row) + f" | {found[-1][-1]:.0f} |", flush=True)
-    for name, of in (("mean", statistics.mean), ("deviation", statistics.stdev)):
+    for name, of in (("mean", statistics.mean), ("deviation", statistics.stdev)) if len(found) > 1 else ():
         row = [of(column) for column in zip(*found, strict=True)]
         print(f"| {name} | " + " | ".join(f"{x:.4f}" for x in row[:-1]) + f" | {row[-1]:.0f} |")
 

@@ -92,15 +92,20 @@ def split_examples(examples: list[Example], seed: int, fractions: tuple[float, f
         key = hashlib.blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         of_class[min(example.label for example in group)].append((key, group))
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
+    left: list[list[list[Example]]] = []  # of each class, the groups that are not held out
     for label in sorted(of_class):
         ordered = [group for _, group in sorted(of_class[label], key=lambda item: item[0])]
-        held_out = [round(fraction * len(ordered)) for fraction in fractions]
-        for n, group in enumerate(ordered):
-            side = "val" if n < held_out[0] else "test" if n < sum(held_out) else "train"
-            sides[side] += group
-    for side in ("val", "test"):  # so small that a tenth of every class rounds to nothing
-        if not sides[side]:
-            sides[side].append(sides["train"].pop())
+        n_val, n_test = (round(fraction * len(ordered)) for fraction in fractions)
+        sides["val"] += sum(ordered[:n_val], [])
+        sides["test"] += sum(ordered[n_val : n_val + n_test], [])
+        left.append(ordered[n_val + n_test :])
+    for side in ("val", "test"):
+        if not sides[side]:  # so small that a tenth of every class rounds to nothing: a text of the largest class
+            largest = max(left, key=len)
+            if len(largest) < 2:
+                raise UserError(f"{len(groups)} different texts are too few to hold out two; bring more")
+            sides[side] += largest.pop()
+    sides["train"] = [example for ordered in left for group in ordered for example in group]
     return sides
 
 
@@ -148,19 +153,22 @@ def _table(path: Path, rows: Iterable[tuple[int, list[str]]], columns: Columns) 
         return
     header = [name.strip() for name in rows[0][1]]
     lower = [name.lower() for name in header]
-    named = [name for name in columns if name is not None and not name.isdigit()]
-    if named or {"text", "label"} <= set(lower):
+    has_names = {"text", "label"} <= set(lower)
+    by_number = any(columns) and all(name is None or (name.isdecimal() and name not in lower) for name in columns)
+    if by_number:
+        places = [int(number or 0) - 1 for number in columns]
+        if missing := [name for name, given in zip(Columns._fields, columns, strict=True) if given is None]:
+            raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
+        if not 0 <= min(places) <= max(places) < len(header):
+            wrong = next(place for place in places if not 0 <= place < len(header))
+            raise UserError(f"{path} has {len(header)} columns; there is no column {wrong + 1}")
+        rows = rows[1:] if has_names else rows
+    elif has_names or any(columns):
         rows = rows[1:]
         places = [
             lower.index(wanted.lower()) if wanted.lower() in lower else _no_column(path, wanted, header)
             for wanted in (columns.text or "text", columns.label or "label")
         ]
-    elif any(columns):
-        places = [int(number or 0) - 1 for number in columns]
-        if missing := [name for name, place in zip(Columns._fields, places, strict=True) if place < 0]:
-            raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
-        if max(places) >= len(header):
-            raise UserError(f"{path} has {len(header)} columns; there is no column {max(places) + 1}")
     elif len(header) == 2:
         distinct = [len({row[i] for _, row in rows if len(row) == 2}) for i in (0, 1)]
         places = [0, 1] if distinct[1] < distinct[0] else [1, 0]
@@ -182,7 +190,7 @@ def _no_column(path: Path, wanted: str, header: list[str]) -> int:
 def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
     try:
         read = json.loads(_whole(path, encoding))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(read, list):
         raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
@@ -201,7 +209,7 @@ def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 yield n, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path} line {n} is not JSON: {error}") from error
 
 
@@ -213,7 +221,7 @@ def _item(item: object, columns: Columns, where: str) -> Example:
         if wanted not in item:
             keys = list(map(str, item))
             raise UserError(f"{where} has no key '{wanted}'; it has: {', '.join(keys)[:200]}.{nearest(wanted, keys)}")
-        if not isinstance(item[wanted], str | int | bool):
+        if not isinstance(item[wanted], str | int | float):
             raise UserError(f"{where}: '{wanted}' is neither a text nor a number")
         found.append(str(item[wanted]))
     return Example(*found, where)

@@ -47,7 +47,10 @@ def load(merges: Path | None = None) -> GPT2Tokenizer:
     """GPT-2's tokenizer: from `merges` where there is such a file, else from `$CHARLM_DATA`, tiktoken's cache, this
     project's cache or, once, a download."""
     path = merges if merges and merges.is_file() else remote_file("gpt2-merges", MERGES, _tiktokens_copy())
-    return GPT2Tokenizer(read_merges(path.read_text("utf-8")))
+    try:
+        return GPT2Tokenizer(read_merges(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def read_merges(text: str) -> list[bytes]:

@@ -41,7 +41,11 @@ def check_values(config: Config) -> None:
 
 def check_mode(config: Config, given: set[str]) -> None:
     """Raise UserError for flags that do not go together, or that the chosen mode has no use for."""
-    modes = [name for name in ("resume", "overwrite", "eval_only", "predict") if getattr(config, name, None)]
+    modes = [
+        name
+        for name in ("resume", "overwrite", "eval_only", "predict")
+        if getattr(config, name, None) not in (None, False)
+    ]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(map(flag, modes))} exclude each other")
     if USES_RUN & set(modes):

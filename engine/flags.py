@@ -16,12 +16,17 @@ from nanogpt import pretrained
 
 
 def parse(
-    argv: list[str], kind: type[Config] = Config, prog: str = "train.py", layer: presets.Defaults | None = None
+    argv: list[str],
+    kind: type[Config] = Config,
+    prog: str = "train.py",
+    layer: presets.Defaults | None = None,
+    with_init: presets.Defaults | None = None,
 ) -> tuple[Config, set[str]]:
     """The configuration that `argv` asks for and the names of the flags given. `--help` and unknown flags leave the
     process (codes 0 and 2); every other mistake is a UserError.
 
-    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own, in `layer`."""
+    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own: `layer`, and
+    `with_init` on top of it for what starts from a model."""
     import tyro
 
     names = {field.name for field in dataclasses.fields(kind)}
@@ -29,7 +34,7 @@ def parse(
     config = tyro.cli(
         kind,
         args=argv,
-        default=kind(**_defaults(argv, given, kind, layer)),
+        default=kind(**_defaults(argv, given, kind, layer or {}, with_init or {})),
         prog=prog,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -51,23 +56,31 @@ def config_of(folder: Path, kind: type[Config] = Config) -> Config:
 def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
     """The settings of the run in `folder`. Raises UserError for what a run cannot have."""
     path = folder / "config.json"
-    settings = _stored_settings(read_facts(folder)["config"], str(path), kind)
+    facts = read_facts(folder)
+    if kind is Config and "classify" in facts:
+        raise UserError(
+            f"{folder} labels texts: it is for python -m finetune.classify, with --out, --resume or --predict"
+        )
+    settings = _stored_settings(facts["config"], str(path), kind)
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
     return settings
 
 
-def _defaults(argv: list[str], given: set[str], kind: type[Config], layer: presets.Defaults | None) -> dict[str, Any]:
+def _defaults(
+    argv: list[str], given: set[str], kind: type[Config], layer: presets.Defaults, with_init: presets.Defaults
+) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & USES_RUN:
         return run_settings(Path(out), kind) if (out := _peek(argv, "out")) else {}
     file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
-    if (init := _peek(argv, "init")) not in (None, "scratch"):
+    if (init := _peek(argv, "init") or file.get("init")) not in (None, "scratch"):
+        layer = layer | with_init
         folder = pretrained.folder_of(init)
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
         file |= {name: value for name, value in parent.items() if name in MODEL_FIELDS}
-    base = {"model": "transformer", "data": "names", "kind": None} | (layer or {}) | file
+    base = {"model": "transformer", "data": "names", "kind": None} | layer | file
     model = _one_of(_peek(argv, "model") or base["model"], MODELS, "model")
     data = _peek(argv, "data") or base["data"]
     text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
@@ -80,7 +93,7 @@ def _defaults(argv: list[str], given: set[str], kind: type[Config], layer: prese
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
-    layers += [(layer or {}) | {"model": model}, presets.OPTIMIZER[optimizer]]
+    layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer]]
     if name := _peek(argv, "preset"):
         layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))
     return {name: value for layer in (*layers, file) for name, value in layer.items()}

@@ -128,7 +128,9 @@ def restore(trainer: Trainer, path: Path, config: Config) -> None:
         warn(f"going on from {path / 'best'} at step {step}: optimizer and data order start anew")
         return
     if checkpoint.find(path / "last") is None and _was_never_saved(path):
-        trainer.metrics.cut_back(-1)  # stopped before its first save was whole: nothing to go on from, so begin
+        if config.init:  # the weights it started from are not in it
+            raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
+        trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
         return
     try:
         trainer.resume(path / "last")

@@ -8,11 +8,9 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.flags import parse
-    from finetune.options import DEFAULTS, DEFAULTS_WITH_INIT, ClassifyConfig, check
+    from finetune.options import DEFAULTS, WITH_INIT, ClassifyConfig, check
 
-    starts_from_a_model = any(word.split("=")[0] == "--init" for word in sys.argv) and "scratch" not in sys.argv
-    layer = DEFAULTS_WITH_INIT if starts_from_a_model else DEFAULTS
-    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", layer)
+    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", DEFAULTS, WITH_INIT)
     if config.init == "scratch":
         config = dataclasses.replace(config, init=None)
     check(config, given)

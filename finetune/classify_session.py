@@ -32,17 +32,21 @@ LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 
 def start_run(config: ClassifyConfig, given: set[str]) -> int:
     """A new run, from examples to the report."""
+    if is_counted(config):
+        raise UserError(f"a {config.model} that counts has no features to tell classes by; choose another --model")
     refuse_foreign_flags(config, given)
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    body, tokenizer = _parent(config, given) if config.init else (None, None)
+    parent, tokenizer = _parent(config, given) if config.init else (None, None)
     task = read_task(config)
     tokenizer = tokenizer or _tokenizer(config, task)
-    config = settled(config, task, tokenizer, body)
+    config = settled(config, task, tokenizer, parent)
     rows = encode_task(task, tokenizer, config)
     torch.manual_seed(config.seed)
-    body = body or build_model(config, tokenizer.vocab_size, tokenizer.special)
+    body = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    if parent:
+        body.load_state_dict(parent.state_dict())
     model = build_classifier(config, body, _class_weights(config, task))
     trainer = _trainer(model, rows, task, config, tokenizer, device, create(config, task, tokenizer))
     if len(kept := trained_weights(model)) < len(model.state_dict()):
@@ -56,6 +60,7 @@ def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     path = Path(config.out)
     facts = read_classifier_facts(path)
     refuse_contradictions(config, given, facts["config"], MAY_CHANGE, "--resume")
+    check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
     for name in ("base", "best", "last"):
@@ -74,16 +79,15 @@ def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     return _finish(trainer, rows, task, config, tokenizer)
 
 
-def settled(config: ClassifyConfig, task: Task, tokenizer: Tokenizer, body: LanguageModel | None) -> ClassifyConfig:
+def settled(config: ClassifyConfig, task: Task, tokenizer: Tokenizer, parent: LanguageModel | None) -> ClassifyConfig:
     """With the defaults that follow the data: n-grams where the model starts from nothing, and how many tokens of a
     text are read, what was asked for or the longest training text, but never more than the model takes."""
     if config.ngrams is None:
-        config = dataclasses.replace(config, ngrams=4 if body is None else 0)
-    if body is not None and body.context is not None:
-        return dataclasses.replace(config, context=body.context)
+        config = dataclasses.replace(config, ngrams=4 if parent is None else 0)
+    if parent is not None and parent.context is not None:
+        return dataclasses.replace(config, context=parent.context)
     longest = max(len(tokenizer.encode(e.text, "mask")) for e in task.sides["train"]) + 1
-    asked = config.context if body is None else None
-    return dataclasses.replace(config, context=asked or min(longest, LONGEST))
+    return dataclasses.replace(config, context=config.context or min(longest, LONGEST))
 
 
 def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:
@@ -96,9 +100,8 @@ def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:
 
 def _parent(config: ClassifyConfig, given: set[str]) -> tuple[LanguageModel, Tokenizer]:
     parent = load_parent(config)
-    refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
-    if is_counted(parent.config):
-        raise UserError(f"{config.init} is a model that counts: there are no weights to start from")
+    unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
+    refuse_contradictions(config, given & MODEL_FIELDS - unbounded, flags.stored(parent.config), set(), "--init")
     return parent.model, parent.tokenizer
 
 
@@ -153,10 +156,10 @@ def _finish(
     summary["baselines"] = _baselines(task)
     report.write_summary(path, summary)
     report.draw_loss(trainer.metrics, path)
-    measure.draw_confusion(summary["test"], path / "confusion.png")
     print(f"\n{measure.table(summary['test'])}\n")
     for name, found in (*summary["baselines"].items(), ("this model", summary["test"])):
         print(f"{name:18} accuracy {found['accuracy']:.4f}  macro-F1 {found['macro_f1']:.4f}")
+    measure.draw_confusion(summary["test"], path / "confusion.png")
     print(
         f"\non {len(rows['test']):,} test examples, best weights of step {summary['best_step']}; confusion matrix in "
         f"{path / 'confusion.png'}\nlabel a text: python {PROGRAM} --out {path} --predict 'a text'"

@@ -89,7 +89,7 @@ def predict(config: ClassifyConfig, given: set[str]) -> int:
         (p,) = labeller([text])
         ordered = sorted(zip(labeller.labels, p.tolist(), strict=True), key=lambda pair: -pair[1])
         line = {"text": text, "label": ordered[0][0], "probabilities": {label: round(q, 6) for label, q in ordered}}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(json.dumps(line), flush=True)
     return 0
 
 
@@ -100,7 +100,11 @@ def evaluate_run(config: ClassifyConfig, given: set[str]) -> int:
         columns = Columns(config.text_column, config.label_column)
         name, examples = read_examples(config.data, columns, config.encoding)
     else:
+        if useless := sorted(given & {"text_column", "label_column", "encoding"}):
+            raise UserError(f"--{useless[0].replace('_', '-')} goes with --data here")
         task = read_task(labeller.config)
+        if task.key != read_classifier_facts(Path(config.out))["data"]["key"]:
+            raise UserError(f"the examples of {labeller.config.data} have changed since the run; name some with --data")
         name, examples = task.name, task.sides["test"]
     if foreign := sorted({e.label for e in examples} - set(labeller.labels)):
         where = next(e.where for e in examples if e.label == foreign[0])
@@ -123,7 +127,13 @@ def _labeller(config: ClassifyConfig, given: set[str], mode: set[str]) -> Labell
 def _texts(config: ClassifyConfig) -> Iterator[str]:
     wanted = config.predict
     if wanted == "-":
-        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        for n, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                text = line.decode(config.encoding).rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"standard input is not {config.encoding}: line {n}; see --encoding") from error
+            if text.strip():
+                yield text
     elif wanted.startswith("@"):
         yield from read_lines(read_chunks([Path(wanted[1:])], config.encoding))
     elif not wanted.strip():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 NGRAMS = range(1, 5)
 BUCKETS = 1 << 18
+MAX_SHOWN = 60  # classes of a confusion matrix that are named and counted in its picture
 
 
 def measure(predicted: np.ndarray, actual: np.ndarray, labels: list[str]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"{'':{width}}  precision  recall      F1  examples"]
     for label, c in found["classes"].items():
         lines.append(f"{label:{width}}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:6.3f}  {c['examples']:8d}")
+    if len(labels) > MAX_SHOWN:
+        return "\n".join(lines)
     cell = max(3, len(str(max(map(max, found["confusion"])))))
     short = [label[:cell] for label in labels]
     lines += ["", f"{'actual / predicted':{width}}  " + " ".join(f"{name:>{cell}}" for name in short)]
@@ -104,17 +107,18 @@ def draw_confusion(found: dict[str, Any], path: Path) -> None:
 
     labels, counts = list(found["classes"]), np.array(found["confusion"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = 2.6 + 0.38 * len(labels)
+    size = 2.6 + 0.38 * min(len(labels), MAX_SHOWN)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     shown = [label.encode("ascii", "replace").decode().replace("$", r"\$")[:20] for label in labels]
-    axes.set_xticks(range(len(labels)), shown, rotation=90)
-    axes.set_yticks(range(len(labels)), shown)
+    if len(labels) <= MAX_SHOWN:
+        axes.set_xticks(range(len(labels)), shown, rotation=90)
+        axes.set_yticks(range(len(labels)), shown)
     axes.set(xlabel="predicted", ylabel="actual")
     axes.set_title(f"accuracy {found['accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}", fontsize=10)
-    for row, column in np.argwhere(counts):
+    for row, column in np.argwhere(counts) if len(labels) <= MAX_SHOWN else ():
         color = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
     figure.savefig(path, dpi=120)

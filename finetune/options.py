@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 3e-3, "warmup": 50, "dropout": 0.3,
 }  # fmt: skip
 # What has learned already is to change less.
-DEFAULTS_WITH_INIT = DEFAULTS | {"lr": 5e-4, "steps": 1000}
+WITH_INIT: dict[str, Any] = {"lr": 5e-4, "steps": 1000}
 
 
 @dataclass
@@ -85,6 +85,10 @@ def check(config: ClassifyConfig, given: set[str]) -> None:
         raise UserError(
             f"--class-weights is '{config.class_weights}'; it may be none, balanced or a number from 0 to 1"
         )
+    if config.train == "head" and config.lm_weight:
+        raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
+    if config.counts or config.carry_state or config.kind != "lines":
+        raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
     if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha"})):
         raise UserError(f"--{useless[0].replace('_', '-')} means nothing without --train lora")
     if config.train != "all" and config.init is None:

@@ -13,6 +13,7 @@ from data.rows import Row
 from data.tokenizers import Tokenizer
 from finetune.options import ClassifyConfig
 
+FEW = 20  # examples
 UNKNOWN_ALLOWED = 0.01  # of the characters
 
 
@@ -51,13 +52,18 @@ def encode_task(task: Task, tokenizer: Tokenizer, config: ClassifyConfig) -> dic
         numbers = task.numbers(side)
         rows[side], cut, unknown = encode([e.text for e in examples], tokenizer, config.context, numbers)
         characters = sum(len(e.text) for e in examples)
-        if unknown > UNKNOWN_ALLOWED * characters:
+        if config.init and unknown > UNKNOWN_ALLOWED * characters:
             raise UserError(
                 f"{unknown / characters:.1%} of the characters of the {side} texts are not in the vocabulary of "
-                f"{config.init or 'the training texts'}; start from a run with --tokenizer byte, or from scratch"
+                f"{config.init}; start from a run with --tokenizer byte, or from scratch"
             )
         if unknown:
-            warn(f"{unknown:,} of {characters:,} characters of the {side} texts are not in the vocabulary: <unk>")
+            warn(
+                f"{unknown:,} of {characters:,} characters of the {side} texts are not in the vocabulary: <unk>; "
+                "--tokenizer byte knows all"
+            )
+        if side != "train" and len(examples) < FEW:
+            warn(f"only {len(examples)} {side} examples: what is measured on them is rough")
         if cut:
             warn(f"{cut:,} of {len(examples):,} {side} texts are longer than {config.context} tokens: cut")
     return rows

@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if wrong := [name for name, value in {**found, "vocab_size": vocab_size}.items() if type(value) is not int]:
         raise UserError(f"{path} is damaged: {wrong[0]} is {config.get(wrong[0])!r}, not a number")
     unlike = {
-        "activation_function": activation not in ACTIVATIONS,
+        "activation_function": not isinstance(activation, str) or activation not in ACTIVATIONS,
         "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-5) != 1e-5,
         "n_inner": config.get("n_inner") not in (None, 4 * found["n_embd"]),
         "scale_attn_weights": config.get("scale_attn_weights", True) is not True,
@@ -146,7 +146,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read {path}: {error.strerror}; gpt2:PATH names a folder in the Hub's layout"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(read, dict):
         raise UserError(f"{path} is not a JSON object")

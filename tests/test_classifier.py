@@ -148,6 +148,14 @@ def test_frozen_layers_stay_as_they_are(model):
     assert not any(".0." in name or "wte" in name or "wpe" in name for name in moved)
 
 
+def test_muon_takes_no_head():
+    model = classifier("gru", lm_weight=0.5)
+    muon, adamw = make_optimizers(model, Config(optimizer="muon"))
+    by_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert {id(model.head.weight), id(model.body.lm_head.weight)} <= by_adamw
+    assert len(muon.param_groups[0]["params"]) == 4
+
+
 def test_measures_are_what_they_are_called():
     found = measure.measure(np.array([0, 0, 1, 1, 1, 2]), np.array([0, 1, 1, 1, 0, 2]), ["a", "b", "c", "d"])
     assert found["accuracy"] == pytest.approx(4 / 6)

@@ -1,9 +1,13 @@
 """`python -m finetune.classify` through its command line: runs, results, resuming, labelling, every refusal."""
 
 import json
+import shutil
 import signal
 
 import pytest
+
+from data.errors import UserError
+from finetune.options import ClassifyConfig, check
 
 MODULE = "-m finetune.classify"
 QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)
@@ -110,6 +114,7 @@ REFUSED = {
     "ngrams": (("--ngrams", 17), "--ngrams is 17"),
     "language weight": (("--lm-weight", -1), "--lm-weight is -1"),
     "ngram family": (("--model", "ngram"), "counts once and trains nothing"),
+    "empty predict": (("--predict", ""), "no run directory run"),
     "column": (("--text-column", "txt"), "has no column 'txt'"),
     "predict without a run": (("--predict", "x"), "--predict needs --out"),
     "foreign flag": (("--n-head", 2), "--n-head means nothing to --model gru"),
@@ -123,6 +128,69 @@ def test_a_mistake_ends_in_one_message(cli, sms, case):
     given = () if case == "predict without a run" else ("--data", sms, *QUICK[4:], "--out", "run")
     refused = cli(MODULE, *given, *flags)
     assert refused.code == 2 and message in refused.err and "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_a_run_that_starts_from_another_resumes_exactly_with_its_own_dropout(cli, sms, tmp_path, train):
+    text = tmp_path / "text.txt"
+    text.write_text(sms.read_text().replace("\t", " ") * 3)
+    sizes = ("--n-embd", 8, "--n-layer", 2, "--context", 24, "--batch-size", 4)
+    assert cli("train.py", "--data", text, *sizes, "--steps", 2, "--out", "parent").code == 0
+    flags = ("--data", sms, "--init", "parent", "--train", train, "--dropout", 0.4, "--schedule", "constant")
+    flags += ("--batch-size", 8, "--eval-interval", 2, "--warmup", 0)
+    assert cli(MODULE, *flags, "--steps", 6, "--out", "whole").code == 0
+    assert cli(MODULE, *flags, "--steps", 2, "--out", "run").code == 0
+    assert cli(MODULE, "--resume", "--out", "run", "--steps", 6).code == 0
+    assert summary("run")["train_loss"] == summary("whole")["train_loss"]
+    assert summary("run")["test"] == summary("whole")["test"]
+    for name in ("last", "best"):
+        shutil.rmtree(tmp_path / "run" / name)
+    refused = cli(MODULE, "--resume", "--out", "run")
+    assert refused.code == 2 and "stopped before its first save: start it once more, with --overwrite" in refused.err
+
+
+def test_what_only_a_head_cannot_use_is_refused():
+    with pytest.raises(UserError, match="--lm-weight means nothing to --train head"):
+        check(ClassifyConfig(train="head", init="a run", lm_weight=0.5), {"lm_weight"})
+    with pytest.raises(UserError, match="which mean nothing here"):
+        check(ClassifyConfig(carry_state=True), set())
+
+
+def test_eval_only_refuses_examples_that_are_no_longer_the_runs(cli, sms):
+    assert cli(MODULE, "--data", sms, *QUICK, "--steps", 2, "--out", "run").code == 0
+    refused = cli(MODULE, "--out", "run", "--eval-only", "--text-column", "text")
+    assert refused.code == 2 and "--text-column goes with --data here" in refused.err
+    sms.write_text(sms.read_text() + "ham\tone more\n")
+    refused = cli(MODULE, "--out", "run", "--eval-only")
+    assert refused.code == 2 and "have changed since the run; name some with --data" in refused.err
+
+
+def test_a_new_alphabet_from_nothing_is_a_warning_and_other_commands_refuse_a_classifier(cli, tmp_path):
+    rows = [f"{label}\t{chr(0x4E00 + 7 * n + k)}{chr(0x5E00 + n)}\n" for n in range(40) for k, label in enumerate("ab")]
+    (tmp_path / "x.tsv").write_text("".join(rows), "utf-8")
+    done = cli(MODULE, "--data", "x.tsv", *QUICK, "--steps", 2, "--out", "run")
+    assert done.code == 0 and "--tokenizer byte knows all" in done.err and "only 8 test examples" in done.err
+    for flags in (("--resume", "--out", "run"), ("--eval-only", "--out", "run"), ("--init", "run")):
+        refused = cli("train.py", *flags)
+        assert refused.code == 2 and "run labels texts: it is for python -m finetune.classify" in refused.err
+    labelled = cli(MODULE, "--out", "run", "--predict", "-", stdin="漢é\n\nx\n".encode())
+    assert [json.loads(line)["text"] for line in labelled.out.splitlines()] == ["漢é", "x"] and labelled.out.isascii()
+    refused = cli(MODULE, "--out", "run", "--predict", "-", stdin=b"\xff\xfe\n")
+    assert refused.code == 2 and "standard input is not utf-8: line 1" in refused.err
+
+
+def test_a_config_file_may_name_the_run_to_start_from(cli, sms, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(sms.read_text().replace("\t", " ") * 3)
+    sizes = ("--n-embd", 8, "--n-layer", 1, "--context", 24, "--batch-size", 4)
+    assert cli("train.py", "--data", text, *sizes, "--steps", 2, "--out", "parent").code == 0
+    (tmp_path / "c.json").write_text('{"init": "parent", "batch_size": 8, "steps": 2}')
+    assert cli(MODULE, "--config", "c.json", "--data", sms, "--out", "run").code == 0
+    stored = json.load(open("run/config.json"))["config"]
+    assert (stored["model"], stored["init"], stored["lr"]) == ("transformer", "parent", 5e-4)
+    assert cli(MODULE, "--out", "run", "--predict", "see you").code == 0
+    assert cli(MODULE, "--init=scratch", "--data", sms, *QUICK, "--steps", 2, "--out", "new").code == 0
+    assert json.load(open("new/config.json"))["config"]["lr"] == 3e-3
 
 
 def test_texts_of_another_alphabet_are_refused_with_a_way_out(cli, sms, names):

@@ -71,11 +71,20 @@ def test_the_bundled_surnames_are_as_many_and_as_distinct_as_promised():
     assert len(drop_duplicates(examples)) == len(examples) and len(list(BUNDLED.iterdir())) == len(counts)
 
 
+def test_numbers_pass_over_a_header_and_a_label_may_be_any_number(tmp_path):
+    path = write(tmp_path / "x.csv", "text,label\none,a\ntwo,b\n")
+    assert pairs(path, Columns("1", "2")) == [("one", "a"), ("two", "b")]
+    assert pairs(write(tmp_path / "x.jsonl", '{"text": "a", "label": 1.0}\n')) == [("a", "1.0")]
+
+
 MISTAKES = {
     "no header": ("x.tsv", "a\tb\tc\n", PLAIN, "line 1 names no columns 'text' and 'label'"),
     "no column": ("x.csv", "text,label\na,b\n", Columns(text="txt"), "no column 'txt'; it has: text, label.*'text'"),
     "no number": ("x.tsv", "a\tb\n", Columns("3", "1"), "has 2 columns; there is no column 3"),
     "one number": ("x.tsv", "a\tb\n", Columns("2"), "give --label-column too"),
+    "odd number": ("x.tsv", "a\tb\n", Columns("²", "1"), "has no column '²'"),
+    "column zero": ("x.tsv", "a\tb\n", Columns("0", "1"), "there is no column 0"),
+    "deep": ("x.json", "[" * 200_000, PLAIN, "is not JSON"),
     "short row": ("x.tsv", "text\tlabel\na\tb\nonly\n", PLAIN, "line 3 has 1 columns where 2 are needed"),
     "bad csv": ("x.csv", 'text,label\n"a,b\n', PLAIN, "line 2: "),
     "no key": (
@@ -136,6 +145,14 @@ def test_no_text_is_on_two_sides_and_nothing_is_lost(drawn, seed):
     assert {k: [e.where for e in v] for k, v in split_examples(examples, seed).items()} == {
         k: [e.where for e in v] for k, v in sides.items()
     }
+
+
+def test_a_few_texts_are_held_out_whole_and_never_the_last_of_a_class():
+    examples = [Example("same", "b", f"{n}") for n in range(4)] + [Example(f"a{n}", "a", f"a{n}") for n in range(3)]
+    sides = split_examples(examples, 0)
+    assert {e.label for e in sides["train"]} == {"a", "b"} and len(sides["train"]) == 5
+    with pytest.raises(UserError, match="2 different texts are too few to hold out two"):
+        split_examples(examples[:5], 0)
 
 
 def test_the_split_keeps_a_tenth_of_every_class_and_follows_its_seed():
