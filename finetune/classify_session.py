@@ -13,7 +13,7 @@ from data.vocabulary import check_name, make
 from engine import checkpoint, flags, folder, report, runtime, session
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
-from engine.config import MODEL_FIELDS
+from engine.config import CHANGEABLE, MODEL_FIELDS
 from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, refuse_foreign_flags
 from engine.runs import load_parent, load_weights, trained_weights
@@ -22,7 +22,7 @@ from finetune import measure
 from finetune.build import build_classifier, class_weights
 from finetune.classifier import Classifier
 from finetune.labeller import probabilities, read_classifier_facts
-from finetune.options import MAY_CHANGE, ClassifyConfig, rarity_power
+from finetune.options import ClassifyConfig, rarity_power
 from finetune.task import Task, encode_task, read_task
 from makemore.base import LanguageModel, count_parameters
 
@@ -41,7 +41,7 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
     parent, tokenizer = _parent(config, given) if config.init else (None, None)
     task = read_task(config)
     tokenizer = tokenizer or _tokenizer(config, task)
-    config = settled(config, task, tokenizer, parent)
+    config = settled(config, given, task, tokenizer, parent)
     rows = encode_task(task, tokenizer, config)
     torch.manual_seed(config.seed)
     body = build_model(config, tokenizer.vocab_size, tokenizer.special)
@@ -59,7 +59,7 @@ def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
     path = Path(config.out)
     facts = read_classifier_facts(path)
-    refuse_contradictions(config, given, facts["config"], MAY_CHANGE, "--resume")
+    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
@@ -79,7 +79,9 @@ def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     return _finish(trainer, rows, task, config, tokenizer)
 
 
-def settled(config: ClassifyConfig, task: Task, tokenizer: Tokenizer, parent: LanguageModel | None) -> ClassifyConfig:
+def settled(
+    config: ClassifyConfig, given: set[str], task: Task, tokenizer: Tokenizer, parent: LanguageModel | None
+) -> ClassifyConfig:
     """With the defaults that follow the data: n-grams where the model starts from nothing, and how many tokens of a
     text are read, what was asked for or the longest training text, but never more than the model takes."""
     if config.ngrams is None:
@@ -87,7 +89,8 @@ def settled(config: ClassifyConfig, task: Task, tokenizer: Tokenizer, parent: La
     if parent is not None and parent.context is not None:
         return dataclasses.replace(config, context=parent.context)
     longest = max(len(tokenizer.encode(e.text, "mask")) for e in task.sides["train"]) + 1
-    return dataclasses.replace(config, context=config.context or min(longest, LONGEST))
+    asked = config.context if parent is None or "context" in given else None
+    return dataclasses.replace(config, context=asked or min(longest, LONGEST))
 
 
 def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:

@@ -6,10 +6,8 @@ from typing import Any, Literal
 from tyro.conf import Fixed
 
 from data.errors import UserError
-from engine.config import CHANGEABLE, Config
+from engine.config import Config
 
-# Changeable when resuming: what train.py lets change, and nothing of the task.
-MAY_CHANGE = CHANGEABLE
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
 DEFAULTS: dict[str, Any] = {

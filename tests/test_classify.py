@@ -149,6 +149,15 @@ def test_a_run_that_starts_from_another_resumes_exactly_with_its_own_dropout(cli
     assert refused.code == 2 and "stopped before its first save: start it once more, with --overwrite" in refused.err
 
 
+def test_a_parent_without_a_limit_reads_as_much_as_is_asked_for(cli, sms, names):
+    quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
+    parent = ("--model", "gru", "--data", sms, "--context", 7, *quick)
+    assert cli("train.py", *parent, "--kind", "lines", "--out", "parent").code == 0
+    for given, expected in (((), 16), (("--context", 9), 9)):
+        done = cli(MODULE, "--data", sms, "--init", "parent", *quick[2:], *given, "--out", "run", "--overwrite")
+        assert done.code == 0 and json.load(open("run/config.json"))["config"]["context"] == expected, done.err
+
+
 def test_what_only_a_head_cannot_use_is_refused():
     with pytest.raises(UserError, match="--lm-weight means nothing to --train head"):
         check(ClassifyConfig(train="head", init="a run", lm_weight=0.5), {"lm_weight"})
