@@ -1,6 +1,7 @@
 """What `finetune.classify` does: from examples to a trained classifier and its report, and going on with one."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ def _finish(
     measure.draw_confusion(summary["test"], path / "confusion.png")
     print(
         f"\non {len(rows['test']):,} test examples, best weights of step {summary['best_step']}; confusion matrix in "
-        f"{path / 'confusion.png'}\nlabel a text: python {PROGRAM} --out {path} --predict 'a text'"
+        f"{path / 'confusion.png'}\nlabel a text: python {PROGRAM} --out {shlex.quote(str(path))} --predict 'a text'"
     )
     return 0
 
