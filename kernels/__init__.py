@@ -5,8 +5,9 @@ triton. `python -m kernels` says what this machine can run.
 """
 
 from kernels.attention_op import MAX_HEAD_SIZE, Attention, attention, attention_packed
-from kernels.cross_entropy_op import CrossEntropy, LinearCrossEntropy, cross_entropy, linear_cross_entropy
+from kernels.cross_entropy_op import CrossEntropy, cross_entropy
 from kernels.dispatch import BACKENDS, why_not
+from kernels.linear_cross_entropy_op import LinearCrossEntropy, linear_cross_entropy
 from kernels.norm_op import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 __all__ = [

@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.tokenizers import NEVER_PREDICTED
 from engine.config import Config
 from engine.registry import build_model, family
-from kernels import cross_entropy_op
+from kernels import linear_cross_entropy_op
 from makemore import base
 from makemore.layers import ACTIVATIONS, make_norm
 from nanogpt.model import Transformer
@@ -223,7 +223,7 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
     found = []
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
-        monkeypatch.setattr(cross_entropy_op, "CHUNK_ELEMENTS", 100)
+        monkeypatch.setattr(linear_cross_entropy_op, "CHUNK_ELEMENTS", 100)
         model = build(name, label_smoothing=0.1).train()
         tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
         targets[0] = IGNORE
@@ -234,15 +234,15 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 
 
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(cross_entropy_op, "CHUNK_ELEMENTS", 8 * 5000)
+    monkeypatch.setattr(linear_cross_entropy_op, "CHUNK_ELEMENTS", 8 * 5000)
     model, rows = build("mlp", vocab_size=5000).float().train(), []
-    whole = cross_entropy_op._loss_and_gradient
+    whole = linear_cross_entropy_op._loss_and_gradient
 
     def watched(logits, *rest):
         rows.append(len(logits))
         return whole(logits, *rest)
 
-    monkeypatch.setattr(cross_entropy_op, "_loss_and_gradient", watched)
+    monkeypatch.setattr(linear_cross_entropy_op, "_loss_and_gradient", watched)
     tokens = some_tokens(10)
     model(tokens, tokens, want_logits=False).nll_sum.backward()
     assert sum(rows) == tokens.numel() and max(rows) == 8

@@ -128,7 +128,7 @@ MUTANTS = {
         "ignored_row",
     ),
     "gradient of the last chunk only": Mutant(
-        "cross_entropy_op.py",
+        "linear_cross_entropy_op.py",
         "dweight += gradient.T @ rows",
         "dweight.copy_(gradient.T @ rows)",
         "test_cross_entropy.py",

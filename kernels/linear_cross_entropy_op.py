@@ -1,0 +1,191 @@
+"""Cross-entropy over the output of a linear layer, whose logits are never all held.
+
+The function, its operator for autograd and the compiler, and the module. Liger Kernel's idea (Hsu et al. 2024): a chunk
+of rows at a time, logits, loss and gradient, so that the forward leaves only the gradients of hidden, weight and bias.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.cross_entropy_op import DTYPES, IGNORE, check_rest, check_targets, empty_outputs, precise, refuse_float64
+from kernels.dispatch import autocast_dtype, use_triton
+
+CHUNK_ELEMENTS = 1 << 25  # logits of one chunk: 128 MB in float32
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The summed cross-entropy (a float32 scalar, in nats) of logits = hidden (N, C) weight (V, C)^T + bias (V,).
+
+    At most `chunk_rows` rows of logits exist at a time (by default as many as 128 MB of float32 hold), forward and
+    backward: the gradients are made in the forward, with the matrix products of torch, and saved instead of the logits.
+    Under autocast the products are in its dtype, the losses in float32. Raises as `cross_entropy`."""
+    _check_linear(hidden, weight, targets, bias, label_smoothing, chunk_rows)
+    by_triton = use_triton(backend, hidden.device, wins=False)
+    if by_triton:
+        refuse_float64("hidden", hidden)
+    if narrow := autocast_dtype(hidden):
+        hidden, weight, bias = (None if x is None else x.to(narrow) for x in (hidden, weight, bias))
+    if chunk_rows is None:
+        chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    loss, _, _, _ = torch.ops.charlm.linear_cross_entropy(
+        hidden, weight, bias, targets, ignore_index, label_smoothing, chunk_rows, by_triton, wanted
+    )
+    return loss
+
+
+class LinearCrossEntropy(nn.Linear):
+    """A linear layer to `vocab_size` logits that gives their summed loss: (hidden (N, C), targets (N,)) -> scalar."""
+
+    def __init__(
+        self,
+        width: int,
+        vocab_size: int,
+        bias: bool = True,
+        *,
+        ignore_index: int = IGNORE,
+        label_smoothing: float = 0.0,
+        chunk_rows: int | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__(width, vocab_size, bias)
+        self.options = {
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "chunk_rows": chunk_rows,
+            "backend": backend,
+        }
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, self.weight, targets, self.bias, **self.options)
+
+
+@torch.library.custom_op("charlm::linear_cross_entropy", mutates_args=())
+def _linear_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore: int, smoothing: float,
+    chunk_rows: int, by_triton: bool, wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    check_targets(targets, weight.shape[0], ignore)
+    loss, dhidden, dweight, dbias = _empty_linear_outputs(hidden, weight, bias, wanted)
+    for x in (loss, dweight, dbias):
+        x.zero_()
+    for start in range(0, len(hidden), chunk_rows):
+        rows, wanted_rows = hidden[start : start + chunk_rows], targets[start : start + chunk_rows]
+        logits = F.linear(rows, weight, bias)
+        losses, gradient = _loss_and_gradient(logits, wanted_rows, ignore, smoothing, by_triton, wanted)
+        loss += losses.sum()
+        if wanted:
+            dhidden[start : start + chunk_rows] = gradient @ weight
+            dweight += gradient.T @ rows
+            if bias is not None:
+                dbias += gradient.sum(0, dtype=dbias.dtype)
+    return loss, dhidden, dweight, dbias
+
+
+@_linear_forward.register_fake
+def _(hidden, weight, bias, targets, ignore, smoothing, chunk_rows, by_triton, wanted):
+    return _empty_linear_outputs(hidden, weight, bias, wanted)
+
+
+def _remember_linear(ctx, inputs, output) -> None:
+    hidden, weight, bias, *_ = inputs
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.has_bias, ctx.dtypes = bias is not None, (hidden.dtype, weight.dtype)
+    ctx.save_for_backward(*gradients)
+
+
+def _differentiate_linear(ctx, upstream, *_):
+    hidden_dtype, weight_dtype = ctx.dtypes
+    dhidden, dweight, dbias = torch.ops.charlm.linear_cross_entropy_backward(upstream, *ctx.saved_tensors)
+    dbias = dbias.to(weight_dtype) if ctx.has_bias else None
+    return dhidden.to(hidden_dtype), dweight.to(weight_dtype), dbias, *([None] * 6)
+
+
+@torch.library.custom_op("charlm::linear_cross_entropy_backward", mutates_args=())
+def _linear_backward(
+    upstream: Tensor, dhidden: Tensor, dweight: Tensor, dbias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator, so that a second derivative is refused: to autograd the saved gradients are constants."""
+    return dhidden * upstream, dweight * upstream, dbias * upstream
+
+
+@_linear_backward.register_fake
+def _(upstream, dhidden, dweight, dbias):
+    return torch.empty_like(dhidden), torch.empty_like(dweight), torch.empty_like(dbias)
+
+
+_linear_forward.register_autograd(_differentiate_linear, setup_context=_remember_linear)
+
+
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, ignore: int, smoothing: float, by_triton: bool, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Losses (n,) of a chunk of logits (n, V) and their gradient, written over the logits where that can be."""
+    if by_triton:
+        from kernels import cross_entropy_triton
+
+        losses, peak, inverse = empty_outputs(logits)
+        targets = targets.contiguous()
+        cross_entropy_triton.loss(logits, targets, ignore, smoothing, losses, peak, inverse)
+        if wanted:
+            one = losses.new_ones(1).expand(len(losses))
+            cross_entropy_triton.gradient(logits, targets, peak, inverse, one, ignore, smoothing, logits)
+        return losses, logits if wanted else None
+    log_p = logits.log_softmax(-1, dtype=precise(logits))
+    losses = F.nll_loss(log_p, targets, ignore_index=ignore, reduction="none")
+    counts = targets != ignore
+    if smoothing > 0:
+        losses = (1 - smoothing) * losses - torch.where(counts, smoothing * log_p.mean(-1), 0.0)
+    if not wanted:
+        return losses, None
+    p = log_p.exp_()
+    p[torch.arange(len(p), device=p.device), targets.where(counts, 0)] -= 1 - smoothing
+    p = p.sub_(smoothing / p.shape[1]) if smoothing > 0 else p
+    return losses, p.masked_fill_(~counts[:, None], 0.0).to(logits.dtype)
+
+
+def _empty_linear_outputs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the loss and the gradients, which are empty when nobody wants them. Those of the weights are sums over
+    chunks, hence precise."""
+    dtype = precise(hidden)
+    return (
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(hidden.shape if wanted else (0,)),
+        weight.new_empty(weight.shape if wanted else (0,), dtype=dtype),
+        weight.new_empty(weight.shape[:1] if wanted and bias is not None else (0,), dtype=dtype),
+    )
+
+
+def _check_linear(hidden, weight, targets, bias, label_smoothing, chunk_rows) -> None:
+    if hidden.ndim != 2:
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}; it has to be (rows, width)")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] < 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it has to be (vocabulary, {hidden.shape[1]})")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it has to be ({weight.shape[0]},)")
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is None:
+            continue
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
+        if x.dtype != hidden.dtype and autocast_dtype(hidden) is None:
+            raise ValueError(f"{name} is {x.dtype} and hidden is {hidden.dtype}; they have to be the same")
+        if x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they have to be together")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}; it may be 1 or more")
+    check_rest(hidden, targets, label_smoothing)
