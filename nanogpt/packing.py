@@ -30,6 +30,7 @@ def leave_padding_out(valid: Tensor) -> Packing | None:
     """The packing of a batch with these valid targets (B, T), or None where it has no padding.
 
     Padding is what follows a row's last valid target; what is not predicted before it is still read."""
+    if valid[:, -1].all():
+        return None
     kept = valid.flip(1).cumsum(1).flip(1).flatten() > 0
-    index = torch.nonzero(kept)[:, 0]
-    return None if len(index) == len(kept) else Packing(index, (valid.shape[0], valid.shape[1]))
+    return Packing(torch.nonzero(kept)[:, 0], (valid.shape[0], valid.shape[1]))
