@@ -1,7 +1,7 @@
 """Every flag of `train.py`, typed and with its help; imports no torch, so that `--help` answers at once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 MODELS = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon")
@@ -143,7 +143,12 @@ class Config:
     config: str | None = None
     """Take defaults from this config.json."""
 
+    task: ClassVar[str | None] = None
+    """Which of `TASKS` a run of these flags is for; None: a language model and nothing else."""
 
+
+# What a run may be fine-tuned for, as its config.json says.
+TASKS = ("classify", "instruct")
 # What makes a model what it is: --init takes these from the run it starts from.
 MODEL_FIELDS = {
     "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells",

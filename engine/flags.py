@@ -10,7 +10,7 @@ from data.errors import UserError, nearest
 from data.sources import KINDS
 from engine import presets
 from engine.checks import check_mode, check_stored, check_values
-from engine.config import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, USES_RUN, Config
+from engine.config import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, TASKS, USES_RUN, Config
 from engine.folder import read_facts
 from nanogpt import pretrained
 
@@ -54,14 +54,17 @@ def config_of(folder: Path, kind: type[Config] = Config) -> Config:
 
 
 def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
-    """The settings of the run in `folder`. Raises UserError for what a run cannot have."""
+    """The settings of the run in `folder` that a `kind` has. Raises UserError for what a run cannot have."""
     path = folder / "config.json"
     facts = read_facts(folder)
     if kind is Config and "classify" in facts:
         raise UserError(
             f"{folder} labels texts: it is for python -m finetune.classify, with --out, --resume or --predict"
         )
-    settings = _stored_settings(facts["config"], str(path), kind)
+    values = facts["config"]
+    if kind is Config and "instruct" in facts:  # its model is a language model like any other
+        values = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
+    settings = _stored_settings(values, str(path), kind)
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
     return settings
@@ -73,30 +76,41 @@ def _defaults(
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & USES_RUN:
-        return run_settings(Path(out), kind) if (out := _peek(argv, "out")) else {}
-    file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
-    if (init := _peek(argv, "init") or file.get("init")) not in (None, "scratch"):
+        return _settings_to_go_on(Path(out), kind) if (out := peek(argv, "out")) else {}
+    file = _read_file(path, kind) if (path := peek(argv, "config")) else {}
+    if (init := peek(argv, "init") or file.get("init")) not in (None, "scratch"):
         layer = layer | with_init
         folder = pretrained.folder_of(init)
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
         file |= {name: value for name, value in parent.items() if name in MODEL_FIELDS}
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
-    model = _one_of(_peek(argv, "model") or base["model"], MODELS, "model")
-    data = _peek(argv, "data") or base["data"]
-    text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
+    model = _one_of(peek(argv, "model") or base["model"], MODELS, "model")
+    data = peek(argv, "data") or base["data"]
+    text = peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
     optimizer = _one_of(
-        _peek(argv, "optimizer") or file.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
+        peek(argv, "optimizer") or file.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
     )
-    _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
+    _one_of(peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
     if text == "stream":
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
     layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer]]
-    if name := _peek(argv, "preset"):
+    if name := peek(argv, "preset"):
         layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))
     return {name: value for layer in (*layers, file) for name, value in layer.items()}
+
+
+def _settings_to_go_on(folder: Path, kind: type[Config]) -> dict[str, Any]:
+    """The settings of a run that --resume and the like work on: it has to be of the same command."""
+    facts = read_facts(folder)
+    if (task := next((task for task in TASKS if task in facts), None)) != kind.task:
+        if kind.task:
+            raise UserError(f"{folder} is not a run of finetune.{kind.task}; start one from it with --init {folder}")
+        if task != "classify":  # which has a message of its own
+            raise UserError(f"{folder} is a run of finetune.{task}: go on with it by python -m finetune.{task}")
+    return run_settings(folder, kind)
 
 
 def _flag_name(word: str, names: set[str]) -> str:
@@ -107,7 +121,7 @@ def _flag_name(word: str, names: set[str]) -> str:
     return name if name in names else name.removeprefix("no_")
 
 
-def _peek(argv: list[str], name: str) -> str | None:
+def peek(argv: list[str], name: str) -> str | None:
     """The value of a flag before the real parsing: defaults depend on it."""
     found = None
     for word, following in itertools.zip_longest(argv, argv[1:]):

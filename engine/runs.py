@@ -1,7 +1,7 @@
 """A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from engine.evaluate import Evaluation
 from engine.flags import config_of
 from engine.folder import read_facts, read_tokenizer
 from engine.generate import Sampling, generate, score
+from engine.lora import LoRALinear, fold
 from engine.registry import build_model
 from engine.runtime import choose_device
 from makemore.base import LanguageModel
@@ -40,9 +41,11 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def fit_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Put `weights`, read from checkpoint `folder` of a run, and those of the run's `base/` into `model`; UserError
-    naming `folder` when they are another model's."""
+    naming `folder` when they are another model's. Adapters go into the weights of a model that has none."""
     if checkpoint.find(folder.parent / "base"):
         weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
+    if not any(isinstance(module, LoRALinear) for module in model.modules()):
+        weights = fold(weights)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -86,12 +89,18 @@ class Run:
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield one token (num,) at a time after `prompt`. `max_new_tokens` None: the context for lines, 500
         for a stream."""
-        ids = torch.tensor([self.prompt_ids(prompt, unknown)] * num, device=self.device)
+        length = max_new_tokens or (self.config.context if self.is_lines else 500)
+        return self.stream_ids(self.prompt_ids(prompt, unknown), num, length, seed, sampling or Sampling())
+
+    def stream_ids(
+        self, ids: list[int], num: int, max_new_tokens: int, seed: int | None, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """As `stream`, after these ids."""
+        prompt = torch.tensor([ids] * num, device=self.device)
         generator = torch.Generator(self.device)
         generator.seed() if seed is None else generator.manual_seed(seed)
-        length = max_new_tokens or (self.config.context if self.is_lines else 500)
         eos = self.tokenizer.special.eos
-        return generate(self.model, ids, length, sampling or Sampling(), self.never, eos, generator)
+        return generate(self.model, prompt, max_new_tokens, sampling, self.never, eos, generator)
 
     def generate(self, prompt: str = "", num: int = 1, *, stop: str | None = None, **options) -> list[str]:
         """`num` texts that go on after `prompt`, the prompt included, each up to where `stop` would begin.
@@ -107,8 +116,12 @@ class Run:
 
     def pieces(self, prompt: str = "", *, stop: str | None = None, **options) -> Iterator[str]:
         """One text after `prompt`, piece by piece as it becomes certain: never half a character, nothing of `stop`."""
+        yield from self.written(self.stream(prompt, **options), stop)
+
+    def written(self, tokens: Iterable[Tensor], stop: str | None = None) -> Iterator[str]:
+        """The text of one stream of `tokens`, (1,) each, piece by piece, up to where `stop` would begin."""
         writer = _Writer(self.tokenizer, stop)
-        for token in self.stream(prompt, **options):
+        for token in tokens:
             yield writer.write(int(token))
             if writer.ended:
                 return

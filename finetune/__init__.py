@@ -1,1 +1,1 @@
-"""Fine-tuning: classification."""
+"""Fine-tuning: classification and instruction following."""

@@ -10,13 +10,13 @@ from torch import nn
 
 from data.batches import IGNORE
 from engine.config import Config
+from engine.lora import LoRALinear, add_lora
 from engine.optimizers import make_optimizers
 from engine.registry import build_model
 from engine.runs import trained_weights
-from finetune import measure
-from finetune.build import class_weights, freeze_all_but
-from finetune.classifier import POOLINGS, Classifier, NGramBag
-from finetune.lora import LoRALinear, add_lora
+from finetune.classify import measure
+from finetune.classify.build import class_weights, freeze_all_but
+from finetune.classify.classifier import POOLINGS, Classifier, NGramBag
 
 VOCAB, CLASSES = 17, 3
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_hidden": 8, "order": 3, "context": 16, "activation": "tanh"}
@@ -120,7 +120,8 @@ def test_lora_starts_as_the_layer_itself_and_merges_exactly(bias):
 
 def test_lora_trains_a_few_weights_of_every_linear_layer_and_saves_them_alone():
     body = body_of("transformer", n_embd=32)
-    assert add_lora(body, rank=2, alpha=4.0) == 2 * 4
+    add_lora(body, rank=2, alpha=4.0)
+    assert sum(isinstance(module, LoRALinear) for module in body.modules()) == 2 * 4
     kept = trained_weights(body)
     assert set(kept) == {name for name in body.state_dict() if ".lora_" in name}
     assert sum(t.numel() for t in kept.values()) < 0.15 * sum(p.numel() for p in body.parameters())

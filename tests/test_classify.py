@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from data.errors import UserError
-from finetune.options import ClassifyConfig, check
+from finetune.classify.options import ClassifyConfig, check
 
 MODULE = "-m finetune.classify"
 QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)

@@ -81,7 +81,17 @@ def test_every_module_says_in_its_first_line_what_it_does():
 
 
 @pytest.mark.parametrize(
-    "module", ["engine.config", "engine.flags", "engine.folder", "engine.presets", "data.errors", "train"]
+    "module",
+    [
+        "engine.config",
+        "engine.flags",
+        "engine.folder",
+        "engine.presets",
+        "data.errors",
+        "train",
+        "finetune.classify.options",
+        "finetune.instruct.options",
+    ],
 )
 def test_the_flags_are_read_before_torch_is_loaded(module):
     check = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -7,14 +7,12 @@ import json
 import numpy as np
 
 from data.batches import IGNORE
-from data.errors import UserError, warn
+from data.errors import warn
 from data.examples import Columns, Example, drop_duplicates, labels_of, read_examples, split_examples
 from data.rows import Row
 from data.tokenizers import Tokenizer
-from finetune.options import ClassifyConfig
-
-FEW = 20  # examples
-UNKNOWN_ALLOWED = 0.01  # of the characters
+from finetune.classify.options import ClassifyConfig
+from finetune.start import check_unknown, warn_if_few
 
 
 @dataclasses.dataclass
@@ -51,19 +49,8 @@ def encode_task(task: Task, tokenizer: Tokenizer, config: ClassifyConfig) -> dic
     for side, examples in task.sides.items():
         numbers = task.numbers(side)
         rows[side], cut, unknown = encode([e.text for e in examples], tokenizer, config.context, numbers)
-        characters = sum(len(e.text) for e in examples)
-        if config.init and unknown > UNKNOWN_ALLOWED * characters:
-            raise UserError(
-                f"{unknown / characters:.1%} of the characters of the {side} texts are not in the vocabulary of "
-                f"{config.init}; start from a run with --tokenizer byte, or from scratch"
-            )
-        if unknown:
-            warn(
-                f"{unknown:,} of {characters:,} characters of the {side} texts are not in the vocabulary: <unk>; "
-                "--tokenizer byte knows all"
-            )
-        if side != "train" and len(examples) < FEW:
-            warn(f"only {len(examples)} {side} examples: what is measured on them is rough")
+        check_unknown(unknown, (e.text for e in examples), side, config)
+        warn_if_few(len(examples), side)
         if cut:
             warn(f"{cut:,} of {len(examples):,} {side} texts are longer than {config.context} tokens: cut")
     return rows

@@ -19,11 +19,12 @@ from engine import flags, folder, runtime
 from engine.backends import check_backends
 from engine.registry import build_model
 from engine.runs import load_weights
-from finetune import measure
-from finetune.build import build_classifier
-from finetune.classifier import Classifier
-from finetune.options import USE_FLAGS, ClassifyConfig
-from finetune.task import UNKNOWN_ALLOWED, encode, read_task
+from finetune.classify import measure
+from finetune.classify.build import build_classifier
+from finetune.classify.classifier import Classifier
+from finetune.classify.options import USE_FLAGS, ClassifyConfig
+from finetune.classify.task import encode, read_task
+from finetune.start import UNKNOWN_ALLOWED
 
 
 @dataclasses.dataclass

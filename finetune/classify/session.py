@@ -10,21 +10,21 @@ import torch
 from data.errors import UserError
 from data.rows import Row, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
-from data.vocabulary import check_name, make
 from engine import checkpoint, flags, folder, report, runtime, session
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
-from engine.config import CHANGEABLE, MODEL_FIELDS
+from engine.config import CHANGEABLE
 from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, refuse_foreign_flags
-from engine.runs import load_parent, load_weights, trained_weights
+from engine.runs import load_weights
 from engine.trainer import Trainer
-from finetune import measure
-from finetune.build import build_classifier, class_weights
-from finetune.classifier import Classifier
-from finetune.labeller import probabilities, read_classifier_facts
-from finetune.options import ClassifyConfig, rarity_power
-from finetune.task import Task, encode_task, read_task
+from finetune.classify import measure
+from finetune.classify.build import build_classifier, class_weights
+from finetune.classify.classifier import Classifier
+from finetune.classify.labeller import probabilities, read_classifier_facts
+from finetune.classify.options import ClassifyConfig, rarity_power
+from finetune.classify.task import Task, encode_task, read_task
+from finetune.start import keep_frozen, parent_of, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
 PROGRAM = "-m finetune.classify"
@@ -39,9 +39,9 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    parent, tokenizer = _parent(config, given) if config.init else (None, None)
+    parent, tokenizer = parent_of(config, given) if config.init else (None, None)
     task = read_task(config)
-    tokenizer = tokenizer or _tokenizer(config, task)
+    tokenizer = tokenizer or tokenizer_for(config, [e.text for e in task.sides["train"]])
     config = settled(config, given, task, tokenizer, parent)
     rows = encode_task(task, tokenizer, config)
     torch.manual_seed(config.seed)
@@ -50,9 +50,7 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
         body.load_state_dict(parent.state_dict())
     model = build_classifier(config, body, _class_weights(config, task))
     trainer = _trainer(model, rows, task, config, tokenizer, device, create(config, task, tokenizer))
-    if len(kept := trained_weights(model)) < len(model.state_dict()):
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
-        checkpoint.save(trainer.folder / "base", {"model": frozen}, {})
+    keep_frozen(model, trainer.folder)
     return _finish(trainer, rows, task, config, tokenizer)
 
 
@@ -100,19 +98,6 @@ def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:
     return folder.create(
         config.out, config.overwrite, flags.stored(config), tokenizer, data, classify={"labels": task.labels}
     )
-
-
-def _parent(config: ClassifyConfig, given: set[str]) -> tuple[LanguageModel, Tokenizer]:
-    parent = load_parent(config)
-    unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
-    refuse_contradictions(config, given & MODEL_FIELDS - unbounded, flags.stored(parent.config), set(), "--init")
-    return parent.model, parent.tokenizer
-
-
-def _tokenizer(config: ClassifyConfig, task: Task) -> Tokenizer:
-    check_name(config.tokenizer)
-    texts = [e.text for e in task.sides["train"]]
-    return make(config.tokenizer, "".join(sorted(set().union(*texts))), (f"{text}\n" for text in texts))
 
 
 def _trainer(

@@ -8,15 +8,14 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.flags import parse
-    from finetune.options import DEFAULTS, WITH_INIT, ClassifyConfig, check
+    from finetune.classify.options import DEFAULTS, WITH_INIT, ClassifyConfig, check
 
     config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", DEFAULTS, WITH_INIT)
     if config.init == "scratch":
         config = dataclasses.replace(config, init=None)
     check(config, given)
     from engine.runtime import Interrupted  # torch loads only now
-    from finetune import classify_session as session
-    from finetune import labeller
+    from finetune.classify import labeller, session
 
     if config.predict is not None:
         return labeller.predict(config, given)

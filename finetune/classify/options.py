@@ -1,7 +1,7 @@
 """The flags of `python -m finetune.classify`: those of train.py that mean something here, and its own; no torch."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tyro.conf import Fixed
 
@@ -44,6 +44,8 @@ class ClassifyConfig(Config):
     """Rank of the low-rank updates."""
     lora_alpha: float = 16.0
     """Their scale is alpha / rank."""
+    lora_layers: str = "all"
+    """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
     pooling: Literal["last", "mean", "max"] = "last"
     """One vector for a text: of its last token, or the mean or the maximum over its tokens."""
     ngrams: int | None = None
@@ -57,6 +59,7 @@ class ClassifyConfig(Config):
     predict: str | None = None
     """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line."""
 
+    task: ClassVar[str | None] = "classify"
     kind: Fixed[str] = "lines"
     val_data: Fixed[None] = None
     counts: Fixed[bool] = False
@@ -87,7 +90,7 @@ def check(config: ClassifyConfig, given: set[str]) -> None:
         raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
     if config.counts or config.carry_state or config.kind != "lines":
         raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
-    if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha"})):
+    if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha", "lora_layers"})):
         raise UserError(f"--{useless[0].replace('_', '-')} means nothing without --train lora")
     if config.train != "all" and config.init is None:
         raise UserError(f"--train {config.train} leaves weights as they are: it needs --init, a run to start from")

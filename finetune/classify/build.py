@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from finetune.classifier import Classifier
-from finetune.lora import add_lora
-from finetune.options import ClassifyConfig, last_layers
+from engine.lora import add_lora
+from finetune.classify.classifier import Classifier
+from finetune.classify.options import ClassifyConfig, last_layers
 from makemore.base import LanguageModel
 
 
@@ -27,8 +27,7 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
         lm_weight=config.lm_weight, label_smoothing=config.label_smoothing,
     )  # fmt: skip
     if config.train == "lora":
-        if not add_lora(body, config.lora_rank, config.lora_alpha):
-            raise UserError(f"--train lora: a {config.model} has no linear layers to adapt; use all, head or last:N")
+        add_lora(body, config.lora_rank, config.lora_alpha, config.lora_layers)
     elif config.train != "all":
         freeze_all_but(body, last_layers(config.train) or 0)
     return model

@@ -1,0 +1,1 @@
+"""Fine-tuning a model into a classifier of texts."""

@@ -1,0 +1,60 @@
+"""What both kinds of fine-tuning start with: a model and its vocabulary, or a vocabulary made from the texts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from data.errors import UserError, warn
+from data.tokenizers import Tokenizer
+from data.vocabulary import check_name, make
+from engine import checkpoint, flags
+from engine.checks import refuse_contradictions
+from engine.config import MODEL_FIELDS, Config
+from engine.runs import load_parent, trained_weights
+from makemore.base import LanguageModel
+
+UNKNOWN_ALLOWED = 0.01  # of the characters
+FEW = 20  # examples
+
+
+def parent_of(config: Config, given: set[str]) -> tuple[LanguageModel, Tokenizer]:
+    """The model that `--init` names, and its tokenizer. UserError for flags that contradict it."""
+    parent = load_parent(config)
+    unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
+    refuse_contradictions(config, given & MODEL_FIELDS - unbounded, flags.stored(parent.config), set(), "--init")
+    return parent.model, parent.tokenizer
+
+
+def tokenizer_for(config: Config, texts: list[str]) -> Tokenizer:
+    """A vocabulary of `--tokenizer` for these training texts."""
+    check_name(config.tokenizer)
+    return make(config.tokenizer, "".join(sorted(set().union(*texts))), (f"{text}\n" for text in texts))
+
+
+def check_unknown(unknown: int, texts: Iterable[str], side: str, config: Config) -> None:
+    """Warn of characters that the vocabulary lacks; UserError where they are many and the vocabulary another run's."""
+    characters = sum(map(len, texts))
+    if config.init and unknown > UNKNOWN_ALLOWED * characters:
+        raise UserError(
+            f"{unknown / characters:.1%} of the characters of the {side} texts are not in the vocabulary of "
+            f"{config.init}; start from a run with --tokenizer byte, or from scratch"
+        )
+    if unknown:
+        warn(
+            f"{unknown:,} of {characters:,} characters of the {side} texts are not in the vocabulary: <unk>; "
+            "--tokenizer byte knows all"
+        )
+
+
+def warn_if_few(count: int, side: str) -> None:
+    """Warn of a validation or test side on which nothing can be measured well."""
+    if side != "train" and count < FEW:
+        warn(f"only {count} {side} examples: what is measured on them is rough")
+
+
+def keep_frozen(model: torch.nn.Module, path: Path) -> None:
+    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
+    if len(kept := trained_weights(model)) < len(model.state_dict()):
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+        checkpoint.save(path / "base", {"model": frozen}, {})
