@@ -71,7 +71,7 @@ class CNN(LanguageModel):
         x = self.wte(tokens)  # (B, T, C)
         after, skips = {}, torch.zeros_like(x)
         for i, layer in enumerate(self.layers):
-            before = x.new_zeros(len(x), layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
+            before = x.new_zeros(x.shape[0], layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
             x, skip, after[f"inputs{i}"] = layer(x, before, valid)
             skips = skips + skip
         return torch.relu(self.mix(torch.relu(self.norm(skips, valid)))), after

@@ -188,7 +188,7 @@ class Transformer(LanguageModel):
     def _remember(self, tokens: Tensor, state: State | None, past: int) -> State:
         """The tokens themselves, to encode half of them anew some day; unbounded, only how many there were."""
         if self.context is None:
-            return {"position": torch.full((len(tokens),), past + tokens.shape[1], device=tokens.device)}
+            return {"position": torch.full((tokens.shape[0],), past + tokens.shape[1], device=tokens.device)}
         return {"tokens": tokens if state is None else torch.cat([state["tokens"], tokens], 1)}
 
     def _in_window(self, cached: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""Any model as an ONNX graph: a whole sequence at once, or one token and a state where the family is recurrent.
+
+Graphs hold no Python: what picks a kernel by looking at shapes is replaced by its plain form first.
+"""
+
+import copy
+import importlib.util
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from data.errors import UserError
+from makemore.base import LanguageModel, Output
+from makemore.ngram import FLOOR, NGram
+from makemore.recurrent import Recurrent
+from nanogpt.attention import CausalSelfAttention
+
+TOLERANCE = 1e-4  # largest difference of a logit between the graph and the model
+LONGEST = 1 << 20  # batch or time of a graph
+LARGE = 1 << 30  # bytes of weights from which they go into a file of their own
+
+
+def check_packages() -> None:
+    """Raise UserError unless all that `save` needs is installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--to onnx needs {package}: pip install onnx onnxscript onnxruntime")
+
+
+def save(model: LanguageModel, path: Path) -> list[str]:
+    """Write `model` to `path` and check it with onnxruntime, on sizes that tracing did not see. Returns a line for
+    each input and output. Raises RuntimeError when the graph computes something else."""
+    model = copy.deepcopy(model).float().cpu().eval()
+    graph = _Step(model) if isinstance(model, Recurrent) else _Whole(_plain(model))
+    inputs = graph.example(2, 3)
+    outputs = ["logits", *(f"{name}_after" for name in list(inputs)[1:])]
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter warns of packages that it could also use
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # and of itself
+        torch.onnx.export(
+            graph, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
+            dynamic_shapes=graph.sizes(), dynamo=True, external_data=weights > LARGE, verbose=False,
+        )  # fmt: skip
+    return _check(graph, path, outputs)
+
+
+def _plain(model: LanguageModel) -> nn.Module:
+    """`model` with everything replaced that a graph cannot hold."""
+    if isinstance(model, NGram):
+        return _Counts(model)
+    for module in model.modules():
+        if isinstance(module, CausalSelfAttention):
+            module.attend = _Attention(module.attend.window, module.attend.slopes)
+    return model
+
+
+@torch.no_grad()
+def _check(graph: "_Whole | _Step", path: Path, outputs: list[str]) -> list[str]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch, time in ((1, 1), (3, 7)):
+        inputs = graph.example(batch, time)
+        wanted = graph(*inputs.values())
+        found = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
+        for name, ours, theirs in zip(outputs, wanted if isinstance(wanted, tuple) else (wanted,), found, strict=True):
+            if (off := float((ours - torch.from_numpy(theirs)).abs().max())) > TOLERANCE:
+                raise RuntimeError(f"{name} of {path} is off by {off:.2g} at batch {batch}, time {time}")
+    both = [*((port, "in") for port in session.get_inputs()), *((port, "out") for port in session.get_outputs())]
+    return [f"{way:3} {port.name} {port.type.removeprefix('tensor')} {port.shape}" for port, way in both]
+
+
+class _Whole(nn.Module):
+    """tokens (B, T) int64, from the beginning of a text -> logits (B, T, V)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens).logits
+
+    def example(self, batch: int, time: int) -> dict[str, Tensor]:
+        """Inputs by name."""
+        time = min(time, self.model.context or time)
+        return {"tokens": torch.randint(self.model.vocab_size, (batch, time))}
+
+    def sizes(self) -> dict[str, Any]:
+        """Which dimensions of the inputs are free, for torch.export."""
+        return {"tokens": {0: Dim("batch", max=LONGEST), 1: Dim("time", max=self.model.context or LONGEST)}}
+
+
+class _Step(nn.Module):
+    """token (B,) int64 and the state's vectors (B, H), zeros at first -> logits (B, V) and the vectors after it."""
+
+    def __init__(self, model: Recurrent):
+        super().__init__()
+        self.model = model
+        self.names = list(model(torch.zeros(1, 1, dtype=torch.int64)).state)
+
+    def forward(self, token: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        out = self.model(token[:, None], state=dict(zip(self.names, vectors, strict=True)))
+        return out.logits[:, 0], *(out.state[name] for name in self.names)
+
+    def example(self, batch: int, time: int) -> dict[str, Tensor]:
+        """Inputs by name; `time` is always 1."""
+        vectors = {name: torch.randn(batch, self.model.n_hidden) for name in self.names}
+        return {"token": torch.randint(self.model.vocab_size, (batch,)), **vectors}
+
+    def sizes(self) -> dict[str, Any]:
+        """Which dimensions of the inputs are free, for torch.export."""
+        batch = Dim("batch", max=LONGEST)
+        return {"token": {0: batch}, "vectors": tuple({0: batch} for _ in self.names)}
+
+
+class _Attention(nn.Module):
+    """What `kernels.attention` computes, written out; as many queries as keys."""
+
+    def __init__(self, window: int | None, slopes: Tensor | None):
+        super().__init__()
+        self.window = window
+        self.register_buffer("slopes", slopes)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        place = torch.arange(q.shape[2], device=q.device)
+        back = place[:, None] - place  # (T, T): how far behind the query a key is
+        unseen = back < 0 if self.window is None else (back < 0) | (back >= self.window)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if self.slopes is not None:
+            scores = scores - self.slopes[:, None, None] * back
+        return scores.masked_fill(unseen, -math.inf).softmax(-1) @ v
+
+
+class _Counts(nn.Module):
+    """What NGram.forward computes, every token of the vocabulary searched for in each context."""
+
+    context = None
+
+    def __init__(self, model: NGram):
+        super().__init__()
+        self.model, self.order, self.vocab_size = model, model.order, model.vocab_size
+
+    def forward(self, tokens: Tensor) -> Output:
+        model, (B, T) = self.model, tokens.shape
+        read = torch.cat([tokens.new_full((B, model.history), model.special.bos), tokens], 1)
+        every = torch.arange(self.vocab_size)
+        node, alive = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)  # (B, T)
+        p = model.base.expand(B, T, -1)  # (B, T, V)
+        for k in range(self.order):
+            if k:
+                back = read[:, model.history - k + 1 : model.history - k + 1 + T]
+                node, found = _search(getattr(model, f"contexts_{k}"), node * self.vocab_size + back)
+                alive = alive & found
+            place, seen = _search(getattr(model, f"grams_{k}"), node[..., None] * self.vocab_size + every)
+            share = torch.where(seen, getattr(model, f"share_{k}")[place], 0.0)
+            p = torch.where(alive[..., None], share + getattr(model, f"freed_{k}")[node][..., None] * p, p)
+        return Output(p.clamp_min(FLOOR).log(), None, None, {})
+
+
+def _search(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of `wanted` stands in the sorted `keys`, and whether it does: ONNX has no search, so the steps of
+    bisection are laid out."""
+    low = torch.zeros_like(wanted)
+    for step in reversed(range(len(keys).bit_length())):
+        there = low + (1 << step)
+        inside = there < len(keys)
+        low = torch.where(inside & (keys[torch.where(inside, there, 0)] <= wanted), there, low)
+    return low, keys[low] == wanted
