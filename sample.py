@@ -1,4 +1,4 @@
-"""Sample from a trained run, or score a text with it: `python sample.py --help`."""
+"""Sample from a trained run, score a text with it, or talk to it: `python sample.py --help`."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from engine.checks import MAX_SEED
 
 @dataclasses.dataclass
 class Options:
-    """Sample from a run of train.py, or score a text with it. Needs the run directory alone, never the data set."""
+    """Sample from a run, score a text with it, or talk to it. Needs the run directory alone, never the data set."""
 
     run: tyro.conf.Positional[str]
     """The run directory, or gpt2:PATH."""
@@ -23,9 +23,9 @@ class Options:
     num: int | None = None
     """How many samples, drawn as one batch (default: 10 for lines, 1 for a stream)."""
     max_new_tokens: int | None = None
-    """Longest sample (default: the context for lines, 500 for a stream)."""
-    temperature: float = 1.0
-    """Below 1 bolder on the likely, above 1 flatter; 0 takes the likeliest."""
+    """Longest sample (default: the context for lines, 500 for a stream), or longest reply."""
+    temperature: float | None = None
+    """Below 1 bolder on the likely, above 1 flatter; 0 takes the likeliest (default: 1, with --chat 0)."""
     top_k: int | None = None
     """Draw from the k likeliest only."""
     top_p: float | None = None
@@ -43,9 +43,13 @@ class Options:
     stream: bool = False
     """Print each sample while it is drawn."""
     json: bool = False
-    """One JSON line a sample (or for --score)."""
+    """One JSON line a sample (or for --score or --message)."""
     score: str | None = None
     """Print this text's bits per character instead of sampling; @FILE reads it from a file."""
+    chat: bool = False
+    """Talk to a run of finetune.instruct."""
+    message: str | None = None
+    """With --chat: answer this and leave; @FILE reads it from a file."""
     checkpoint: Literal["best", "last"] = "best"
     """Which weights."""
     device: str = "auto"
@@ -56,7 +60,11 @@ class Options:
     """Whose kernels layer and RMS norm run on."""
 
 
-_SCORE_TAKES = {"run", "unknown", "json", "score", "checkpoint", "device", "attention", "norm_kernel"}
+_ALWAYS = {"run", "unknown", "json", "checkpoint", "device", "attention", "norm_kernel"}
+_SCORE_TAKES = _ALWAYS | {"score"}
+_CHAT_TAKES = _ALWAYS | {
+    "chat", "message", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -65,10 +73,13 @@ def main() -> int:
     from engine.generate import Sampling
     from engine.runs import load_run
 
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
+    temperature = (0.0 if options.chat else 1.0) if options.temperature is None else options.temperature
+    sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     run = load_run(options.run, options.checkpoint, options.device, options.attention, options.norm_kernel)
     if options.score is not None:
         return score(run, options)
+    if options.chat:
+        return chat(run, options, sampling)
     prompt = text_of(options.prompt or "", "--prompt")
     if run.is_lines and "\n" in prompt:
         raise UserError("--prompt has a line end, but this run's texts are single lines")
@@ -95,11 +106,18 @@ def check(options: Options) -> None:
         raise UserError("--stop is empty; leave it out for no stop text")
     if options.stream and options.json:
         raise UserError("--stream and --json exclude each other")
-    if options.score is not None:
+    if options.message is not None and not options.chat:
+        raise UserError("--message goes with --chat")
+    if options.message == "":
+        raise UserError("--message is empty; leave it out to talk in the terminal")
+    if options.chat and options.json and options.message is None:
+        raise UserError("--json goes with --message here")
+    modes = {"--score": (options.score is not None, _SCORE_TAKES), "--chat": (options.chat, _CHAT_TAKES)}
+    for mode, (chosen, takes) in modes.items():
         plain = Options(run=options.run)
-        for name in {field.name for field in dataclasses.fields(Options)} - _SCORE_TAKES:
+        for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
             if getattr(options, name) != getattr(plain, name):
-                raise UserError(f"--{name.replace('_', '-')} is for sampling; with --score leave it out")
+                raise UserError(f"--{name.replace('_', '-')} is for sampling; with {mode} leave it out")
 
 
 def text_of(value: str, flag: str) -> str:
@@ -131,6 +149,23 @@ def stream(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
         for piece in run.pieces(prompt, stop=options.stop, **(drawn | {"seed": seed})):
             print(piece, end="", flush=True)
         print()
+
+
+def chat(run, options: Options, sampling) -> int:
+    """Talk in the terminal, or answer the one message."""
+    from finetune.instruct.chat import Chat, converse
+
+    partner = Chat(run, sampling, options.max_new_tokens, options.seed, options.stop, options.unknown)
+    if options.message is None:
+        return converse(partner)
+    pieces = partner.ask(text_of(options.message, "--message"))
+    if options.json:
+        print(json.dumps({"text": "".join(pieces)}, ensure_ascii=False))
+        return 0
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
 
 
 def score(run, options: Options) -> int:

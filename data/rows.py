@@ -3,8 +3,8 @@
 The same `Batch` as everywhere: for a class its label stands at the last token, for an answer its tokens do.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,30 @@ class Row(NamedTuple):
     targets: np.ndarray
 
 
+class PairRow(NamedTuple):
+    """Two rows that are compared: what `--dpo` learns from."""
+
+    chosen: Row
+    rejected: Row
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Those of the longer one."""
+        return max(self.chosen.tokens, self.rejected.tokens, key=len)
+
+
+class HasTokens(Protocol):
+    """A Row or a PairRow."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+
+
 class RowLoader(Loader):
     """Rows in a new order each epoch, padded to the longest of their batch. Inside a window of 20 batches they are
     sorted by length, and the batches then shuffled: an epoch's end makes a batch smaller, never two epochs one."""
 
-    def __init__(self, rows: list[Row], batch_size: int, seed: int, pad: int, rank: int = 0, world: int = 1):
+    def __init__(self, rows: Sequence[HasTokens], batch_size: int, seed: int, pad: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
         self.rows, self.pad = rows, pad
         self._lengths = np.array([len(row.tokens) for row in rows])
@@ -53,12 +72,12 @@ class RowLoader(Loader):
         return np.concatenate([batches[i] for i in rng.permutation(len(batches))] + last)
 
 
-def eval_rows(rows: list[Row], pad: int) -> Callable[[], Iterator[Batch]]:
+def eval_rows(rows: Sequence[HasTokens], pad: int) -> Callable[[], Iterator[Batch]]:
     """All rows in order of length: a function that goes through them once more at each call."""
     return lambda: (collate([rows[i] for i in batch], pad) for batch in by_length(rows))
 
 
-def by_length(rows: list[Row]) -> Iterator[list[int]]:
+def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
     """The numbers of the rows of each batch of evaluation, short ones first."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):
@@ -70,10 +89,19 @@ def by_length(rows: list[Row]) -> Iterator[list[int]]:
         yield batch
 
 
-def collate(rows: list[Row], pad: int) -> Batch:
-    """One batch of `rows`, padded on the right. A rank that has none left gets one row that predicts nothing."""
-    T = max((len(row.tokens) for row in rows), default=1)
-    tokens = np.full((max(1, len(rows)), T), pad, np.int64)
+def collate(rows: Sequence[HasTokens], pad: int) -> Batch:
+    """One batch of `rows`, padded on the right; of pairs first all chosen rows, then all rejected ones, and a pair
+    counts as one token. A rank that has none left gets one row, or two, that predict nothing."""
+    nothing = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
+    if rows and isinstance(rows[0], PairRow):
+        both = [pair.chosen for pair in rows] + [pair.rejected for pair in rows]
+        return _padded(both, pad)._replace(n_tokens=len(rows))
+    return _padded(list(rows) or [nothing], pad)
+
+
+def _padded(rows: list[Row], pad: int) -> Batch:
+    T = max(len(row.tokens) for row in rows)
+    tokens = np.full((len(rows), T), pad, np.int64)
     targets = np.full_like(tokens, IGNORE)
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens)] = row.tokens

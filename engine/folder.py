@@ -21,7 +21,7 @@ RUNS = Path("runs")
 FORMAT = 1
 _OURS = (
     "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
-    "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
+    "generations.jsonl", "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
 )  # fmt: skip
 
 

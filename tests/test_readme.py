@@ -1,5 +1,6 @@
 """The README keeps its word: its tree is complete, and its commands run as they stand there."""
 
+import json
 import re
 import shlex
 
@@ -51,6 +52,10 @@ def texts(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(prose, "utf-8")
     (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
+    said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")
+    liked = [{"prompt": f"Who is {n}?", "chosen": n, "rejected": "no"} for n in NAMES]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
     return prose
 
@@ -92,6 +97,20 @@ def test_the_commands_that_classify(cli, texts):
     for command in commands:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
+        assert ended.code == 0, (command, ended.err)
+
+
+def test_the_commands_that_follow_instructions(cli, texts):
+    assert cli("train.py", "--data", "poems.txt", "--tokenizer", "byte", *SHORT).code == 0
+    commands = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
+    assert len(commands) == 7
+    short = [*SHORT[:4], "--max-answer", "2"]
+    for command in commands:
+        words = shlex.split(command)[2 if "sample.py" in command else 3 :]
+        if words == []:  # the bundled tasks: seconds of answering, tested elsewhere
+            continue
+        script = "sample.py" if "sample.py" in command else "-m finetune.instruct"
+        ended = cli(script, *words, *([] if "--out" in words or "--chat" in words else short))
         assert ended.code == 0, (command, ended.err)
 
 

@@ -1,0 +1,218 @@
+"""Conversations to learn answers from: reading them from JSON and JSONL, and pairs of a better and a worse answer."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import reading
+from data.errors import UserError, nearest
+from data.examples import json_lines, normalised
+
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """What one side says. `input` is the second part of an Alpaca instruction, else empty."""
+
+    role: str
+    text: str
+    input: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Both parts, a line each."""
+        return f"{self.text}\n{self.input}" if self.input else self.text
+
+
+class Conversation(NamedTuple):
+    """Turns that end with an answer. `label` is the task it belongs to, if any, `where` how a message calls it; what
+    has a `group` is reported apart from the rest."""
+
+    turns: tuple[Turn, ...]
+    where: str
+    label: str = ""
+    group: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the split goes by: two conversations that begin with one question are on one side."""
+        return next(turn.whole for turn in self.turns if turn.role == "user")
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """All turns but the last answer."""
+        return self.turns[:-1]
+
+    @property
+    def answer(self) -> str:
+        return self.turns[-1].text
+
+
+class Pair(NamedTuple):
+    """One prompt with the answer that was chosen and the one that was rejected."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+    @property
+    def text(self) -> str:
+        return self.chosen.text
+
+    @property
+    def label(self) -> str:
+        return self.chosen.label
+
+
+def read_conversations(data: str, encoding: str = "utf-8") -> tuple[str, list[Conversation]]:
+    """The short name of `data`, a .json or .jsonl file, and its conversations. An item has 'messages' (a list of role
+    and content), or 'instruction', maybe 'input', and 'output', or 'prompt' and 'completion'; maybe a 'task' too.
+
+    Raises UserError naming file and line, or example, for whatever is missing or malformed."""
+    return _read(data, encoding, _conversation)
+
+
+def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[Pair]]:
+    """As `read_conversations`, of items with 'prompt', 'chosen' and 'rejected', each a text or a list of messages."""
+    return _read(data, encoding, _pair)
+
+
+def drop_duplicates(items: list[Any]) -> list[Any]:
+    """The first of all conversations, or pairs, in which the same is said."""
+    distinct: dict[tuple[str, ...], Any] = {}
+    for item in items:
+        conversations = item if isinstance(item, Pair) else (item,)
+        distinct.setdefault(tuple(normalised(turn.whole) for c in conversations for turn in c.turns), item)
+    return list(distinct.values())
+
+
+def _read(data: str, encoding: str, parse: Callable[[dict, str], Any]) -> tuple[str, list]:
+    reading.check_encoding(encoding)
+    path = Path(data).expanduser()
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        raise UserError(f"{data} holds no conversations: give 'strings' (bundled) or a .json or .jsonl file")
+    items = _json(path, encoding) if path.suffix.lower() == ".json" else _jsonl(path, encoding)
+    found = []
+    for item, where in items:
+        if not isinstance(item, dict):
+            raise UserError(f"{where} is no object, but a {type(item).__name__}")
+        found.append(parse(item, where))
+    if not found:
+        raise UserError(f"{data} holds no examples")
+    return path.resolve().stem, found
+
+
+def _json(path: Path, encoding: str) -> Iterator[tuple[Any, str]]:
+    try:
+        read = json.loads("".join(reading.read_chunks([path], encoding)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(read, list):
+        raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
+    return ((item, f"{path} example {n}") for n, item in enumerate(read, 1))
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Any, str]]:
+    return ((item, f"{path} line {n}") for n, item in json_lines(path, encoding))
+
+
+def _conversation(item: dict, where: str) -> Conversation:
+    label = _text(item, "task", where, optional=True)
+    if "messages" in item:
+        turns = _messages(item["messages"], f"{where}: 'messages'")
+    elif "instruction" in item:
+        question = Turn("user", _text(item, "instruction", where), _text(item, "input", where, optional=True))
+        turns = (question, Turn("assistant", _text(item, "output", where)))
+    elif "prompt" in item and "completion" in item:
+        turns = (Turn("user", _text(item, "prompt", where)), Turn("assistant", _text(item, "completion", where)))
+    elif "chosen" in item and "rejected" in item:
+        raise UserError(f"{where} is a pair of a chosen and a rejected answer; --dpo trains on those")
+    else:
+        raise _foreign(item, where)
+    if turns[-1].role != "assistant":
+        raise UserError(f"{where} ends without an answer: its last message is the {turns[-1].role}'s")
+    return Conversation(turns, where, label)
+
+
+def _foreign(item: dict, where: str) -> UserError:
+    """What to say of an item that is none of the three kinds."""
+    for one, other in (("prompt", "completion"), ("completion", "prompt"), ("output", "instruction")):
+        if one in item:
+            return UserError(f"{where} has no key '{other}'; it has: {_keys(item)}.{nearest(other, map(str, item))}")
+    kinds = "'messages', 'instruction' and 'output', or 'prompt' and 'completion'"
+    return UserError(f"{where} has none of {kinds}; it has: {_keys(item)}")
+
+
+def _pair(item: dict, where: str) -> Pair:
+    for name in ("prompt", "chosen", "rejected"):
+        if name not in item:
+            raise UserError(f"{where} has no key '{name}'; it has: {_keys(item)}.{nearest(name, map(str, item))}")
+    label = _text(item, "task", where, optional=True)
+    prompt = item["prompt"]
+    asked = (Turn("user", _said(prompt, where, "prompt")),) if isinstance(prompt, str) else _messages(
+        prompt, f"{where}: 'prompt'"
+    )  # fmt: skip
+    if asked[-1].role != "user":
+        raise UserError(f"{where}: 'prompt' ends with the {asked[-1].role}'s message; it has to end with the user's")
+    answers = [_last_answer(item[name], where, name) for name in ("chosen", "rejected")]
+    if answers[0] == answers[1]:
+        raise UserError(f"{where}: 'chosen' and 'rejected' are the same")
+    return Pair(*(Conversation((*asked, Turn("assistant", text)), where, label) for text in answers))
+
+
+def _last_answer(value: Any, where: str, name: str) -> str:
+    """A text, or the last of a list of messages, which has to be the assistant's."""
+    if isinstance(value, list) and value:
+        last = _message(value[-1], f"{where}: '{name}' message {len(value)}")
+        if last.role != "assistant":
+            raise UserError(f"{where}: '{name}' ends with the {last.role}'s message; it has to end with an answer")
+        return last.text
+    return _said(value, where, name)
+
+
+def _messages(value: Any, where: str) -> tuple[Turn, ...]:
+    """At most one system message, then user and assistant in turns."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where} is no list of messages, each with a role and a content")
+    turns = tuple(_message(message, f"{where} message {n}") for n, message in enumerate(value, 1))
+    expected = "user"
+    for n, turn in enumerate(turns, 1):
+        if turn.role == "system" and n == 1:
+            continue
+        if turn.role != expected:
+            raise UserError(f"{where} message {n} is the {turn.role}'s where the {expected}'s has to be")
+        expected = "assistant" if turn.role == "user" else "user"
+    if turns[-1].role == "system":
+        raise UserError(f"{where} has a system message only")
+    return turns
+
+
+def _message(value: Any, where: str) -> Turn:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is no object with a role and a content")
+    role, text = _text(value, "role", where), _text(value, "content", where)
+    if role not in ROLES:
+        raise UserError(f"{where} has the role '{role}'; there are: {', '.join(ROLES)}.{nearest(role, ROLES)}")
+    return Turn(role, text)
+
+
+def _text(item: dict, name: str, where: str, optional: bool = False) -> str:
+    if name not in item:
+        if optional:
+            return ""
+        raise UserError(f"{where} has no key '{name}'; it has: {_keys(item)}.{nearest(name, map(str, item))}")
+    if optional and item[name] in (None, ""):
+        return ""
+    return _said(item[name], where, name)
+
+
+def _said(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: '{name}' is no text, but a {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{where}: '{name}' is empty")
+    return value
+
+
+def _keys(item: dict) -> str:
+    return ", ".join(map(str, item))[:200] or "none"

@@ -1,0 +1,116 @@
+"""A conversation with a run of finetune.instruct: its history, one reply at a time, and the terminal around it."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.conversations import Turn
+from data.errors import UserError
+from engine.generate import Sampling
+from engine.runs import Run
+from finetune.instruct.templates import Template, template_of, without_oldest
+
+COMMANDS = ("/reset", "/quit")
+REPLY_ROOM = 4  # at least this fraction of the context is free for a reply
+
+
+class Chat:
+    """Asks `run` and keeps what was said; what no longer fits into the context is forgotten, oldest first.
+
+    Raises UserError for a run that was not trained on conversations."""
+
+    def __init__(
+        self,
+        run: Run,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | None = None,
+        unknown: str = "error",
+    ):
+        name = template_of(run.folder)
+        if name is None:
+            raise UserError(
+                f"{run.folder} never learned to answer; python -m finetune.instruct --init {run.folder} teaches it"
+            )
+        self.run, self.template = run, Template(name, run.tokenizer)
+        self.sampling, self.max_new_tokens = sampling or Sampling(temperature=0), max_new_tokens
+        self.seed, self.stop, self.unknown = seed, stop, unknown
+        self.turns: tuple[Turn, ...] = ()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.turns = ()
+
+    def ask(self, message: str) -> Iterator[str]:
+        """The reply, piece by piece. What has been said when the caller stops listening is remembered as the reply.
+
+        Raises UserError, and forgets the message, where it is too long or has characters the model does not know."""
+        known = self.run.tokenizer.decode(self.run.tokenizer.encode(message, self.unknown).tolist())
+        turns = (*self.turns, Turn("user", known))
+        ids, turns = self._within_context(turns)
+        room = self.run.config.context + 1 - len(ids)
+        length = min(self.max_new_tokens or room, room)
+        seed = None if self.seed is None else self.seed + len(self.turns)
+        said = ""
+        try:
+            for piece in self.run.written(self.run.stream_ids(ids, 1, length, seed, self.sampling), self.stop):
+                said += piece
+                yield piece
+        finally:
+            if said:
+                self.turns = (*turns, Turn("assistant", said))
+
+    def _within_context(self, turns: tuple[Turn, ...]) -> tuple[list[int], tuple[Turn, ...]]:
+        context = self.run.config.context
+        while len(ids := self.template.prompt(turns)) > context - context // REPLY_ROOM:
+            fewer = without_oldest(turns)
+            if fewer is None:
+                break
+            turns = fewer
+        if len(ids) > context:
+            raise UserError(f"the message has {len(ids)} tokens; the model's context holds {context}: shorten it")
+        return ids, turns
+
+
+def converse(chat: Chat) -> int:
+    """Read messages from standard input and print the replies until /quit or the end of the input."""
+    sys.stdin.reconfigure(errors="replace")
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  input() then has a history and a cursor
+        print(f"{Path(chat.run.folder).name}: /reset starts over, /quit leaves, Ctrl-C stops a reply")
+    while True:
+        try:
+            message = input("> " if at_terminal else "").strip()
+            if message == "/quit":
+                return 0
+            if message:
+                _answer(chat, message)
+        except EOFError:
+            if at_terminal:
+                print()
+            return 0
+        except KeyboardInterrupt:
+            print("  [/quit leaves]")
+
+
+def _answer(chat: Chat, message: str) -> None:
+    if message == "/reset":
+        chat.reset()
+        print("[starting over]")
+    elif re.fullmatch(r"/\w*", message):
+        print(f"[there is no {message}; there are: {', '.join(COMMANDS)}]")
+    else:
+        try:
+            with contextlib.closing(chat.ask(message)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print()
+        except KeyboardInterrupt:
+            print("  [stopped]")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)

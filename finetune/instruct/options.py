@@ -1,0 +1,103 @@
+"""The flags of `python -m finetune.instruct`: those of train.py that mean something here, and its own; no torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tyro.conf import Fixed
+
+from data.errors import UserError
+from engine.config import Config
+from engine.presets import Defaults
+
+STRINGS = "strings"
+# What --eval-only takes besides --out.
+USE_FLAGS = {"eval_only", "device", "checkpoint", "attention", "norm_kernel", "data", "encoding", "generations"}
+_STRINGS: Defaults = {  # as long as it takes to learn all of the bundled tasks
+    "data": STRINGS, "n_embd": 128, "steps": 4000, "batch_size": 32, "eval_interval": 500, "positions": "rope",
+    "qk_norm": True, "activation": "relu2", "bias": False, "optimizer": "muon", "weight_decay": 0.01,
+}  # fmt: skip
+_OTHERS: Defaults = {"n_embd": 128, "steps": 1000, "batch_size": 16, "eval_interval": 100, "dropout": 0.1}
+_WITH_INIT: Defaults = {"lr": 5e-4, "steps": 500}  # what has learned already is to change less
+_WITH_DPO: Defaults = {"lr": 5e-5, "steps": 200, "eval_interval": 50, "dropout": 0.0}
+
+
+def defaults(data: str | None, dpo: bool) -> tuple[Defaults, Defaults]:
+    """The defaults of a command line with this --data, and those on top of them for what starts from a model."""
+    layer = _STRINGS if data in (None, STRINGS) else _OTHERS
+    return {"kind": "lines", **layer}, _WITH_DPO if dpo else _WITH_INIT
+
+
+@dataclass
+class InstructConfig(Config):
+    """Fine-tune a model to answer instructions, or train one from nothing; then talk to it: sample.py RUN --chat.
+
+    Without a flag: a Transformer from nothing on the bundled tasks on strings. Defaults follow the model and the
+    data; the ones shown are those of this command line.
+    """
+
+    data: str = STRINGS
+    """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
+    completion; with --dpo of prompt, chosen and rejected."""
+    template: Literal["chatml", "alpaca", "plain"] | None = None
+    """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
+    plain (the texts alone); default: as the run of --init, else chatml."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Examples that say the same: keep them, on one side of the split, or drop all but one."""
+    split_seed: int = 0
+    """Which tenths are validation and test; of strings, which ones are asked about."""
+    init: str | None = None
+    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
+    train: Literal["all", "lora"] = "all"
+    """What is trained: all, or low-rank updates (LoRA)."""
+    lora_rank: int = 8
+    """Rank of the low-rank updates."""
+    lora_alpha: float = 16.0
+    """Their scale is alpha / rank."""
+    lora_layers: str = "all"
+    """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
+    dpo: bool = False
+    """Learn which of two answers is preferred (direct preference optimization); needs --init."""
+    dpo_beta: float = 0.1
+    """How strongly the model is held to what it was before --dpo."""
+    max_answer: int | None = None
+    """Longest answer when examples are answered at the end, in tokens (default: what the context leaves)."""
+    generations: str | None = None
+    """Where --eval-only writes its answers, as JSON lines."""
+
+    task: ClassVar[str | None] = "instruct"
+    kind: Fixed[str] = "lines"
+    val_data: Fixed[None] = None
+    counts: Fixed[bool] = False
+    carry_state: Fixed[bool] = False
+    preset: Fixed[None] = None
+    eval_tokens: Fixed[int] = 1_000_000
+
+
+def check(config: InstructConfig, given: set[str]) -> None:
+    """Raise UserError for what cannot be or does not go together."""
+    for name, least in (("split_seed", 0), ("lora_rank", 1), ("max_answer", 1)):
+        if (value := getattr(config, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
+    for name in ("lora_alpha", "dpo_beta"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it has to be above 0 and finite")
+    if config.counts or config.carry_state or config.kind != "lines":
+        raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
+    for condition, flags, needs in (
+        (config.train == "lora", {"lora_rank", "lora_alpha", "lora_layers"}, "--train lora"),
+        (config.dpo, {"dpo_beta"}, "--dpo"),
+        (config.eval_only, {"generations"}, "--eval-only; a run writes generations.jsonl"),
+    ):
+        if not condition and (useless := sorted(given & flags)):
+            raise UserError(f"--{useless[0].replace('_', '-')} means nothing without {needs}")
+    if config.eval_only or config.resume:
+        return
+    if config.train == "lora" and config.init is None:
+        raise UserError("--train lora leaves weights as they are: it needs --init, a run to start from")
+    if config.dpo and (config.init is None or config.data == STRINGS):
+        missing = "--init, a run that answers already" if config.init is None else "--data, a file of pairs"
+        raise UserError(f"--dpo needs {missing}")
+    if config.dpo and config.label_smoothing:
+        raise UserError("--label-smoothing means nothing to --dpo")
+    if config.data == STRINGS and config.duplicates == "drop":
+        raise UserError("--duplicates means nothing to the bundled strings")

@@ -1,0 +1,84 @@
+"""Direct preference optimization: the chosen answer made likelier than the rejected one, compared with before.
+
+Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", 2023: the loss of a
+pair is -log sigmoid(beta * margin), where the margin is how much more than the reference the model prefers `chosen`.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batches import IGNORE
+from data.rows import PairRow, by_length, collate
+from makemore.base import LanguageModel, Output, State
+
+
+class Preference(nn.Module):
+    """`model` as it is now is the reference; its weights, by its own names, are what is trained and stored.
+
+    tokens, targets (2B, T), first B rows with chosen answers, then with rejected ones -> the loss summed over pairs."""
+
+    def __init__(self, model: LanguageModel, beta: float):
+        super().__init__()
+        self.model, self.beta = model, beta
+        reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self.__dict__["reference"] = reference  # no module of this one: neither trained, nor stored, nor in train mode
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, state: State | None = None, *, want_logits: bool = True
+    ) -> Output:
+        """No logits; `n_tokens` counts pairs."""
+        losses = -F.logsigmoid(self.beta * self.margins(tokens, targets))
+        return Output(None, losses.sum(), torch.tensor(len(losses), device=tokens.device), {})
+
+    def margins(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """How much more than the reference the model prefers the chosen answers, in nats, (B,)."""
+        with torch.no_grad():
+            before = _likelihoods(self.reference, tokens, targets)
+        chosen, rejected = (_likelihoods(self.model, tokens, targets) - before).view(2, -1)
+        return chosen - rejected
+
+    def to(self, *args: Any, **kwargs: Any) -> "Preference":
+        self.reference.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        return self.model.named_modules(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(*args, **kwargs)
+
+
+def _likelihoods(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Log-likelihood of each row's targets in nats, (B,), holding the logits of those positions alone."""
+    wanted = targets != IGNORE
+    hidden, _ = model.hidden(tokens, None, wanted)
+    logits = model.head(hidden[wanted])  # (N, V)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(logits, targets[wanted], reduction="none")
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
+    return -torch.zeros(len(tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
+
+
+@torch.no_grad()
+def measure(model: Preference, rows: list[PairRow], pad: int, device: torch.device) -> dict[str, float]:
+    """The share of pairs whose chosen answer gained on the rejected one, and the mean margin in nats."""
+    training = model.training
+    model.eval()
+    margins = np.zeros(len(rows))
+    for numbers in by_length(rows):
+        batch = collate([rows[i] for i in numbers], pad).to(device)
+        margins[numbers] = model.margins(batch.tokens, batch.targets).double().cpu().numpy()
+    model.train(training)
+    return {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}

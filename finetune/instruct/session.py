@@ -1,0 +1,184 @@
+"""What `finetune.instruct` does: from conversations to a model that answers, and going on with a run."""
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data.errors import UserError
+from data.rows import RowLoader, eval_rows
+from data.tokenizers import Tokenizer
+from engine import checkpoint, flags, folder, report, runtime, session
+from engine.backends import check_backends
+from engine.checks import refuse_contradictions
+from engine.config import CHANGEABLE
+from engine.lora import add_lora
+from engine.metrics import Metrics, check_log
+from engine.registry import build_model, is_counted, refuse_foreign_flags
+from engine.runs import load_weights
+from engine.trainer import Trainer
+from finetune.instruct import preference
+from finetune.instruct.answers import exactly_right, shown, table, write_generations
+from finetune.instruct.evaluation import evaluate_side, own_material
+from finetune.instruct.material import Material, Side, both, encode_material, read_material
+from finetune.instruct.options import InstructConfig
+from finetune.instruct.preference import Preference
+from finetune.instruct.templates import Template, template_of
+from finetune.start import keep_frozen, parent_of, tokenizer_for
+from makemore.base import LanguageModel, count_parameters
+
+PROGRAM = "-m finetune.instruct"
+LONGEST = 512  # tokens of a conversation unless --context says otherwise
+JUDGED = 1000  # validation examples whose exact match is measured at each evaluation
+
+
+@dataclasses.dataclass
+class Work:
+    """All that a run has in memory."""
+
+    config: InstructConfig
+    material: Material
+    template: Template
+    sides: dict[str, Side]
+    model: LanguageModel
+    device: torch.device
+
+    @property
+    def pad(self) -> int:
+        return self.template.tokenizer.special.pad
+
+
+def start_run(config: InstructConfig, given: set[str]) -> int:
+    """A new run, from examples to the report."""
+    if is_counted(config):
+        raise UserError(f"a {config.model} that counts is not trained on answers alone; choose another --model")
+    refuse_foreign_flags(config, given)
+    check_log(config.log)
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    parent, tokenizer = parent_of(config, given) if config.init else (None, None)
+    material = read_material(config)
+    config = dataclasses.replace(config, template=config.template or template_of(config.init) or "chatml")
+    tokenizer = tokenizer or tokenizer_for(config, material.texts("train", config.template))
+    template = Template(config.template, tokenizer)
+    config = dataclasses.replace(config, context=_context(config, given, material, template, parent))
+    sides = encode_material(material, template, config)
+    model = build(config, tokenizer, parent)
+    path = create(config, material, tokenizer)
+    if config.dpo:
+        checkpoint.save(path / "base", {"model": model.state_dict()}, {})  # the reference, to go on with
+    else:
+        keep_frozen(model, path)
+    work = Work(config, material, template, sides, model, device)
+    return _finish(_trainer(work, path), work)
+
+
+def resume_run(config: InstructConfig, given: set[str]) -> int:
+    """Go on with the run in `--out`, exactly where its `last/` was saved."""
+    path = Path(config.out)
+    facts = folder.read_facts(path)
+    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
+    check_log(config.log)
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    for name in ("base", "best", "last"):
+        checkpoint.settle(path / name)
+    tokenizer = folder.read_tokenizer(path)
+    material = own_material(config, facts)
+    template = Template(config.template, tokenizer)
+    sides = encode_material(material, template, config)
+    model = build(config, tokenizer)
+    if config.dpo:
+        load_weights(model, path / "base")
+    work = Work(config, material, template, sides, model, device)
+    trainer = _trainer(work, path)
+    session.restore(trainer, path, config)
+    folder.write_facts(path, facts | {"config": flags.stored(config)})
+    return _finish(trainer, work)
+
+
+def build(config: InstructConfig, tokenizer: Tokenizer, parent: LanguageModel | None = None) -> LanguageModel:
+    """The model of `config` with the weights of `parent`, and with adapters under `--train lora`."""
+    torch.manual_seed(config.seed)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    if parent:
+        model.load_state_dict(parent.state_dict())
+    if config.train == "lora":
+        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_layers)
+    return model
+
+
+def create(config: InstructConfig, material: Material, tokenizer: Tokenizer) -> Path:
+    """The run directory, with all that answering needs."""
+    data = {"key": material.key, "folder": "", "name": material.name, "start": ""}
+    return folder.create(
+        config.out, config.overwrite, flags.stored(config), tokenizer, data, instruct={"template": config.template}
+    )
+
+
+def _context(
+    config: InstructConfig, given: set[str], material: Material, template: Template, parent: LanguageModel | None
+) -> int:
+    """The model's where it has one, else what was asked for, else that of the longest example."""
+    if parent is not None and parent.context is not None:
+        return parent.context
+    if config.context is not None and (parent is None or "context" in given):
+        return config.context
+    items = (item for side in material.sides.values() for item in side)
+    return min(LONGEST, max(len(template.row(c.turns).tokens) for item in items for c in both(item)))
+
+
+def _trainer(work: Work, path: Path) -> Trainer:
+    config, device, pad = work.config, work.device, work.pad
+    model = Preference(work.model, config.dpo_beta) if config.dpo else work.model
+    model.to(device)
+    if runtime.choose_compile(config.compile, device)[0]:
+        runtime.compile_or_warn(model)
+    val = work.sides["val"].rows
+    loader = RowLoader(work.sides["train"].rows, config.batch_size, config.seed, pad)
+    metrics = Metrics(path, config.log, flags.stored(config))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{config.model} ({trained:,} of {count_parameters(model):,} parameters trained) on {work.material.name}: "
+        f"{', '.join(f'{len(side.items):,} {name}' for name, side in work.sides.items())}, template {config.template}\n"
+        f"on {device}, run directory {path}",
+        flush=True,
+    )
+    batches, characters = eval_rows(val, pad), work.template.tokenizer.characters()
+    return Trainer(model, loader, batches, characters, config, path, device, metrics, _judge(work, model))
+
+
+def _judge(work: Work, model: torch.nn.Module) -> Callable[[], dict[str, float]]:
+    """What is measured at each evaluation beside the loss."""
+    rows = work.sides["val"].rows
+
+    def preferences() -> dict[str, float]:
+        found = preference.measure(model, rows, work.pad, work.device)
+        return {f"val_{name}": value for name, value in found.items()}
+
+    def exact_match() -> dict[str, float]:
+        some = rows[:: -(-len(rows) // JUDGED)]
+        return {"val_exact_match": float(exactly_right(model, some, work.pad, work.device).mean())}
+
+    return preferences if work.config.dpo else exact_match
+
+
+def _finish(trainer: Trainer, work: Work) -> int:
+    session.train(trainer, PROGRAM)
+    path, side = trainer.folder, work.sides["test"]
+    load_weights(trainer.model, path / "best")
+    summary = report.describe(trainer.model, trainer.progress, work.config)
+    summary["left_out"] = {name: each.left_out for name, each in work.sides.items()}
+    summary["test"], answers = evaluate_side(trainer.model, side, work.template, work.config, work.device)
+    write_generations(path / "generations.jsonl", side.conversations, answers)
+    report.write_summary(path, summary)
+    report.draw_loss(trainer.metrics, path)
+    print(f"\n{shown(side.conversations, answers)}\n\n{table(summary['test'])}\n")
+    print(
+        f"val loss {summary['val_loss']:.4f} at step {summary['best_step']}, test loss {summary['test']['loss']:.4f}; "
+        f"{summary['seconds']:.1f} s of training\nall test answers: {path / 'generations.jsonl'}\n"
+        f"talk to it: python sample.py {shlex.quote(str(path))} --chat"
+    )
+    return 0

@@ -1,0 +1,75 @@
+"""Conversations as tokens: how a turn is written down, and which tokens are the model's to predict.
+
+A conversation is `<bos>`, then its turns. chatml and alpaca open the user's with `<user>` and the answer with
+`<assistant>`, one special token each, which no text can contain; every answer ends with `<eos>`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.batches import IGNORE
+from data.conversations import Turn
+from data.rows import Row
+from data.tokenizers import Tokenizer
+from engine.folder import read_facts
+
+TEMPLATES = ("chatml", "alpaca", "plain")
+
+
+class Template(NamedTuple):
+    """One of `TEMPLATES` with the tokenizer it is written in. Unknown characters become `<unk>`."""
+
+    name: str
+    tokenizer: Tokenizer
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of turns that end with the user's, up to where the answer begins."""
+        return np.concatenate(self._pieces(turns)).tolist()
+
+    def row(self, turns: Sequence[Turn]) -> Row:
+        """Tokens and targets of turns that end with an answer: the targets are the answers and their `<eos>`, known
+        characters only, and IGNORE elsewhere."""
+        pieces, special = self._pieces(turns), self.tokenizer.special
+        ids = np.concatenate(pieces).astype(np.int64)
+        answers = [turn is not None and turn.role == "assistant" for turn in (None, *turns)]
+        wanted = np.repeat(answers, [len(piece) for piece in pieces]) & (ids != special.unk)
+        return Row(ids[:-1], np.where(wanted, ids, IGNORE)[1:])
+
+    def _pieces(self, turns: Sequence[Turn]) -> list[np.ndarray]:
+        return [np.array([self.tokenizer.special.bos], np.int64), *map(self._turn, turns)]
+
+    def _turn(self, turn: Turn) -> np.ndarray:
+        special, ids = self.tokenizer.special, self.tokenizer.encode(written(turn, self.name), "mask")
+        if turn.role == "assistant":
+            return np.append(ids, special.eos)
+        if turn.role == "system" or self.name == "plain":
+            return ids
+        return np.concatenate([[special.user], ids, [special.assistant]])
+
+
+def written(turn: Turn, template: str) -> str:
+    """The text of a turn as it stands in a conversation."""
+    if template == "alpaca" and turn.role == "user":
+        more = f"### Input:\n{turn.input}\n\n" if turn.input else ""
+        return f"### Instruction:\n{turn.text}\n\n{more}### Response:\n"
+    if template == "alpaca" and turn.role == "system":
+        return f"{turn.text}\n\n"
+    return turn.whole
+
+
+def without_oldest(turns: Sequence[Turn]) -> tuple[Turn, ...] | None:
+    """The turns without the user's first and what was answered, None where there is only one; a system message
+    stays."""
+    system, rest = turns[: turns[0].role == "system"], turns[turns[0].role == "system" :]
+    return (*system, *rest[2:]) if len(rest) > 2 else None
+
+
+def template_of(run: str | Path | None) -> str | None:
+    """The template of the run that `run` names, None where it is none of finetune.instruct."""
+    if run is None or not (Path(run) / "config.json").is_file():
+        return None
+    facts = read_facts(Path(run))
+    return facts["config"].get("template") if "instruct" in facts else None
