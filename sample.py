@@ -81,7 +81,7 @@ def main() -> int:
     if options.chat:
         return chat(run, options, sampling)
     prompt = text_of(options.prompt or "", "--prompt")
-    if run.is_lines and "\n" in prompt:
+    if run.is_single_lines and "\n" in prompt:
         raise UserError("--prompt has a line end, but this run's texts are single lines")
     num = options.num or (10 if run.is_lines else 1)
     drawn = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from data import reading
 from data.errors import UserError, nearest
-from data.examples import json_lines, normalised
+from data.examples import json_lines
 
 ROLES = ("system", "user", "assistant")
 
@@ -82,7 +82,7 @@ def drop_duplicates(items: list[Any]) -> list[Any]:
     distinct: dict[tuple[str, ...], Any] = {}
     for item in items:
         conversations = item if isinstance(item, Pair) else (item,)
-        distinct.setdefault(tuple(normalised(turn.whole) for c in conversations for turn in c.turns), item)
+        distinct.setdefault(tuple(turn.whole.strip() for c in conversations for turn in c.turns), item)
     return list(distinct.values())
 
 

@@ -30,8 +30,11 @@ class Evaluation:
         return self.nll_sum / max(1, self.n_tokens)
 
     @property
-    def bits_per_char(self) -> float:
-        return self.nll_sum / math.log(2) / max(1, self.n_characters)
+    def bits_per_char(self) -> float | None:
+        """None where what is predicted is no text."""
+        if not self.n_characters:
+            return None
+        return self.nll_sum / math.log(2) / self.n_characters
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,13 @@ def parse(
     argv: list[str],
     kind: type[Config] = Config,
     prog: str = "train.py",
-    layer: presets.Defaults | None = None,
-    with_init: presets.Defaults | None = None,
+    defaults: Callable[[presets.Defaults], presets.Defaults] = lambda wanted: {},
 ) -> tuple[Config, set[str]]:
     """The configuration that `argv` asks for and the names of the flags given. `--help` and unknown flags leave the
     process (codes 0 and 2); every other mistake is a UserError.
 
-    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own: `layer`, and
-    `with_init` on top of it for what starts from a model."""
+    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own: `defaults` makes them
+    from what the command line and its --config say of the model, the data and what to start from."""
     import tyro
 
     names = {field.name for field in dataclasses.fields(kind)}
@@ -34,7 +34,7 @@ def parse(
     config = tyro.cli(
         kind,
         args=argv,
-        default=kind(**_defaults(argv, given, kind, layer or {}, with_init or {})),
+        default=kind(**_defaults(argv, given, kind, defaults)),
         prog=prog,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -71,33 +71,41 @@ def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
 
 
 def _defaults(
-    argv: list[str], given: set[str], kind: type[Config], layer: presets.Defaults, with_init: presets.Defaults
+    argv: list[str],
+    given: set[str],
+    kind: type[Config],
+    defaults: Callable[[presets.Defaults], presets.Defaults],
 ) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & USES_RUN:
-        return _settings_to_go_on(Path(out), kind) if (out := peek(argv, "out")) else {}
-    file = _read_file(path, kind) if (path := peek(argv, "config")) else {}
-    if (init := peek(argv, "init") or file.get("init")) not in (None, "scratch"):
-        layer = layer | with_init
+        return _settings_to_go_on(Path(out), kind) if (out := _peek(argv, "out")) else {}
+    file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
+    said = {name: value for name in ("model", "data", "init") if (value := _peek(argv, name))}
+    wanted = file | said | {name: f"--{name}" in argv for name in given & {"dpo"}}
+    if wanted.get("init") == "scratch":
+        del wanted["init"]
+    if init := wanted.get("init"):
         folder = pretrained.folder_of(init)
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
-        file |= {name: value for name, value in parent.items() if name in MODEL_FIELDS}
+        of_parent = {name: value for name, value in parent.items() if name in MODEL_FIELDS}
+        file, wanted = file | of_parent, wanted | of_parent | said
+    layer = defaults(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
-    model = _one_of(peek(argv, "model") or base["model"], MODELS, "model")
-    data = peek(argv, "data") or base["data"]
-    text = peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
+    model = _one_of(said.get("model") or base["model"], MODELS, "model")
+    data = said.get("data") or base["data"]
+    text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
     optimizer = _one_of(
-        peek(argv, "optimizer") or file.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
+        _peek(argv, "optimizer") or base.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
     )
-    _one_of(peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
+    _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
     if text == "stream":
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
     layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer]]
-    if name := peek(argv, "preset"):
+    if name := _peek(argv, "preset"):
         layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))
     return {name: value for layer in (*layers, file) for name, value in layer.items()}
 
@@ -121,7 +129,7 @@ def _flag_name(word: str, names: set[str]) -> str:
     return name if name in names else name.removeprefix("no_")
 
 
-def peek(argv: list[str], name: str) -> str | None:
+def _peek(argv: list[str], name: str) -> str | None:
     """The value of a flag before the real parsing: defaults depend on it."""
     found = None
     for word, following in itertools.zip_longest(argv, argv[1:]):

@@ -72,6 +72,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         texts = [facts["data"][name] for name in ("key", "folder", "name", "start")]
         if not (isinstance(facts["config"], dict) and isinstance(facts["vocab_size"], int)):
             raise ValueError("config or vocab_size is missing")
+        if "instruct" in facts:
+            texts.append(facts["instruct"]["template"])
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("data is not described")
     except FileNotFoundError as error:

@@ -70,7 +70,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
         inner = [p for name, p in matrices.items() if name not in heads]
         outer = [matrices[name] for name in matrices if name in heads]
         made = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
-        made.append(torch.optim.AdamW(_groups(outer, others, config), lr=config.lr, betas=_betas(config), fused=True))
+        if groups := _groups(outer, others, config):
+            made.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
         made = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
     for optimizer in made:

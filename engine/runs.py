@@ -66,10 +66,16 @@ class Run:
     start: str  # what an empty prompt of a stream begins with
     facts: dict[str, Any]  # of the checkpoint: step, val_loss
     device: torch.device
+    template: str | None = None  # how conversations are written down, for a run that was trained on them
 
     @property
     def is_lines(self) -> bool:
         return self.config.kind == "lines"
+
+    @property
+    def is_single_lines(self) -> bool:
+        """Whether no text of the run has a line end in it."""
+        return self.is_lines and self.template is None
 
     @property
     def never(self) -> list[int]:
@@ -130,7 +136,7 @@ class Run:
     def score(self, text: str, unknown: str = "error") -> Evaluation:
         """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
         total = Evaluation(0.0, 0, 0)
-        for part in text.split("\n") if self.is_lines else [text]:
+        for part in text.split("\n") if self.is_single_lines else [text]:
             if ids := self.tokenizer.encode(part, unknown).tolist():
                 total = total + self._score(ids)
         if not total.n_tokens:
@@ -240,4 +246,5 @@ def load_run(
         other = "last" if which == "best" else "best"
         way_out = f"; --checkpoint {other} takes the other one" if checkpoint.find(folder / other) else ""
         raise UserError(f"{error}{way_out}") from error
-    return Run(folder, model.to(chosen).eval(), tokenizer, config, facts["data"]["start"], about, chosen)
+    template = facts["instruct"]["template"] if "instruct" in facts else None
+    return Run(folder, model.to(chosen).eval(), tokenizer, config, facts["data"]["start"], about, chosen, template)

@@ -11,19 +11,18 @@ from data.vocabulary import check_name, make
 from engine import checkpoint, flags
 from engine.checks import refuse_contradictions
 from engine.config import MODEL_FIELDS, Config
-from engine.runs import load_parent, trained_weights
-from makemore.base import LanguageModel
+from engine.runs import Run, load_parent, trained_weights
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
 FEW = 20  # examples
 
 
-def parent_of(config: Config, given: set[str]) -> tuple[LanguageModel, Tokenizer]:
-    """The model that `--init` names, and its tokenizer. UserError for flags that contradict it."""
+def parent_of(config: Config, given: set[str]) -> Run:
+    """What `--init` names. UserError for flags that contradict it."""
     parent = load_parent(config)
     unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
     refuse_contradictions(config, given & MODEL_FIELDS - unbounded, flags.stored(parent.config), set(), "--init")
-    return parent.model, parent.tokenizer
+    return parent
 
 
 def tokenizer_for(config: Config, texts: list[str]) -> Tokenizer:

@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
 
     def _normalise(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if self.training:
-            rows = (x[valid] if valid is not None else x.flatten(0, -2)).float()  # (N, C)
+            rows = (x[_read(valid)] if valid is not None else x.flatten(0, -2)).float()  # (N, C)
             if len(rows) > 1:
                 var, mean = torch.var_mean(rows, 0, correction=0)
                 with torch.no_grad():
@@ -54,6 +54,12 @@ class BatchNorm(nn.Module):
         else:
             mean, var = self.running_mean, self.running_var
         return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
+
+
+def _read(valid: Tensor) -> Tensor:
+    """What is not padding, in the shape of `valid`, which marks the positions where something is predicted: all up to a
+    row's last one (B, T); what was packed already (N,) has no padding."""
+    return valid.flip(1).cumsum(1).flip(1) > 0 if valid.ndim == 2 else torch.ones_like(valid)
 
 
 class LayerNorm(kernels.LayerNorm):

@@ -6,6 +6,7 @@ A command, like train.py: it stands on `engine`, and nothing stands on it.
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def to_onnx(run: Any, folder: Path) -> str:
 
     onnx.check_packages()
     folder.mkdir(parents=True, exist_ok=True)
-    ports = onnx.save(run.model, folder / "model.onnx")
+    try:
+        ports = onnx.save(run.model, folder / "model.onnx")
+    except BaseException:  # what was not checked is not left behind
+        shutil.rmtree(folder)
+        raise
     (folder / "tokenizer.json").write_text(json.dumps(run.tokenizer.to_json()), "utf-8")
     return "\n".join([f"wrote {folder / 'model.onnx'}, which computes what the model does in onnxruntime:", *ports])
 

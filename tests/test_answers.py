@@ -21,9 +21,12 @@ from engine.optimizers import make_optimizers
 from engine.registry import build_model
 from engine.runs import trained_weights
 from finetune.instruct.answers import answer_all, by_task, exact, exactly_right, table
-from finetune.instruct.material import encode, row_within
+from finetune.instruct.material import encode, row_of, within
+from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference, measure
+from finetune.instruct.session import tell_markers_apart
 from finetune.instruct.templates import TEMPLATES, Template, without_oldest
+from makemore.layers import BatchNorm
 
 BYTES = ByteTokenizer()
 SIZES = {"n_embd": 16, "n_hidden": 16, "n_layer": 2, "n_head": 2, "context": 200}
@@ -90,22 +93,45 @@ def test_an_unknown_character_of_an_answer_is_read_but_not_predicted():
 
 
 def test_the_oldest_turns_go_first_and_the_system_stays():
-    long = (Turn("system", "s"), *said("a" * 20, "b" * 20, "c" * 20, "d" * 20, "e", "f").turns)
+    conversation = said("a" * 20, "b" * 20, "c" * 20, "d" * 20, "e", "f")
+    long = conversation._replace(turns=(Turn("system", "s"), *conversation.turns))
     template = Template("chatml", BYTES)
-    assert without_oldest(long)[:2] == (Turn("system", "s"), Turn("user", "c" * 20))
-    whole = len(template.row(long).tokens)
-    row, shortened = row_within(long, template, whole)
-    assert len(row.tokens) == whole and not shortened
-    row, shortened = row_within(long, template, whole - 1)
-    assert shortened and row.tokens[1] == ord("s") + 6 and BYTES.decode(row.tokens[row.tokens > 5]).startswith("sccc")
-    assert row_within(long, template, 5) == (None, True)
+    assert without_oldest(long.turns)[:2] == (Turn("system", "s"), Turn("user", "c" * 20))
+    whole = len(template.row(long.turns).tokens)
+    assert within(long, template, whole) == long
+    shorter = within(long, template, whole - 1)
+    assert shorter.turns == (Turn("system", "s"), *conversation.turns[2:])
+    assert within(long, template, 5) is None
 
 
-def test_what_does_not_fit_is_left_out_and_counted():
+def test_what_does_not_fit_is_left_out_and_counted(capsys):
     items = [said("a", "b"), said("a" * 50, "b"), said("a" * 30, "b", "c", "d")]
-    side = encode(items, Template("chatml", BYTES), 20)
-    assert (side.left_out, side.shortened) == (1, 1) and side.items == [items[0], items[2]]
+    side = encode(items, Template("chatml", BYTES), InstructConfig(context=20), "test")
+    assert (side.left_out, side.shortened) == (1, 1) and side.items == [items[0], said("c", "d")]
     assert all(len(row.tokens) <= 20 for row in side.rows)
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "warning: 1 of 3 test examples are longer than the context of 20: left out",
+        "warning: 1 of 3 test examples are longer than the context of 20: their oldest turns went",
+    ]
+
+
+def test_both_sides_of_a_pair_keep_the_same_turns():
+    pair = Pair(said("a" * 9, "b" * 9, "c", "d"), said("a" * 9, "b" * 9, "c", "d" * 9))
+    template = Template("chatml", BYTES)
+    row = template.row(pair.chosen.turns)
+    kept = within(pair, template, len(row.tokens))
+    assert kept.chosen.turns == said("c", "d").turns and kept.rejected.turns == said("c", "d" * 9).turns
+    assert within(pair, template, 4) is None
+    for side, answer in zip(row_of(pair, template), ("d", "d" * 9), strict=True):
+        assert side.targets[side.targets != IGNORE].tolist() == [*BYTES.encode(answer), 2]
+
+
+def test_an_answer_in_unknown_characters_is_never_right(capsys):
+    template = Template("chatml", CharTokenizer("abc"))
+    side = encode([said("a", "b"), said("a?", "b"), said("a", "??")], template, InstructConfig(context=9), "test")
+    assert side.answerable.tolist() == [True, True, False]
+    assert "3 of 8 characters of the test texts are not in the vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["transformer", "gru", "cnn", "mlp"])
@@ -123,7 +149,7 @@ def test_an_answer_is_right_where_greedy_decoding_gives_it(model):
         optimizer.zero_grad()
     net.eval()
     answers = answer_all(net, conversations, template, 30, None, CPU)
-    right = exactly_right(net, rows, 0, CPU)
+    right = exactly_right(net, rows, BYTES.special, CPU)
     assert right.any() and not right.all()
     assert right.tolist() == [exact(a, c.answer) for a, c in zip(answers, conversations, strict=True)]
     alone = [answer_all(net, [c], template, 30, None, CPU)[0] for c in conversations]
@@ -238,6 +264,37 @@ def test_lora_goes_into_the_layers_that_are_named(layers, count):
 def test_lora_names_the_layers_there_are(layers):
     with pytest.raises(UserError, match=r"no linear layer has .*; there are: h.0.attn.c_attn, "):
         add_lora(body(tie_head=False), 2, 4.0, layers)
+
+
+def test_adapters_train_under_muon():
+    net = body()
+    add_lora(net, 2, 4.0)
+    optimizers = make_optimizers(net, Config(model="transformer", optimizer="muon"))
+    assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon"]
+
+
+def test_batch_statistics_are_of_all_that_is_read_and_of_no_padding():
+    norm = BatchNorm(3)
+    x = torch.randn(2, 4, 3)
+    valid = torch.tensor([[False, True, False, True], [False, True, False, False]])
+    norm(x, valid)
+    read = torch.cat([x[0], x[1, :2]])
+    assert torch.allclose(norm.running_mean, 0.1 * read.mean(0), atol=1e-6)
+
+
+def test_markers_that_are_alike_are_told_apart():
+    net = body()
+    tell_markers_apart(net)
+    before = net.wte.weight.clone()
+    tell_markers_apart(net)
+    assert torch.equal(net.wte.weight, before)
+    with torch.no_grad():
+        net.wte.weight[[BYTES.special.user, BYTES.special.assistant]] = net.wte.weight.mean(0)
+    tell_markers_apart(net)
+    user, assistant = net.wte.weight[[BYTES.special.user, BYTES.special.assistant]]
+    assert not torch.allclose(user, assistant)
+    others = [i for i in range(BYTES.vocab_size) if i not in (BYTES.special.user, BYTES.special.assistant)]
+    assert torch.equal(net.wte.weight[others], before[others])
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -132,9 +132,10 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_duplicates_are_dropped_and_one_question_is_on_one_side(tmp_path):
-    items = [{"prompt": f"what is {n // 3}", "completion": str(n % 2)} for n in range(300)]
+    items = [{"prompt": f"what is {n // 3}", "completion": "ab"[n % 2] + " " * (n % 3)} for n in range(300)]
     _, found = read_conversations(written(tmp_path, items))
     assert len(drop_duplicates(found)) == 200
+    assert len(drop_duplicates([found[0], found[0]._replace(turns=(found[0].turns[0], Turn("assistant", "A")))])) == 2
     sides = split_examples(found, 3)
     texts = [{c.text for c in sides[side]} for side in SIDES]
     assert (
@@ -154,8 +155,7 @@ def strings_of(conversations):
     found = set()
     for conversation in conversations:
         for turn in conversation.turns[::2]:
-            text = next(turn.text.removeprefix(ask) for ask in asks if turn.text.startswith(ask))
-            found.add(text[5:] if turn.text.startswith("count") else text)
+            found.add(next(turn.text.removeprefix(ask) for ask in asks if turn.text.startswith(ask)))
     return found
 
 
@@ -181,7 +181,7 @@ def test_the_answers_are_right(strings):
         "copy": lambda s: s,
         "reverse": lambda s: "".join(s[len(s) - 1 - i] for i in range(len(s))),
         "upper-case": lambda s: "".join(chr(ord(c) - 32) for c in s),
-        "count": lambda s: str(len([c for c in s[5:] if c == s[0]])),
+        "count": lambda s: str(len(re.findall("[aeiou]", s))),
         "sort": lambda s: "".join(c * s.count(c) for c in ascii_uppercase + ascii_lowercase),
         "add": lambda s: str(int(s.split("+")[0]) + int(s.split("+")[1])),
         "first letters": lambda s: "".join(b for a, b in zip(" " + s, s, strict=False) if a == " "),

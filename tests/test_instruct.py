@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import load_run
+from engine.generate import Sampling
 from finetune.instruct.chat import Chat
 from tests.conftest import NAMES, ROOT
 from tests.helpers import left, ok, refused, warnings_of
@@ -122,6 +123,18 @@ def test_a_seed_makes_a_drawn_conversation_come_again(cli, taught):
     flags = ("sample.py", "run", "--chat", "--temperature", 3, "--seed", 5, "--max-new-tokens", 6)
     first, second = (ok(cli(*flags, stdin=b"Leave.\nGreet.\n")).out for _ in range(2))
     assert first == second and first != ok(cli(*flags[:-3], 6, "--max-new-tokens", 6, stdin=b"Leave.\nGreet.\n")).out
+
+
+def test_a_seed_goes_on_after_turns_are_forgotten(cli, taught):
+    chat = Chat(load_run("run"), Sampling(temperature=20.0), 8, seed=5)
+    assert len({"".join(chat.ask("Greet.\nemma")) for _ in range(9)}) >= 8
+
+
+def test_no_standard_input_is_the_end_of_it(process, cli, taught, tmp_path):
+    command = f"{sys.executable} {ROOT / 'sample.py'} run --chat <&-"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_ctrl_c_stops_a_reply_and_not_the_program(cli, greetings, tmp_path):
@@ -245,6 +258,34 @@ def test_what_is_too_long_is_counted(cli, tmp_path):
     )
 
 
+def test_a_conversation_that_lost_its_oldest_turns_still_has_room_for_its_answer(cli, tmp_path):
+    def turns(n):
+        texts = [NAMES[n] * 2, "b" * 8, NAMES[n], "cc"]
+        return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    (tmp_path / "a.json").write_text(json.dumps([{"messages": turns(n)} for n in range(len(NAMES))]))
+    flags = ("--steps", 200, "--eval-interval", 100, "--batch-size", 16, "--dropout", 0, "--context", 24)
+    done = ok(cli(MODULE, "--data", "a.json", *TINY, *flags, "--out", "run"))
+    assert "their oldest turns went" in done.err and summary()["shortened"]["test"] > 0
+    assert summary()["test"]["exact_match"] == 1.0
+    lines = generations()
+    assert {len(line["messages"]) for line in lines} == {1}
+
+
+def test_defaults_follow_the_model_of_a_config_file_too(cli, greetings, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"model": "rnn"}))
+    ok(cli(MODULE, "--data", greetings, "--config", "c.json", "--steps", 1, "--max-answer", 2, "--out", "run"))
+    settings = json.load(open("run/config.json"))["config"]
+    assert (settings["model"], settings["optimizer"], settings["activation"]) == ("rnn", "adamw", "tanh")
+
+
+def test_evaluating_on_what_the_vocabulary_lacks_says_so(cli, taught, tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps([{"prompt": "hi", "completion": "да"}] * 3))
+    done = ok(cli(MODULE, "--eval-only", "--out", "run", "--data", "b.json"))
+    assert "6 of 12 characters of the test texts are not in the vocabulary" in done.err
+    assert json.loads(done.out)["exact_match"] == 0
+
+
 def test_a_foreign_alphabet_is_refused(cli, taught, tmp_path):
     items = [{"prompt": f"Привет {name}", "completion": "да"} for name in NAMES]
     (tmp_path / "a.json").write_text(json.dumps(items))
@@ -270,6 +311,8 @@ REFUSED = {
     "kind": (("--data", "some.txt"), "some.txt holds no conversations"),
     "seed": (("--split-seed", -1), "--split-seed is -1"),
     "strings' duplicates": (("--duplicates", "drop"), "--duplicates means nothing to the bundled strings"),
+    "strings' encoding": (("--encoding", "latin-1"), "--encoding means nothing to the bundled strings"),
+    "no generations": (("--generations", ""), "--generations"),
     "eval of nothing": (("--eval-only",), "--eval-only needs --out"),
     "foreign flag": (("--model", "gru", "--n-head", 2), "--n-head means nothing to --model gru"),
     "misspelt": (("--tempalte", "plain"), "--tempalte"),
@@ -284,15 +327,17 @@ def test_mistakes_end_in_one_message(cli, case):
 
 def test_runs_of_other_commands_are_told_apart(cli, taught, greetings, names):
     ok(cli("train.py", "--data", names, "--steps", 2, "--eval-interval", 2, *TINY, "--out", "plain"))
-    refused(
-        cli("sample.py", "plain", "--chat"), "plain never learned to answer", "python -m finetune.instruct --init plain"
-    )
+    refused(cli("sample.py", "plain", "--chat"), "plain never learned to answer", "finetune.instruct with --init")
     refused(cli(MODULE, "--resume", "--out", "plain"), "plain is not a run of finetune.instruct", "--init plain")
     refused(cli(MODULE, "--eval-only", "--out", "plain"), "plain is not a run of finetune.instruct")
     refused(cli("train.py", "--resume", "--out", "run"), "go on with it by python -m finetune.instruct")
     refused(cli("-m finetune.classify", "--resume", "--out", "run"), "run is not a run of finetune.classify")
     ok(cli("train.py", "--data", greetings, "--init", "run", "--steps", 2, "--eval-interval", 2, "--out", "more"))
-    ok(cli("sample.py", "run", "--num", 2))
+    ok(cli("sample.py", "run", "--num", 2, "--prompt", "Leave.\nemma"))
+    ok(cli("sample.py", "run", "--score", "Leave.\nemma"))
+    missing = ("--eval-only", "--out", "run", "--generations")
+    refused(cli(MODULE, *missing, "nowhere/x"), "cannot write --generations nowhere/x")
+    refused(cli(MODULE, *missing, "."), "cannot write --generations .: name a file")
 
 
 CHAT_REFUSED = {
@@ -303,6 +348,11 @@ CHAT_REFUSED = {
     "file": (("--chat", "--message", "@nowhere"), "cannot read nowhere (--message)"),
     "score": (("--chat", "--score", "a"), "with --score leave it out"),
     "unknown": (("--chat", "--message", "é"), "character 'é' (position 0) is not in this model's vocabulary"),
+    "nothing known": (
+        ("--chat", "--message", "é", "--unknown", "skip"),
+        "the message is empty, or the model knows none",
+    ),
+    "empty file": (("--chat", "--message", "@/dev/null"), "the message is empty"),
 }
 
 

@@ -79,6 +79,19 @@ def test_the_graph_computes_what_the_model_does(tmp_path, kind):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_context_of_one_token(tmp_path):
+    model = made(model="transformer", activation="gelu", context=1)
+    onnx.save(model, tmp_path / "model.onnx")
+    tokens = torch.randint(6, VOCAB, (3, 1))
+    assert (computed(tmp_path / "model.onnx", model, tokens) - model(tokens).logits).abs().max() < 2e-5
+
+
+def test_large_logits_may_be_off_by_more(tmp_path):
+    model = made(model="transformer", activation="gelu")
+    model.ln_f.weight.data *= 2000
+    onnx.save(model, tmp_path / "model.onnx")
+
+
 def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx._Attention, "forward", lambda self, q, k, v: v)
     real = onnx._check

@@ -143,6 +143,17 @@ def test_a_folder_with_its_merges_samples_scores_and_starts_runs(cli, gpt2_folde
     )
     assert labelled.code == 0, labelled.err
     assert json.loads(cli("-m finetune.classify", "--out", "c", "--predict", "aaa").out)["label"] in "ab"
+    refused = cli("sample.py", gpt2, "--chat")
+    assert refused.code == 2 and "never learned to answer" in refused.err
+    open("x.jsonl", "w").write("".join(json.dumps({"prompt": f"a {n}", "completion": "b"}) + "\n" for n in range(30)))
+    taught = ("--data", "x.jsonl", "--train", "lora", *quick[:4], "--max-answer", 2, "--out", "d")
+    answering = cli("-m finetune.instruct", "--init", gpt2, *taught)
+    assert answering.code == 0, answering.err
+    assert cli("sample.py", "d", "--chat", "--message", "a 3").code == 0
+    table = load_run("d").model.wte.weight
+    special = load_run("d").tokenizer.special
+    assert not torch.equal(table[special.user], table[special.assistant])
+    assert torch.equal(table[special.bos], load_run(gpt2).model.wte.weight[special.bos])
 
 
 def test_loading_one_keeps_its_untouched_rows(gpt2_folder):

@@ -8,9 +8,9 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.flags import parse
-    from finetune.classify.options import DEFAULTS, WITH_INIT, ClassifyConfig, check
+    from finetune.classify.options import ClassifyConfig, check, defaults
 
-    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", DEFAULTS, WITH_INIT)
+    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", defaults)
     if config.init == "scratch":
         config = dataclasses.replace(config, init=None)
     check(config, given)

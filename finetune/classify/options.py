@@ -1,21 +1,27 @@
 """The flags of `python -m finetune.classify`: those of train.py that mean something here, and its own; no torch."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Fixed
 
 from data.errors import UserError
 from engine.config import Config
+from engine.presets import Defaults
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: Defaults = {
     "data": "surnames", "kind": "lines", "model": "gru", "steps": 2000, "batch_size": 64, "eval_interval": 250,
     "lr": 3e-3, "warmup": 50, "dropout": 0.3,
 }  # fmt: skip
 # What has learned already is to change less.
-WITH_INIT: dict[str, Any] = {"lr": 5e-4, "steps": 1000}
+_WITH_INIT: Defaults = {"lr": 5e-4, "steps": 1000}
+
+
+def defaults(wanted: Defaults) -> Defaults:
+    """The defaults of a command line that says this of model, data and init."""
+    return _DEFAULTS | (_WITH_INIT if wanted.get("init") else {})
 
 
 @dataclass

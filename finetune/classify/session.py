@@ -39,9 +39,10 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    parent, tokenizer = parent_of(config, given) if config.init else (None, None)
+    start = parent_of(config, given) if config.init else None
+    parent = start and start.model
     task = read_task(config)
-    tokenizer = tokenizer or tokenizer_for(config, [e.text for e in task.sides["train"]])
+    tokenizer = start.tokenizer if start else tokenizer_for(config, [e.text for e in task.sides["train"]])
     config = settled(config, given, task, tokenizer, parent)
     rows = encode_task(task, tokenizer, config)
     torch.manual_seed(config.seed)
@@ -128,8 +129,8 @@ def _trainer(
         f"on {device}, run directory {path}",
         flush=True,
     )
-    ones = np.ones(len(task.labels), np.int64)
-    return Trainer(model, loader, eval_rows(rows["val"], pad), ones, config, path, device, metrics, judge)
+    no_text = np.zeros(len(task.labels), np.int64)  # a label has no characters
+    return Trainer(model, loader, eval_rows(rows["val"], pad), no_text, config, path, device, metrics, judge)
 
 
 def _finish(

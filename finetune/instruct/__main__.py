@@ -7,11 +7,10 @@ from data.errors import run_command
 
 
 def main() -> int:
-    from engine.flags import parse, peek
+    from engine.flags import parse
     from finetune.instruct.options import InstructConfig, check, defaults
 
-    layer, with_init = defaults(peek(sys.argv[1:], "data"), "--dpo" in sys.argv[1:])
-    config, given = parse(sys.argv[1:], InstructConfig, "python -m finetune.instruct", layer, with_init)
+    config, given = parse(sys.argv[1:], InstructConfig, "python -m finetune.instruct", defaults)
     if config.init == "scratch":
         config = dataclasses.replace(config, init=None)
     check(config, given)

@@ -12,10 +12,11 @@ import torch
 from data.batches import IGNORE
 from data.conversations import Conversation
 from data.rows import Row, by_length, collate
+from data.tokenizers import Special
 from engine.folder import replace_file
 from engine.generate import Sampling, generate
 from engine.runs import until_end
-from finetune.instruct.templates import Template, without_oldest
+from finetune.instruct.templates import Template
 from makemore.base import LanguageModel
 
 ROWS_AT_ONCE = 128
@@ -24,16 +25,18 @@ GREEDY = Sampling(temperature=0)
 
 
 @torch.no_grad()
-def exactly_right(model: LanguageModel, rows: list[Row], pad: int, device: torch.device) -> np.ndarray:
+def exactly_right(model: LanguageModel, rows: list[Row], special: Special, device: torch.device) -> np.ndarray:
     """Of which rows every target is the likeliest token, (rows,) bool: exact match of greedy decoding, answer after
     answer, at the price of one reading."""
     training = model.training
     model.eval()
     found = np.zeros(len(rows), bool)
     for numbers in by_length(rows):
-        batch = collate([rows[i] for i in numbers], pad).to(device)
-        said = model(batch.tokens).logits.argmax(-1)
-        found[numbers] = ((said == batch.targets) | (batch.targets == IGNORE)).all(1).cpu().numpy()
+        batch = collate([rows[i] for i in numbers], special.pad).to(device)
+        logits = model(batch.tokens).logits
+        logits[..., special.never_predicted] = -torch.inf
+        right = (logits.argmax(-1) == batch.targets) | (batch.targets == IGNORE)
+        found[numbers] = right.all(1).cpu().numpy()
     model.train(training)
     return found
 
@@ -48,8 +51,8 @@ def answer_all(
 ) -> list[str]:
     """The greedy answer to the last question of each conversation, after what came before it. At most `longest` tokens
     (None: what `context` leaves); prompts of one length go together."""
-    tokenizer = template.tokenizer
-    prompts = [prompt_within(conversation, template, context) for conversation in conversations]
+    tokenizer, special = template.tokenizer, template.tokenizer.special
+    prompts = [template.prompt(conversation.prompt) for conversation in conversations]
     of_length: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         of_length[len(prompt)].append(i)
@@ -59,19 +62,10 @@ def answer_all(
         for start in range(0, len(numbers), ROWS_AT_ONCE):
             some = numbers[start : start + ROWS_AT_ONCE]
             ids = torch.tensor([prompts[i] for i in some], device=device)
-            special = tokenizer.special
             drawn = generate(model, ids, room, GREEDY, special.never_predicted, special.eos, torch.Generator(device))
             for i, row in zip(some, torch.stack(list(drawn), 1).tolist(), strict=True):
                 answers[i] = tokenizer.decode(until_end(row, special.eos))
     return answers
-
-
-def prompt_within(conversation: Conversation, template: Template, context: int) -> list[int]:
-    """Ids of what comes before the last answer, without the oldest turns where they leave it no room."""
-    turns = conversation.prompt
-    while len(ids := template.prompt(turns)) > context and (fewer := without_oldest(turns)):
-        turns = fewer
-    return ids
 
 
 def exact(answer: str, wanted: str) -> bool:
@@ -102,8 +96,8 @@ def table(found: dict[str, Any]) -> str:
     width = max(len(name) for part, of in parts.items() for name in (part, *of.get("tasks", ())))
     lines = [f"{'':{width}}  exact match  examples"]
     for part, of in parts.items():
-        rows = of.get("tasks", {}) | {part: of}
-        lines += [f"{name:{width}}  {row['exact_match']:11.3f}  {row['examples']:8,d}" for name, row in rows.items()]
+        rows = [*of.get("tasks", {}).items(), (part, of)]
+        lines += [f"{name:{width}}  {row['exact_match']:11.3f}  {row['examples']:8,d}" for name, row in rows]
         lines.append("")
     return "\n".join(lines[:-1])
 

@@ -10,7 +10,7 @@ from data.conversations import Turn
 from data.errors import UserError
 from engine.generate import Sampling
 from engine.runs import Run
-from finetune.instruct.templates import Template, template_of, without_oldest
+from finetune.instruct.templates import Template, without_oldest
 
 COMMANDS = ("/reset", "/quit")
 REPLY_ROOM = 4  # at least this fraction of the context is free for a reply
@@ -30,30 +30,32 @@ class Chat:
         stop: str | None = None,
         unknown: str = "error",
     ):
-        name = template_of(run.folder)
-        if name is None:
-            raise UserError(
-                f"{run.folder} never learned to answer; python -m finetune.instruct --init {run.folder} teaches it"
-            )
-        self.run, self.template = run, Template(name, run.tokenizer)
+        if run.template is None:
+            raise UserError(f"{run.folder} never learned to answer; python -m finetune.instruct with --init teaches it")
+        self.run, self.template = run, Template(run.template, run.tokenizer)
         self.sampling, self.max_new_tokens = sampling or Sampling(temperature=0), max_new_tokens
         self.seed, self.stop, self.unknown = seed, stop, unknown
-        self.turns: tuple[Turn, ...] = ()
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.turns = ()
+        self.turns: tuple[Turn, ...] = ()
+        self.asked = 0
 
     def ask(self, message: str) -> Iterator[str]:
         """The reply, piece by piece. What has been said when the caller stops listening is remembered as the reply.
 
-        Raises UserError, and forgets the message, where it is too long or has characters the model does not know."""
+        Raises UserError, and forgets the message, where it is empty, too long, or has characters the model does not
+        know."""
         known = self.run.tokenizer.decode(self.run.tokenizer.encode(message, self.unknown).tolist())
+        if not known.strip():
+            raise UserError("the message is empty, or the model knows none of its characters")
         turns = (*self.turns, Turn("user", known))
         ids, turns = self._within_context(turns)
         room = self.run.config.context + 1 - len(ids)
         length = min(self.max_new_tokens or room, room)
-        seed = None if self.seed is None else self.seed + len(self.turns)
+        seed = None if self.seed is None else self.seed + self.asked
+        self.asked += 1
         said = ""
         try:
             for piece in self.run.written(self.run.stream_ids(ids, 1, length, seed, self.sampling), self.stop):
@@ -77,6 +79,8 @@ class Chat:
 
 def converse(chat: Chat) -> int:
     """Read messages from standard input and print the replies until /quit or the end of the input."""
+    if sys.stdin is None:
+        return 0
     sys.stdin.reconfigure(errors="replace")
     at_terminal = sys.stdin.isatty()
     if at_terminal:

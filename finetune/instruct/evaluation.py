@@ -15,7 +15,7 @@ from engine.evaluate import evaluate
 from engine.runs import load_run, load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import answer_all, by_task, exact, write_generations
-from finetune.instruct.material import Material, Side, encode, read_all, read_material, tell
+from finetune.instruct.material import Material, Side, encode, read_all, read_material
 from finetune.instruct.options import USE_FLAGS, InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
@@ -30,6 +30,7 @@ def evaluate_side(
     found: dict[str, Any] = {
         "loss": evaluate(model, eval_rows(side.rows, special.pad), characters, device).loss,
         "left_out": side.left_out,
+        "shortened": side.shortened,
     }
     speaker = model
     if isinstance(model, Preference):
@@ -56,15 +57,18 @@ def evaluate_run(config: InstructConfig, given: set[str]) -> int:
     if useless := sorted(given - USE_FLAGS - {"out"}):
         raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
     path = Path(config.out)
+    if config.generations is not None and (
+        Path(config.generations).is_dir() or not Path(config.generations).parent.is_dir()
+    ):
+        raise UserError(f"cannot write --generations {config.generations}: name a file in a folder that is there")
     run = load_run(path, config.checkpoint or "best", config.device, *(getattr(config, name) for name in BACKENDS))
-    own, template = flags.config_of(path, InstructConfig), Template(config.template, run.tokenizer)
+    own, template = flags.config_of(path, InstructConfig), Template(run.template, run.tokenizer)
     if "data" in given:
         name, items = read_all(config)
     else:
         material = own_material(own, folder.read_facts(path))
         name, items = material.name, material.sides["test"]
-    side = encode(items, template, own.context)
-    tell(side, "test", own.context)
+    side = encode(items, template, own, "test")
     model: torch.nn.Module = run.model
     if isinstance(items[0], Pair):
         load_weights(model, path / "base")
@@ -72,6 +76,9 @@ def evaluate_run(config: InstructConfig, given: set[str]) -> int:
         load_weights(model, path / (config.checkpoint or "best"))
     found, answers = evaluate_side(model, side, template, own, run.device)
     if config.generations:
-        write_generations(Path(config.generations), side.conversations, answers)
+        try:
+            write_generations(Path(config.generations), side.conversations, answers)
+        except OSError as error:
+            raise UserError(f"cannot write --generations {config.generations}: {error.strerror}") from error
     print(json.dumps({"data": name, **found}))
     return 0

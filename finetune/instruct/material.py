@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
+
 from data import string_tasks
-from data.conversations import Conversation, Pair, Turn, drop_duplicates, read_conversations, read_pairs
+from data.conversations import Conversation, Pair, drop_duplicates, read_conversations, read_pairs
 from data.errors import UserError, warn
 from data.examples import split_examples
 from data.rows import PairRow, Row
@@ -29,11 +31,13 @@ class Material:
 
 @dataclasses.dataclass
 class Side:
-    """One side as rows, each beside what it was made from. `left_out` did not fit into the context; of `shortened`
-    the oldest turns did not."""
+    """One side as rows, each beside what it was made from: the turns that fit into the context. `left_out` examples
+    did not; `shortened` ones lost their oldest turns. `answerable` (rows,) is False where the vocabulary lacks a
+    character of an answer."""
 
     items: list[Conversation] | list[Pair]
     rows: list[Row] | list[PairRow]
+    answerable: np.ndarray
     left_out: int
     shortened: int
 
@@ -58,61 +62,67 @@ def read_material(config: InstructConfig) -> Material:
 
 
 def read_all(config: InstructConfig) -> tuple[str, list[Conversation] | list[Pair]]:
-    """The short name of `--data`, a file, and all that is in it."""
+    """The short name of `--data` and all that is in the file; of the bundled strings the test side."""
+    if config.data == STRINGS:
+        return STRINGS, read_material(config).sides["test"]
     return (read_pairs if config.dpo else read_conversations)(config.data, config.encoding)
 
 
 def encode_material(material: Material, template: Template, config: InstructConfig) -> dict[str, Side]:
     """The rows of each side. Warns of what does not fit; UserError where nothing is left, or the vocabulary is
     another's."""
-    sides = {side: encode(items, template, config.context) for side, items in material.sides.items()}
-    for side, encoded in sides.items():
-        texts = material.texts(side, template.name)
-        unknown = sum(
-            int((template.tokenizer.encode(t, "mask") == template.tokenizer.special.unk).sum()) for t in texts
-        )
-        check_unknown(unknown, texts, side, config)
-        tell(encoded, side, config.context)
-        warn_if_few(len(encoded.items), side)
+    sides = {}
+    for name, items in material.sides.items():
+        sides[name] = encode(items, template, config, name)
+        warn_if_few(len(sides[name].items), name)
     return sides
 
 
-def encode(items: list[Conversation] | list[Pair], template: Template, context: int) -> Side:
-    """Rows of `items`, none longer than `context` tokens. From a conversation that is longer the oldest turns go; an
-    example whose last turns alone are longer is left out."""
-    side = Side([], [], 0, 0)
-    for item in items:
-        rows = [row_within(c.turns, template, context) for c in both(item)]
-        if any(row is None for row, _ in rows):
-            side.left_out += 1
-            continue
-        side.items.append(item)
-        side.rows.append(PairRow(rows[0][0], rows[1][0]) if isinstance(item, Pair) else rows[0][0])
-        side.shortened += any(shortened for _, shortened in rows)
+def encode(items: list[Conversation] | list[Pair], template: Template, config: InstructConfig, name: str) -> Side:
+    """Rows of `items`, none longer than the context. From a conversation that is longer the oldest turns go; an example
+    whose last turns alone are longer is left out. Warns of both, and of characters that the vocabulary lacks."""
+    kept = [within(item, template, config.context) for item in items]
+    fit = [item for item in kept if item is not None]
+    shortened = sum(after is not None and after != before for before, after in zip(items, kept, strict=True))
+    answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
+    side = Side(fit, [row_of(item, template) for item in fit], np.array(answerable), len(items) - len(fit), shortened)
+    texts = [written(turn, template.name) for item in items for c in both(item) for turn in c.turns]
+    check_unknown(sum(_unknown(text, template) for text in texts), texts, name, config)
+    if not fit:
+        raise UserError(
+            f"all {len(items):,} {name} examples are longer than the context of {config.context} tokens; raise "
+            "--context, or start from a model with a longer one"
+        )
+    of = f"of {len(items):,} {name} examples are longer than the context of {config.context}"
+    if side.left_out:
+        warn(f"{side.left_out:,} {of}: left out")
+    if shortened:
+        warn(f"{shortened:,} {of}: their oldest turns went")
     return side
 
 
-def row_within(turns: tuple[Turn, ...], template: Template, context: int) -> tuple[Row | None, bool]:
-    """The row of `turns`, without as many of the oldest ones as it takes, and whether some are missing; None where
-    that is not enough."""
-    kept: tuple[Turn, ...] | None = turns
-    while kept is not None and len((row := template.row(kept)).tokens) > context:
-        kept = without_oldest(kept)
-    return (None, True) if kept is None else (row, kept != turns)
+def row_of(item: Conversation | Pair, template: Template) -> Row | PairRow:
+    """What is learned from an item; of a pair its last answers alone, since all before them is said on both sides."""
+    if isinstance(item, Pair):
+        return PairRow(*(template.row(c.turns, last_alone=True) for c in item))
+    return template.row(item.turns)
 
 
-def tell(side: Side, name: str, context: int) -> None:
-    """Warn of what did not fit. UserError where nothing did."""
-    total = len(side.items) + side.left_out
-    if not side.items:
-        raise UserError(
-            f"all {total:,} {name} examples are longer than the context of {context} tokens; raise --context, or start "
-            "from a model with a longer one"
-        )
-    if side.left_out:
-        warn(f"{side.left_out:,} of {total:,} {name} examples are longer than the context of {context}: left out")
-    if side.shortened:
-        warn(f"{side.shortened:,} of {total:,} {name} conversations are longer than {context}: their oldest turns went")
+def within(item: Conversation | Pair, template: Template, context: int) -> Conversation | Pair | None:
+    """The item without as many of its oldest turns, of both sides of a pair, as it takes to fit; None where that is
+    not enough."""
+    while max(len(template.row(c.turns).tokens) for c in both(item)) > context:
+        fewer = [without_oldest(c.turns) for c in both(item)]
+        if None in fewer:
+            return None
+        shorter = [c._replace(turns=turns) for c, turns in zip(both(item), fewer, strict=True)]
+        item = Pair(*shorter) if isinstance(item, Pair) else shorter[0]
+    return item
+
+
+def _unknown(text: str, template: Template) -> int:
+    """How many characters of a text the vocabulary lacks."""
+    return int((template.tokenizer.encode(text, "mask") == template.tokenizer.special.unk).sum())
 
 
 def both(item: Conversation | Pair) -> tuple[Conversation, ...]:

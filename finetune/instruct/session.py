@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data.errors import UserError
@@ -25,7 +26,7 @@ from finetune.instruct.evaluation import evaluate_side, own_material
 from finetune.instruct.material import Material, Side, both, encode_material, read_material
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference
-from finetune.instruct.templates import Template, template_of
+from finetune.instruct.templates import Template
 from finetune.start import keep_frozen, parent_of, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
@@ -58,10 +59,11 @@ def start_run(config: InstructConfig, given: set[str]) -> int:
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    parent, tokenizer = parent_of(config, given) if config.init else (None, None)
+    start = parent_of(config, given) if config.init else None
+    parent = start and start.model
     material = read_material(config)
-    config = dataclasses.replace(config, template=config.template or template_of(config.init) or "chatml")
-    tokenizer = tokenizer or tokenizer_for(config, material.texts("train", config.template))
+    config = dataclasses.replace(config, template=config.template or (start and start.template) or "chatml")
+    tokenizer = start.tokenizer if start else tokenizer_for(config, material.texts("train", config.template))
     template = Template(config.template, tokenizer)
     config = dataclasses.replace(config, context=_context(config, given, material, template, parent))
     sides = encode_material(material, template, config)
@@ -105,9 +107,20 @@ def build(config: InstructConfig, tokenizer: Tokenizer, parent: LanguageModel | 
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
     if parent:
         model.load_state_dict(parent.state_dict())
+        tell_markers_apart(model)
     if config.train == "lora":
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_layers)
     return model
+
+
+@torch.no_grad()
+def tell_markers_apart(model: LanguageModel) -> None:
+    """Give `<user>` and `<assistant>` rows of their own in the embedding table where they have none yet: in GPT-2's
+    both are the mean row, and adapters alone could never tell them apart."""
+    table, markers = getattr(model, "wte", None), [model.special.user, model.special.assistant]
+    if table is not None and torch.equal(*table.weight[markers]):
+        spread = table.weight - table.weight.mean(0)
+        table.weight[markers] += spread.std() * torch.randn(2, table.weight.shape[1])
 
 
 def create(config: InstructConfig, material: Material, tokenizer: Tokenizer) -> Path:
@@ -146,21 +159,24 @@ def _trainer(work: Work, path: Path) -> Trainer:
         f"on {device}, run directory {path}",
         flush=True,
     )
-    batches, characters = eval_rows(val, pad), work.template.tokenizer.characters()
+    characters = work.template.tokenizer.characters()
+    characters = np.zeros_like(characters) if config.dpo else characters  # a preference is no text
+    batches = eval_rows(val, pad)
     return Trainer(model, loader, batches, characters, config, path, device, metrics, _judge(work, model))
 
 
 def _judge(work: Work, model: torch.nn.Module) -> Callable[[], dict[str, float]]:
     """What is measured at each evaluation beside the loss."""
-    rows = work.sides["val"].rows
+    side = work.sides["val"]
+    rows, few = side.rows, slice(None, None, -(-len(side.rows) // JUDGED))
 
     def preferences() -> dict[str, float]:
         found = preference.measure(model, rows, work.pad, work.device)
         return {f"val_{name}": value for name, value in found.items()}
 
     def exact_match() -> dict[str, float]:
-        some = rows[:: -(-len(rows) // JUDGED)]
-        return {"val_exact_match": float(exactly_right(model, some, work.pad, work.device).mean())}
+        right = exactly_right(model, rows[few], work.template.tokenizer.special, work.device)
+        return {"val_exact_match": float((right & side.answerable[few]).mean())}
 
     return preferences if work.config.dpo else exact_match
 
@@ -171,6 +187,7 @@ def _finish(trainer: Trainer, work: Work) -> int:
     load_weights(trainer.model, path / "best")
     summary = report.describe(trainer.model, trainer.progress, work.config)
     summary["left_out"] = {name: each.left_out for name, each in work.sides.items()}
+    summary["shortened"] = {name: each.shortened for name, each in work.sides.items()}
     summary["test"], answers = evaluate_side(trainer.model, side, work.template, work.config, work.device)
     write_generations(path / "generations.jsonl", side.conversations, answers)
     report.write_summary(path, summary)

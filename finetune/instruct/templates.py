@@ -5,7 +5,6 @@ A conversation is `<bos>`, then its turns. chatml and alpaca open the user's wit
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,6 @@ from data.batches import IGNORE
 from data.conversations import Turn
 from data.rows import Row
 from data.tokenizers import Tokenizer
-from engine.folder import read_facts
 
 TEMPLATES = ("chatml", "alpaca", "plain")
 
@@ -29,13 +27,13 @@ class Template(NamedTuple):
         """Ids of turns that end with the user's, up to where the answer begins."""
         return np.concatenate(self._pieces(turns)).tolist()
 
-    def row(self, turns: Sequence[Turn]) -> Row:
-        """Tokens and targets of turns that end with an answer: the targets are the answers and their `<eos>`, known
-        characters only, and IGNORE elsewhere."""
+    def row(self, turns: Sequence[Turn], last_alone: bool = False) -> Row:
+        """Tokens and targets of turns that end with an answer: the targets are the answers, or the last one alone, and
+        their `<eos>`, known characters only, and IGNORE elsewhere."""
         pieces, special = self._pieces(turns), self.tokenizer.special
         ids = np.concatenate(pieces).astype(np.int64)
-        answers = [turn is not None and turn.role == "assistant" for turn in (None, *turns)]
-        wanted = np.repeat(answers, [len(piece) for piece in pieces]) & (ids != special.unk)
+        answers = [turn.role == "assistant" and not (last_alone and turn is not turns[-1]) for turn in turns]
+        wanted = np.repeat([False, *answers], [len(piece) for piece in pieces]) & (ids != special.unk)
         return Row(ids[:-1], np.where(wanted, ids, IGNORE)[1:])
 
     def _pieces(self, turns: Sequence[Turn]) -> list[np.ndarray]:
@@ -65,11 +63,3 @@ def without_oldest(turns: Sequence[Turn]) -> tuple[Turn, ...] | None:
     stays."""
     system, rest = turns[: turns[0].role == "system"], turns[turns[0].role == "system" :]
     return (*system, *rest[2:]) if len(rest) > 2 else None
-
-
-def template_of(run: str | Path | None) -> str | None:
-    """The template of the run that `run` names, None where it is none of finetune.instruct."""
-    if run is None or not (Path(run) / "config.json").is_file():
-        return None
-    facts = read_facts(Path(run))
-    return facts["config"].get("template") if "instruct" in facts else None
