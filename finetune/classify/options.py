@@ -46,9 +46,9 @@ class ClassifyConfig(Config):
     """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     train: str = "all"
     """What is trained: all, head, last:N (the last N layers and the head), or lora."""
-    lora_rank: int = 8
+    lora_rank: int = 4
     """Rank of the low-rank updates."""
-    lora_alpha: float = 16.0
+    lora_alpha: float = 8.0
     """Their scale is alpha / rank."""
     lora_layers: str = "all"
     """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""

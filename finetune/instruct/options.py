@@ -14,7 +14,7 @@ STRINGS = "strings"
 USE_FLAGS = {"eval_only", "device", "checkpoint", "attention", "norm_kernel", "data", "encoding", "generations"}
 _COMMON: Defaults = {"kind": "lines", "n_embd": 128}
 _STRINGS: Defaults = {"steps": 4000, "batch_size": 32, "eval_interval": 500}  # as long as it takes to learn them all
-_OTHERS: Defaults = {"steps": 600, "batch_size": 16, "eval_interval": 100, "dropout": 0.2}
+_OTHERS: Defaults = {"steps": 1500, "batch_size": 16, "eval_interval": 100, "dropout": 0.2}
 # A Transformer from nothing learns to copy from the question several times sooner with these.
 _TRANSFORMER: Defaults = {
     "positions": "rope", "qk_norm": True, "activation": "relu2", "bias": False, "optimizer": "muon",
@@ -57,9 +57,9 @@ class InstructConfig(Config):
     """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     train: Literal["all", "lora"] = "all"
     """What is trained: all, or low-rank updates (LoRA)."""
-    lora_rank: int = 8
+    lora_rank: int = 4
     """Rank of the low-rank updates."""
-    lora_alpha: float = 16.0
+    lora_alpha: float = 8.0
     """Their scale is alpha / rank."""
     lora_layers: str = "all"
     """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
