@@ -266,6 +266,14 @@ def test_lora_names_the_layers_there_are(layers):
         add_lora(body(tie_head=False), 2, 4.0, layers)
 
 
+def test_an_adapter_of_default_size_is_a_few_per_cent_of_the_default_model():
+    config = InstructConfig()
+    net = build_model(Config(model="transformer", n_embd=128, context=128), 71)
+    whole = sum(p.numel() for p in net.parameters())
+    add_lora(net, config.lora_rank, config.lora_alpha, config.lora_layers)
+    assert sum(t.numel() for t in trained_weights(net).values()) < 0.05 * whole
+
+
 def test_adapters_train_under_muon():
     net = body()
     add_lora(net, 2, 4.0)

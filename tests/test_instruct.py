@@ -211,7 +211,7 @@ def test_adapters_are_saved_alone_and_used_everywhere(cli, taught, greetings, pa
     adapter, whole = (
         sum(t.numel() for t in load_file(f"{run}/best/model.safetensors").values()) for run in ("tuned", "run")
     )
-    assert adapter < 0.05 * whole
+    assert adapter < 0.1 * whole
     told = json.loads(ok(cli(MODULE, "--eval-only", "--out", "tuned")).out)
     assert told["loss"] == pytest.approx(summary("tuned")["test"]["loss"], rel=1e-5)
     assert ok(cli("sample.py", "tuned", "--chat", "--message", "Leave.\nemma")).out == "bye\n"

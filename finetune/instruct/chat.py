@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,11 +111,22 @@ def _answer(chat: Chat, message: str) -> None:
         print(f"[there is no {message}; there are: {', '.join(COMMANDS)}]")
     else:
         try:
-            with contextlib.closing(chat.ask(message)) as pieces:
+            with _noticing_ctrl_c() as pressed, contextlib.closing(chat.ask(message)) as pieces:
                 for piece in pieces:
                     print(piece, end="", flush=True)
-            print()
-        except KeyboardInterrupt:
-            print("  [stopped]")
+                    if pressed:
+                        break
+            print("  [stopped]" if pressed else "")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _noticing_ctrl_c() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C is pressed: an exception in the midst of a model's step could get lost."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, frame: pressed.append(signum))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
