@@ -25,15 +25,20 @@ FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
 BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 
 
-def nanogpt_step(checkout: Path) -> Callable[[], None]:
-    """One training step as in nanoGPT's loop, at its CPU README's sizes."""
+def nanogpt_model(checkout: Path) -> torch.nn.Module:
+    """nanoGPT's model at its CPU README's sizes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     config = theirs.GPTConfig(
         block_size=CONTEXT, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False
     )
-    model = theirs.GPT(config)
+    return theirs.GPT(config)
+
+
+def nanogpt_step(checkout: Path) -> Callable[[], None]:
+    """One training step as in nanoGPT's loop."""
+    model = nanogpt_model(checkout)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     x, y = torch.randint(65, (2, BATCH, CONTEXT))
 

@@ -11,7 +11,7 @@ from engine.config import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, USES_RUN, 
 
 _AT_LEAST_ONE = (
     "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "window", "steps", "batch_size",
-    "grad_accum", "eval_interval", "eval_tokens", "patience",
+    "grad_accum", "eval_interval", "eval_tokens", "patience", "hash_rows",
 )  # fmt: skip
 _BELOW_ONE = ("dropout", "label_smoothing", "beta1", "beta2", "momentum")
 _NOT_NEGATIVE = ("weight_decay", "grad_clip", "warmup")
@@ -35,6 +35,7 @@ def check_values(config: Config) -> None:
         _demand(0 <= getattr(config, name) < math.inf, name, getattr(config, name), "at least 0 and finite")
     for name in _POSITIVE:
         _demand(0 < getattr(config, name) < math.inf, name, getattr(config, name), "above 0 and finite")
+    _demand(0 <= config.hash_ngrams <= 16, "hash_ngrams", config.hash_ngrams, "from 2 to 16, or 0 for none")
     _demand(0 <= config.lr_floor <= 1, "lr_floor", config.lr_floor, "from 0 to 1")
     _demand(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"from 0 to {MAX_SEED}")
 

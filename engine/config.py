@@ -31,7 +31,8 @@ class Config:
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
     preset: str | None = None
-    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu (the settings of nanoGPT's CPU README)."""
+    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu (nanoGPT's CPU README), gpt2, modern (a
+    Transformer's parts)."""
 
     # the model
     n_layer: int = 4
@@ -68,6 +69,12 @@ class Config:
     """Biases in the Transformer's layers."""
     weight_init: Literal["default", "torch", "normal", "xavier", "kaiming", "orthogonal"] = "default"
     """Initialisation of the weight matrices; default: GPT-2's for the Transformer, torch's for the others."""
+    zero_init: bool = False
+    """Start the Transformer's residual projections at zero."""
+    hash_ngrams: int = 0
+    """Add hashed embeddings of the last 2 to N tokens together to each token's (0: none)."""
+    hash_rows: int = 4096
+    """Rows for each length of these n-grams."""
     dropout: float = 0.0
     """Dropout probability."""
     label_smoothing: float = 0.0
@@ -152,7 +159,7 @@ TASKS = ("classify", "instruct")
 # What makes a model what it is: --init takes these from the run it starts from.
 MODEL_FIELDS = {
     "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells",
-    "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer",
+    "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer", "hash_ngrams", "hash_rows",
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
 CHANGEABLE = {

@@ -95,8 +95,12 @@ def _defaults(
     model = _one_of(said.get("model") or base["model"], MODELS, "model")
     data = said.get("data") or base["data"]
     text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
+    name = _peek(argv, "preset")
+    named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
     optimizer = _one_of(
-        _peek(argv, "optimizer") or base.get("optimizer", "adamw"), tuple(presets.OPTIMIZER), "optimizer"
+        _peek(argv, "optimizer") or (layer | named | file).get("optimizer", "adamw"),
+        tuple(presets.OPTIMIZER),
+        "optimizer",
     )
     _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
@@ -104,9 +108,7 @@ def _defaults(
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
-    layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer]]
-    if name := _peek(argv, "preset"):
-        layers.append(presets.preset(_one_of(name, presets.PRESETS, "preset"), model))
+    layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
     return {name: value for layer in (*layers, file) for name, value in layer.items()}
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from data.errors import UserError
+
 Defaults = dict[str, Any]
 
 _PLAIN = {"norm": "none", "activation": "tanh"}
@@ -56,11 +58,22 @@ _NANOGPT_CPU: Defaults = {
     "eval_interval": 250, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 0.1, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0, "dropout": 0.0, "bias": False,
 }  # fmt: skip
-PRESETS = ("makemore", "nanogpt-cpu")
+_GPT2: Defaults = {
+    "positions": "learned", "activation": "gelu_tanh", "norm": "layer", "bias": True, "qk_norm": False,
+    "zero_init": False, "tie_head": True, "optimizer": "adamw",
+}  # fmt: skip
+_MODERN: Defaults = {
+    "positions": "rope", "activation": "relu2", "norm": "layer", "bias": False, "qk_norm": True, "zero_init": True,
+    "optimizer": "muon", "weight_decay": 0.01,
+}  # fmt: skip
+_TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
+PRESETS = ("makemore", "nanogpt-cpu", *_TRANSFORMERS)
 
 
 def preset(name: str, model: str) -> Defaults:
-    """The defaults that `--preset name` fills in for `model`."""
+    """The defaults that `--preset name` fills in for `model`. UserError where it has none."""
     if name == "makemore":
         return _MAKEMORE | _MAKEMORE_FAMILY.get(model, {})
-    return dict(_NANOGPT_CPU)
+    if name in _TRANSFORMERS and model != "transformer":
+        raise UserError(f"--preset {name} is a Transformer; --model {model} has others")
+    return dict(_TRANSFORMERS.get(name, _NANOGPT_CPU))

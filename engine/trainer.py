@@ -23,6 +23,7 @@ from engine.optimizers import make_optimizers
 from engine.runs import fit_weights, trained_weights
 from engine.schedules import lr_factor
 from makemore.base import LanguageModel, State
+from makemore.layers import sparse_parameters
 
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for it
 
@@ -64,7 +65,8 @@ class Trainer:
     ):
         self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
         self.config, self.folder, self.device, self.metrics, self.judge = config, folder, device, metrics, judge
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
+        self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
         self.optimizers = make_optimizers(model, config)
         self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
         self.progress = Progress()
@@ -126,7 +128,7 @@ class Trainer:
     def _clip(self) -> Tensor | None:
         if not self.config.grad_clip:
             return None
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.grad_clip)
 
     def _note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
         # An infinite gradient under a finite loss ruins the weights all the same: it counts as a non-finite loss.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
+from makemore.hashing import HashedNGrams
 
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
 
@@ -43,11 +44,29 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
         super().__init__()
         self.vocab_size, self.label_smoothing, self.special = vocab_size, label_smoothing, special
+        self.ngrams: HashedNGrams | None = None
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         """Features of each position, (B, T, C), and the state after the last. `valid` (B, T) marks the positions
         that are not padding, for batch statistics; None means all."""
         raise NotImplementedError
+
+    def embed(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Embeddings (B, T, C) of `tokens` (B, T), those of their n-grams included, and the part of the state that
+        these take."""
+        x = self.wte(tokens)
+        if self.ngrams is None:
+            return x, {}
+        added, after = self.read_ngrams(tokens, state)
+        return x + added, after
+
+    def read_ngrams(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the n-grams that end in each token add, (B, T, C), and the last n - 1 tokens; `<pad>` before the
+        first."""
+        before = self.ngrams.n - 1
+        last = tokens.new_full((tokens.shape[0], before), self.special.pad) if state is None else state["last"]
+        read = torch.cat([last, tokens], 1)
+        return self.ngrams(read), {"last": read[:, -before:]}
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
@@ -110,6 +129,13 @@ class LanguageModel(nn.Module):
 
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
+
+
+def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:
+    """What `embed` adds, for n-grams up to `hash_ngrams` tokens; None for none. ValueError for what cannot be."""
+    if hash_ngrams == 1:
+        raise ValueError("hash_ngrams 1 is what the embedding of a token is already; 2 or more, or 0 for none")
+    return HashedNGrams(hash_ngrams, hash_rows, width) if hash_ngrams else None
 
 
 def make_head(width: int, vocab_size: int, special: Special, bias: bool = True) -> nn.Linear:

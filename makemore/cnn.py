@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, State, make_head
+from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 
 MAX_DILATION = 512  # as in the paper: after it the doubling starts again at 1
@@ -52,12 +52,15 @@ class CNN(LanguageModel):
         norm: str,
         dropout: float,
         weight_init: str,
+        hash_ngrams: int = 0,
+        hash_rows: int = 4096,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
         special: Special = OURS,
     ):
         super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.wte = nn.Embedding(vocab_size, n_embd)
+        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
         period = MAX_DILATION.bit_length()
         self.layers = nn.ModuleList(
             GatedConvolution(n_embd, 2 ** (i % period), activation, norm, dropout, norm_kernel) for i in range(n_layer)
@@ -68,8 +71,8 @@ class CNN(LanguageModel):
         initialise(self, weight_init, activation)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        x = self.wte(tokens)  # (B, T, C)
-        after, skips = {}, torch.zeros_like(x)
+        x, after = self.embed(tokens, state)  # (B, T, C)
+        skips = torch.zeros_like(x)
         for i, layer in enumerate(self.layers):
             before = x.new_zeros(x.shape[0], layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
             x, skip, after[f"inputs{i}"] = layer(x, before, valid)

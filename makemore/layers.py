@@ -125,6 +125,15 @@ def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
             nn.init.orthogonal_(weight)
 
 
+def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters whose gradients are sparse, by name."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.sparse
+    }
+
+
 def embedding_names(model: nn.Module) -> set[str]:
     """Names of the parameters that are lookup tables: never decayed, never orthogonalised."""
     return {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, State, make_head
+from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 
 
@@ -28,6 +28,8 @@ class MLP(LanguageModel):
         norm: str,
         dropout: float,
         weight_init: str,
+        hash_ngrams: int = 0,
+        hash_rows: int = 4096,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
         special: Special = OURS,
@@ -35,6 +37,7 @@ class MLP(LanguageModel):
         super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.order, self.activation = order, ACTIVATIONS[activation]
         self.wte = nn.Embedding(vocab_size, n_embd)
+        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
         widths = [order * n_embd] + [n_hidden] * n_layer
         self.layers = nn.ModuleList(
             nn.Linear(a, b, bias=norm != "batch") for a, b in zip(widths, widths[1:], strict=False)
@@ -49,10 +52,14 @@ class MLP(LanguageModel):
         before = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
         tokens = torch.cat([before, tokens], 1)  # (B, order - 1 + T)
         vectors = self.wte(tokens)
-        x = torch.cat([vectors[:, i : i + T] for i in range(self.order)], -1)  # (B, T, order * n_embd)
+        parts, after = [vectors[:, i : i + T] for i in range(self.order)], {}
+        if self.ngrams is not None:
+            added, after = self.read_ngrams(tokens[:, self.order - 1 :], state)
+            parts[-1] = parts[-1] + added
+        x = torch.cat(parts, -1)  # (B, T, order * n_embd)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(self.activation(norm(layer(x), valid)))
-        return x, {"tokens": tokens[:, T:]}
+        return x, after | {"tokens": tokens[:, T:]}
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

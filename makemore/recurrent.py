@@ -8,7 +8,7 @@ vector(s); it may be carried over consecutive stream batches for truncated backp
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, State, make_head
+from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.layers import initialise, make_norm
 
@@ -30,6 +30,8 @@ class Recurrent(LanguageModel):
         norm: str,
         dropout: float,
         weight_init: str,
+        hash_ngrams: int = 0,
+        hash_rows: int = 4096,
         label_smoothing: float = 0.0,
         norm_kernel: str = "auto",
         special: Special = OURS,
@@ -37,6 +39,7 @@ class Recurrent(LanguageModel):
         super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
         self.n_hidden, self.written = n_hidden, cells == "written"
         self.wte = nn.Embedding(vocab_size, n_embd)
+        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
         widths = [n_embd] + [n_hidden] * (n_layer - 1)
         self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
         self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
@@ -49,7 +52,8 @@ class Recurrent(LanguageModel):
         raise NotImplementedError
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        x, after = self.dropout(self.wte(tokens)), {}
+        x, after = self.embed(tokens, state)
+        x = self.dropout(x)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             names = [f"{name}{i}" for name in self.vectors]
             if state is None:

@@ -45,16 +45,17 @@ class CausalSelfAttention(nn.Module):
         cache: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        widths = [self.n_head * self.head_size] + 2 * [self.n_kv_head * self.head_size]
         qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))
         B, T, _ = qkv.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in qkv.split(widths, 2)
-        )  # (B, n_head or n_kv_head, T, hs)
+        heads = qkv.view(B, T, -1, self.head_size)  # those of q, then of k, then of v
+        qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], 2)
         if self.qk_norm:
-            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
+            qk = F.rms_norm(qk, (self.head_size,))
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            qk = rotate(qk, *rotation)
+        q, k, v = (
+            part.transpose(1, 2) for part in (*qk.split([self.n_head, self.n_kv_head], 2), v)
+        )  # (B, n_head or n_kv_head, T, hs)
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         cache = (k, v)
@@ -64,8 +65,9 @@ class CausalSelfAttention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE: turn each pair (i, i + hs/2) of x (B, H, T, hs) by its angle."""
+    """RoPE: turn each pair (i, i + hs/2) of x (B, T, H, hs) by its angle."""
     a, b = x.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).type_as(x)
 
 

@@ -140,6 +140,7 @@ def _never(model: Transformer, settings: dict[str, Any]) -> dict[str, bool]:
     return {
         "--window": settings["window"] is not None,
         "--qk-norm": settings["qk_norm"],
+        "--hash-ngrams": settings["hash_ngrams"] > 0,
         "--no-tie-head with biases": model.lm_head is not None and model.lm_head.bias is not None,
     }
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, Output, State, make_head
+from makemore.base import OURS, LanguageModel, Output, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
 from nanogpt.packing import Packing, leave_padding_out
@@ -89,6 +89,9 @@ class Transformer(LanguageModel):
         norm: str,
         dropout: float,
         weight_init: str,
+        zero_init: bool = False,
+        hash_ngrams: int = 0,
+        hash_rows: int = 4096,
         label_smoothing: float = 0.0,
         attention: str = "auto",
         norm_kernel: str = "auto",
@@ -106,6 +109,7 @@ class Transformer(LanguageModel):
         self.context, self.window, self.positions = None if unbounded else context, window, positions
         self.n_embd, self.head_size = n_embd, n_embd // n_head
         self.wte = nn.Embedding(vocab_size, n_embd)
+        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
         self.wpe = nn.Embedding(context, n_embd) if positions == "learned" else None
         slopes = alibi_slopes(n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(dropout)
@@ -120,7 +124,7 @@ class Transformer(LanguageModel):
         )
         self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
         self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
-        self._initialise(weight_init, activation)
+        self._initialise(weight_init, activation, zero_init)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         B, T = tokens.shape
@@ -128,7 +132,7 @@ class Transformer(LanguageModel):
         if self.context is not None and past + T > self.context:
             raise ValueError(f"{past + T} tokens are more than the context of {self.context}; use read()")
         position = torch.arange(past, past + T, device=tokens.device)
-        x = self.wte(tokens)  # (B, T, C)
+        x, last = self.embed(tokens, state)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(position)
         elif self.positions == "sinusoidal":
@@ -138,7 +142,7 @@ class Transformer(LanguageModel):
             x, valid = packing.pack(x), packing.pack(valid)
         x = self.drop(x)
         turned = rotation(position, self.head_size) if self.positions == "rope" else None
-        after = self._remember(tokens, state, past)
+        after = last | self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
@@ -194,8 +198,9 @@ class Transformer(LanguageModel):
     def _in_window(self, cached: Tensor) -> Tensor:
         return cached if self.context is not None else cached[:, :, max(0, cached.shape[2] - self.window + 1) :]
 
-    def _initialise(self, weight_init: str, activation: str) -> None:
-        """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero."""
+    def _initialise(self, weight_init: str, activation: str, zero_init: bool) -> None:
+        """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero. `zero_init`:
+        those projections at zero, so that a block starts as if it was not there (Zhang et al. 2019, Fixup)."""
         if weight_init == "default":
             for name, parameter in self.named_parameters():
                 if name.endswith(".bias") and not name.startswith("lm_head"):
@@ -205,7 +210,8 @@ class Transformer(LanguageModel):
             for table in filter(None, (self.wte, self.wpe)):
                 nn.init.normal_(table.weight, std=0.02)
         initialise(self, weight_init, activation)
-        if weight_init == "normal":
-            for block in self.h:
-                for projection in (block.attn.c_proj, block.mlp.c_proj):
-                    nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
+        for projection in (layer for block in self.h for layer in (block.attn.c_proj, block.mlp.c_proj)):
+            if weight_init == "normal":
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
+            if zero_init:
+                nn.init.zeros_(projection.weight)

@@ -47,6 +47,11 @@ VARIANTS: dict[str, dict] = {
     "transformer qk-norm": {"qk_norm": True, "positions": "rope"},
     "transformer untied": {"tie_head": False},
     "transformer untied plain": {"tie_head": False, "bias": False, "norm": "rms"},
+    **{f"{model} hashed": {"hash_ngrams": 3, "hash_rows": 50} for model in ("mlp", "cnn", "rnn", "lstm", "gru")},
+    "mlp hashed reach 1": {"order": 1, "hash_ngrams": 4, "hash_rows": 50},
+    "transformer hashed": {"hash_ngrams": 4, "hash_rows": 50},
+    "transformer hashed window": {"hash_ngrams": 2, "hash_rows": 9, "positions": "rope", "window": 4},
+    "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
     "transformer modern": {
@@ -100,7 +105,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def gradients(model) -> list[torch.Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return [torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for p in model.parameters()]
 
 
 @every_variant

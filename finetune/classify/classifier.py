@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State
+from makemore.hashing import longer, row_of
 
 POOLINGS = ("last", "mean", "max")
 BUCKETS = 1 << 16  # rows that n-grams are hashed into
@@ -101,9 +102,8 @@ class NGramBag(nn.Module):
         T, hashed = tokens.shape[1], torch.zeros_like(tokens)
         buckets, there = [], []
         for n in range(min(self.n, T)):
-            # The n-gram that ends at each token grows by the token before it: a multiplicative hash, wrapping around.
-            hashed = hashed * 1_000_003 + F.pad(tokens, (n, 0))[:, :T] + 1
-            buckets.append(((hashed ^ (hashed >> 15)) * 2_654_435_761 + n) % BUCKETS)
+            hashed = longer(hashed, F.pad(tokens, (n, 0))[:, :T])
+            buckets.append(row_of(hashed, n, BUCKETS))
             there.append(F.pad(read[:, n:], (n, 0)) if n else read)
         buckets, there = torch.cat(buckets, 1), torch.cat(there, 1)  # (B, n T)
         weights = there.type_as(self.table.weight)

@@ -1,0 +1,132 @@
+"""Hashed n-grams: what they depend on, sparse gradients, training and resuming with them, and the presets by name."""
+
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.config import Config
+from engine.flags import parse
+from engine.optimizers import make_optimizers
+from engine.registry import build_model
+from makemore.hashing import HashedNGrams, longer, row_of
+from tests.conftest import TINY
+from tests.helpers import left, ok, refused, trained
+
+
+def table(n: int, rows: int = 1000, width: int = 4) -> HashedNGrams:
+    torch.manual_seed(0)
+    hashed = HashedNGrams(n, rows, width)
+    torch.nn.init.normal_(hashed.table.weight)
+    return hashed
+
+
+def test_each_length_has_rows_of_its_own_and_all_are_added():
+    hashed = table(4)
+    tokens = torch.randint(0, 50, (2, 3 + 6))
+    expected = torch.zeros(2, 6, 4)
+    for row in range(2):
+        for place in range(6):
+            number = torch.zeros((), dtype=torch.int64)
+            for k, token in enumerate(reversed(tokens[row, place : place + 4].tolist())):
+                number = longer(number, torch.tensor(token))
+                if k:
+                    expected[row, place] += hashed.table.weight[row_of(number, k, 1000) + (k - 1) * 1000]
+    assert torch.allclose(hashed(tokens), expected, atol=1e-6)
+
+
+def test_an_n_gram_reaches_n_tokens_back_and_no_further():
+    hashed = table(3)
+    tokens = torch.randint(0, 50, (1, 12))
+    plain = hashed(tokens)[0]
+    other = tokens.clone()
+    other[0, 4] += 1
+    changed = (hashed(other)[0] != plain).any(-1).nonzero().flatten().tolist()
+    assert changed == [2, 3, 4]  # outputs stand for tokens 2 to 11
+
+
+def test_hashes_scatter():
+    """Every pair of 60 tokens, in as many rows: about 1 - 1/e of these are met, as by chance."""
+    a, b = torch.meshgrid(torch.arange(60), torch.arange(60), indexing="ij")
+    rows = row_of(longer(longer(torch.zeros_like(a), a), b), 1, 3600)
+    assert 0.55 < len(rows.unique()) / 3600 < 0.75 and int(rows.min()) >= 0
+    assert (row_of(longer(longer(torch.zeros_like(a), b), a), 1, 3600) != rows).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_only_rows_that_a_batch_has_met_move(optimizer):
+    config = Config(model="gru", hash_ngrams=3, hash_rows=500, optimizer=optimizer, n_layer=1, norm="none", lr=0.1)
+    model = build_model(config, 20)
+    tokens = torch.randint(6, 20, (2, 5))
+    model(tokens, tokens).nll_sum.backward()
+    weight = model.ngrams.table.weight
+    assert weight.grad.is_sparse
+    met = weight.grad.coalesce().indices()[0]
+    assert 0 < len(met) <= 2 * 5 * 2
+    for made in make_optimizers(model, config):
+        made.step()
+    moved = weight.detach().abs().sum(1).nonzero().flatten()
+    assert moved.tolist() == met.tolist()
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "rnn", "lstm", "gru", "transformer"])
+def test_every_neural_family_trains_samples_and_scores_with_them(cli, names, model):
+    trained(cli, model, data=names, kind="lines", hash_ngrams=3, hash_rows=64)
+    assert load_file("run/best/model.safetensors")["ngrams.table.weight"].shape[0] == 2 * 64
+    ok(cli("sample.py", "run", "--num", 3, "--seed", 1))
+    ok(cli("sample.py", "run", "--score", "emma"))
+
+
+def test_interrupted_and_resumed_equals_never_interrupted(cli, process, names, tmp_path):
+    flags = ("--model", "gru", "--data", names, "--kind", "lines", *TINY["gru"], "--hash-ngrams", 3, "--hash-rows", 64)
+    flags += ("--steps", 400, "--eval-interval", 20, "--batch-size", 8, "--grad-accum", 2)
+    ok(cli("train.py", *flags, "--out", "whole"))
+    running = process("train.py", *flags, "--out", "run")
+    while not (line := running.stdout.readline()).startswith("step    20"):
+        assert line, running.stderr.read()
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    if running.returncode:  # it may have been quicker than the signal
+        ok(cli("train.py", "--resume", "--out", tmp_path / "run"))
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+REFUSED = {
+    "bigram": (("--model", "bigram", "--hash-ngrams", 3), "--hash-ngrams means nothing to --model bigram"),
+    "ngram": (("--model", "ngram", "--hash-ngrams", 3), "--hash-ngrams means nothing to --model ngram"),
+    "one": (("--hash-ngrams", 1), "hash_ngrams 1 is what the embedding of a token is already"),
+    "many": (("--hash-ngrams", 17), "--hash-ngrams is 17; it has to be from 2 to 16, or 0 for none"),
+    "rows": (("--hash-ngrams", 2, "--hash-rows", 0), "--hash-rows is 0; it has to be at least 1"),
+    "zero init": (("--model", "gru", "--zero-init"), "--zero-init means nothing to --model gru"),
+    "modern": (("--model", "gru", "--preset", "modern"), "--preset modern is a Transformer"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_end_in_one_message(cli, case):
+    flags, *words = REFUSED[case]
+    refused(cli("train.py", *flags), *words)
+
+
+def test_a_model_with_them_has_no_place_on_the_hub(cli, names):
+    trained(cli, "transformer", data=names, kind="lines", hash_ngrams=3, hash_rows=64)
+    refused(cli("-m nanogpt.export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of")
+
+
+def test_presets_bring_their_optimizer_with_its_own_defaults():
+    modern, _ = parse(["--preset", "modern"])
+    assert (modern.optimizer, modern.momentum, modern.positions, modern.zero_init) == ("muon", 0.95, "rope", True)
+    gpt2, _ = parse(["--preset", "gpt2"])
+    assert (gpt2.optimizer, gpt2.activation, gpt2.positions, gpt2.bias) == ("adamw", "gelu_tanh", "learned", True)
+    other, _ = parse(["--preset", "modern", "--optimizer", "adamw", "--n-embd", "32"])
+    assert (other.optimizer, other.momentum, other.n_embd) == ("adamw", 0.9, 32)
+
+
+def test_zero_init_makes_every_block_start_as_nothing():
+    config = Config(model="transformer", zero_init=True, context=8, n_embd=16)
+    model = build_model(config, 20)
+    assert all(not p.any() for name, p in model.named_parameters() if name.endswith("c_proj.weight"))
+    tokens = torch.randint(6, 20, (2, 8))
+    alone = model.head(model.ln_f(model.wte(tokens) + model.wpe(torch.arange(8)), None, residual=None))
+    assert torch.allclose(model(tokens).logits, alone, atol=1e-5)
