@@ -1,20 +1,48 @@
-"""What both kinds of fine-tuning start with: a model and its vocabulary, or a vocabulary made from the texts."""
+"""What both kinds of fine-tuning start with: checks, a parent's model and vocabulary, or one made from the texts."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.errors import UserError, warn
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
-from engine import checkpoint, flags
+from engine import checkpoint, flags, folder, runtime
+from engine.backends import check_backends
 from engine.checks import refuse_contradictions
-from engine.config import MODEL_FIELDS, Config
+from engine.config import CHANGEABLE, MODEL_FIELDS, Config
+from engine.metrics import check_log
+from engine.registry import is_counted, refuse_foreign_flags
 from engine.runs import Run, load_parent, trained_weights
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
 FEW = 20  # examples
+
+
+def begin(config: Config, given: set[str]) -> tuple[torch.device, Run | None]:
+    """Check what a new run asks for, before any data is read: its device, and what `--init` names."""
+    if is_counted(config):
+        raise UserError(f"a {config.model} that counts cannot be fine-tuned; choose another --model")
+    refuse_foreign_flags(config, given)
+    check_log(config.log)
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    return device, parent_of(config, given) if config.init else None
+
+
+def begin_again(config: Config, given: set[str]) -> tuple[Path, dict[str, Any], Tokenizer, torch.device]:
+    """Check what `--resume` asks for: the run's folder, its facts, its tokenizer, and the device."""
+    path = Path(config.out)
+    facts = folder.read_facts(path)
+    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
+    check_log(config.log)
+    device, _ = runtime.choose_device(config.device)
+    check_backends(config, device)
+    for name in ("base", "best", "last"):
+        checkpoint.settle(path / name)
+    return path, facts, folder.read_tokenizer(path), device
 
 
 def parent_of(config: Config, given: set[str]) -> Run:

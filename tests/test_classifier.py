@@ -149,6 +149,13 @@ def test_frozen_layers_stay_as_they_are(model):
     assert not any(".0." in name or "wte" in name or "wpe" in name for name in moved)
 
 
+def test_hashed_n_grams_are_embeddings_and_stay_frozen_too():
+    body = body_of("gru", hash_ngrams=3, hash_rows=20)
+    freeze_all_but(body, 1)
+    trained = {name for name, parameter in body.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("layers.1.") for name in trained) and not any("ngrams" in name for name in trained)
+
+
 def test_muon_takes_no_head():
     model = classifier("gru", lm_weight=0.5)
     muon, adamw = make_optimizers(model, Config(optimizer="muon"))

@@ -46,5 +46,5 @@ def freeze_all_but(body: LanguageModel, last: int) -> None:
         if isinstance(module, torch.nn.ModuleList):
             for layer in module[len(module) - last :]:
                 layer.requires_grad_(True)
-        elif not isinstance(module, torch.nn.Embedding):
+        elif not any(isinstance(part, torch.nn.Embedding) for part in module.modules()):
             module.requires_grad_(True)

@@ -10,12 +10,9 @@ import torch
 from data.errors import UserError
 from data.rows import Row, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
-from engine import checkpoint, flags, folder, report, runtime, session
-from engine.backends import check_backends
-from engine.checks import refuse_contradictions
-from engine.config import CHANGEABLE
-from engine.metrics import Metrics, check_log
-from engine.registry import build_model, is_counted, refuse_foreign_flags
+from engine import flags, folder, report, runtime, session
+from engine.metrics import Metrics
+from engine.registry import build_model
 from engine.runs import load_weights
 from engine.trainer import Trainer
 from finetune.classify import measure
@@ -24,7 +21,7 @@ from finetune.classify.classifier import Classifier
 from finetune.classify.labeller import probabilities, read_classifier_facts
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.classify.task import Task, encode_task, read_task
-from finetune.start import keep_frozen, parent_of, tokenizer_for
+from finetune.start import begin, begin_again, keep_frozen, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
 PROGRAM = "-m finetune.classify"
@@ -33,13 +30,7 @@ LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 
 def start_run(config: ClassifyConfig, given: set[str]) -> int:
     """A new run, from examples to the report."""
-    if is_counted(config):
-        raise UserError(f"a {config.model} that counts has no features to tell classes by; choose another --model")
-    refuse_foreign_flags(config, given)
-    check_log(config.log)
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    start = parent_of(config, given) if config.init else None
+    device, start = begin(config, given)
     parent = start and start.model
     task = read_task(config)
     tokenizer = start.tokenizer if start else tokenizer_for(config, [e.text for e in task.sides["train"]])
@@ -57,15 +48,8 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
 
 def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    path = Path(config.out)
-    facts = read_classifier_facts(path)
-    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
-    check_log(config.log)
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    for name in ("base", "best", "last"):
-        checkpoint.settle(path / name)
-    tokenizer = folder.read_tokenizer(path)
+    path, facts, tokenizer, device = begin_again(config, given)
+    read_classifier_facts(path)
     task = read_task(config)
     if task.key != facts["data"]["key"]:
         raise UserError(f"the examples of {config.data} have changed since the run began; start a new run")

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.errors import UserError
 from data.rows import RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, report, runtime, session
-from engine.backends import check_backends
-from engine.checks import refuse_contradictions
-from engine.config import CHANGEABLE
 from engine.lora import add_lora
-from engine.metrics import Metrics, check_log
-from engine.registry import build_model, is_counted, refuse_foreign_flags
+from engine.metrics import Metrics
+from engine.registry import build_model
 from engine.runs import load_weights
 from engine.trainer import Trainer
 from finetune.instruct import preference
@@ -27,7 +23,7 @@ from finetune.instruct.material import Material, Side, both, encode_material, re
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
-from finetune.start import keep_frozen, parent_of, tokenizer_for
+from finetune.start import begin, begin_again, keep_frozen, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
 PROGRAM = "-m finetune.instruct"
@@ -53,13 +49,7 @@ class Work:
 
 def start_run(config: InstructConfig, given: set[str]) -> int:
     """A new run, from examples to the report."""
-    if is_counted(config):
-        raise UserError(f"a {config.model} that counts is not trained on answers alone; choose another --model")
-    refuse_foreign_flags(config, given)
-    check_log(config.log)
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    start = parent_of(config, given) if config.init else None
+    device, start = begin(config, given)
     parent = start and start.model
     material = read_material(config)
     config = dataclasses.replace(config, template=config.template or (start and start.template) or "chatml")
@@ -79,15 +69,7 @@ def start_run(config: InstructConfig, given: set[str]) -> int:
 
 def resume_run(config: InstructConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    path = Path(config.out)
-    facts = folder.read_facts(path)
-    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
-    check_log(config.log)
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    for name in ("base", "best", "last"):
-        checkpoint.settle(path / name)
-    tokenizer = folder.read_tokenizer(path)
+    path, facts, tokenizer, device = begin_again(config, given)
     material = own_material(config, facts)
     template = Template(config.template, tokenizer)
     sides = encode_material(material, template, config)
