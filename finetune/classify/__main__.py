@@ -1,6 +1,5 @@
 """`python -m finetune.classify`: train a classifier of texts on the one training loop, evaluate it, label with it."""
 
-import dataclasses
 import sys
 
 from data.errors import run_command
@@ -9,22 +8,18 @@ from data.errors import run_command
 def main() -> int:
     from engine.flags import parse
     from finetune.classify.options import ClassifyConfig, check, defaults
+    from finetune.options import start_or_resume, without_scratch
 
     config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", defaults)
-    if config.init == "scratch":
-        config = dataclasses.replace(config, init=None)
+    config = without_scratch(config)
     check(config, given)
-    from engine.runtime import Interrupted  # torch loads only now
-    from finetune.classify import labeller, session
+    from finetune.classify import labeller, session  # torch loads only now
 
     if config.predict is not None:
         return labeller.predict(config, given)
     if config.eval_only:
         return labeller.evaluate_run(config, given)
-    try:
-        return session.resume_run(config, given) if config.resume else session.start_run(config, given)
-    except Interrupted as stopped:
-        return 128 + stopped.signum
+    return start_or_resume(session, config, given)
 
 
 if __name__ == "__main__":

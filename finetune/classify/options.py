@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tyro.conf import Fixed
-
 from data.errors import UserError
-from engine.config import Config
 from engine.presets import Defaults
+from finetune.options import FinetuneConfig, check_shared, check_start
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
@@ -25,7 +23,7 @@ def defaults(wanted: Defaults) -> Defaults:
 
 
 @dataclass
-class ClassifyConfig(Config):
+class ClassifyConfig(FinetuneConfig):
     """Fine-tune a model into a classifier of texts, or train one from nothing.
 
     Without a flag: a GRU from nothing on the bundled surnames by language. Defaults follow the model; the ones shown
@@ -38,20 +36,8 @@ class ClassifyConfig(Config):
     """Column or key of the text, by name or by number from 1 (default: text)."""
     label_column: str | None = None
     """Column or key of the label (default: label)."""
-    duplicates: Literal["keep", "drop"] = "keep"
-    """Examples with the same text and label: keep them, on one side of the split, or drop all but one."""
-    split_seed: int = 0
-    """Which tenths are validation and test."""
-    init: str | None = None
-    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     train: str = "all"
     """What is trained: all, head, last:N (the last N layers and the head), or lora."""
-    lora_rank: int = 4
-    """Rank of the low-rank updates."""
-    lora_alpha: float = 8.0
-    """Their scale is alpha / rank."""
-    lora_layers: str = "all"
-    """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
     pooling: Literal["last", "mean", "max"] = "last"
     """One vector for a text: of its last token, or the mean or the maximum over its tokens."""
     ngrams: int | None = None
@@ -66,22 +52,11 @@ class ClassifyConfig(Config):
     """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line."""
 
     task: ClassVar[str | None] = "classify"
-    kind: Fixed[str] = "lines"
-    val_data: Fixed[None] = None
-    counts: Fixed[bool] = False
-    carry_state: Fixed[bool] = False
-    preset: Fixed[None] = None
-    eval_tokens: Fixed[int] = 1_000_000
 
 
 def check(config: ClassifyConfig, given: set[str]) -> None:
     """Raise UserError for what cannot be or does not go together."""
-    for name, least in (("split_seed", 0), ("lora_rank", 1)):
-        if getattr(config, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {getattr(config, name)}; it has to be at least {least}")
-    if not config.lora_alpha > 0:
-        raise UserError(f"--lora-alpha is {config.lora_alpha}; it has to be above 0")
+    check_shared(config, given)
     if not 0 <= config.lm_weight <= 100:
         raise UserError(f"--lm-weight is {config.lm_weight}; it has to be from 0 to 100")
     if last_layers(config.train) is None and config.train not in ("all", "head", "lora"):
@@ -94,12 +69,7 @@ def check(config: ClassifyConfig, given: set[str]) -> None:
         )
     if config.train == "head" and config.lm_weight:
         raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
-    if config.counts or config.carry_state or config.kind != "lines":
-        raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
-    if config.train != "lora" and (useless := sorted(given & {"lora_rank", "lora_alpha", "lora_layers"})):
-        raise UserError(f"--{useless[0].replace('_', '-')} means nothing without --train lora")
-    if config.train != "all" and config.init is None:
-        raise UserError(f"--train {config.train} leaves weights as they are: it needs --init, a run to start from")
+    check_start(config)
 
 
 def rarity_power(class_weights: str) -> float | None:

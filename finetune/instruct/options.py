@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tyro.conf import Fixed
-
 from data.errors import UserError
-from engine.config import Config
 from engine.presets import Defaults
+from finetune.options import FinetuneConfig, check_shared, check_start
 
 STRINGS = "strings"
 # What --eval-only takes besides --out.
@@ -36,7 +34,7 @@ def defaults(wanted: Defaults) -> Defaults:
 
 
 @dataclass
-class InstructConfig(Config):
+class InstructConfig(FinetuneConfig):
     """Fine-tune a model to answer instructions, or train one from nothing; then talk to it: sample.py RUN --chat.
 
     Without a flag: a Transformer from nothing on the bundled tasks on strings. Defaults follow the model and the
@@ -49,20 +47,8 @@ class InstructConfig(Config):
     template: Literal["chatml", "alpaca", "plain"] | None = None
     """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
     plain (the texts alone); default: as the run of --init, else chatml."""
-    duplicates: Literal["keep", "drop"] = "keep"
-    """Examples that say the same: keep them, on one side of the split, or drop all but one."""
-    split_seed: int = 0
-    """Which tenths are validation and test; of strings, which ones are asked about."""
-    init: str | None = None
-    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     train: Literal["all", "lora"] = "all"
     """What is trained: all, or low-rank updates (LoRA)."""
-    lora_rank: int = 4
-    """Rank of the low-rank updates."""
-    lora_alpha: float = 8.0
-    """Their scale is alpha / rank."""
-    lora_layers: str = "all"
-    """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
     dpo: bool = False
     """Learn which of two answers is preferred (direct preference optimization); needs --init."""
     dpo_beta: float = 0.1
@@ -73,26 +59,16 @@ class InstructConfig(Config):
     """Where --eval-only writes its answers, as JSON lines."""
 
     task: ClassVar[str | None] = "instruct"
-    kind: Fixed[str] = "lines"
-    val_data: Fixed[None] = None
-    counts: Fixed[bool] = False
-    carry_state: Fixed[bool] = False
-    preset: Fixed[None] = None
-    eval_tokens: Fixed[int] = 1_000_000
 
 
 def check(config: InstructConfig, given: set[str]) -> None:
     """Raise UserError for what cannot be or does not go together."""
-    for name, least in (("split_seed", 0), ("lora_rank", 1), ("max_answer", 1)):
-        if (value := getattr(config, name)) is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
-    for name in ("lora_alpha", "dpo_beta"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it has to be above 0 and finite")
-    if config.counts or config.carry_state or config.kind != "lines":
-        raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
+    check_shared(config, given)
+    if config.max_answer is not None and config.max_answer < 1:
+        raise UserError(f"--max-answer is {config.max_answer}; it has to be at least 1")
+    if not 0 < config.dpo_beta < float("inf"):
+        raise UserError(f"--dpo-beta is {config.dpo_beta}; it has to be above 0 and finite")
     for condition, flags, needs in (
-        (config.train == "lora", {"lora_rank", "lora_alpha", "lora_layers"}, "--train lora"),
         (config.dpo, {"dpo_beta"}, "--dpo"),
         (config.eval_only, {"generations"}, "--eval-only; a run writes generations.jsonl"),
     ):
@@ -102,8 +78,7 @@ def check(config: InstructConfig, given: set[str]) -> None:
         raise UserError("--generations is empty; name a file")
     if config.eval_only or config.resume:
         return
-    if config.train == "lora" and config.init is None:
-        raise UserError("--train lora leaves weights as they are: it needs --init, a run to start from")
+    check_start(config)
     if config.dpo and (config.init is None or config.data == STRINGS):
         missing = "--init, a run that answers already" if config.init is None else "--data, a file of pairs"
         raise UserError(f"--dpo needs {missing}")
