@@ -27,17 +27,21 @@ class Batch(NamedTuple):
     targets: Tensor  # (B, T) int64, IGNORE where nothing is to be predicted
     n_tokens: int  # valid targets
     fresh: bool = True
+    place: Tensor | None = None  # (B,) int64, in training: where each row's first target stands in `counting_arrays`
+    before: Tensor | None = (
+        None  # (B, history) int64, in evaluation: what stands before each row, `<bos>` before a text
+    )
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, copied without waiting where that is a GPU."""
         if device.type == "cpu":
             return self
+        moved = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
         if device.type == "cuda":
-            pinned = (self.tokens.pin_memory(), self.targets.pin_memory())
-            return self._replace(
-                tokens=pinned[0].to(device, non_blocking=True), targets=pinned[1].to(device, non_blocking=True)
-            )
-        return self._replace(tokens=self.tokens.to(device), targets=self.targets.to(device))
+            moved = {name: part.pin_memory() for name, part in moved.items()}
+        return self._replace(
+            **{name: part.to(device, non_blocking=device.type == "cuda") for name, part in moved.items()}
+        )
 
 
 class Loader:
@@ -96,7 +100,7 @@ class StreamLoader(Loader):
         return phase + self.context * rng.permutation((len(self.tokens) - 1 - phase) // self.context)
 
     def _batch(self, items: np.ndarray) -> Batch:
-        return _windows(self.tokens.array(), items, self._offsets, self.special.unk)
+        return _windows(self.tokens.array(), items, self._offsets, self.special)
 
 
 class LaneLoader(Loader):
@@ -128,7 +132,7 @@ class LaneLoader(Loader):
         return super().next()._replace(fresh=fresh)
 
     def _batch(self, items: np.ndarray) -> Batch:
-        return _windows(self.tokens.array(), items, self._offsets, self.special.unk)
+        return _windows(self.tokens.array(), items, self._offsets, self.special)
 
 
 class LineLoader(Loader):
@@ -147,26 +151,22 @@ class LineLoader(Loader):
 
 
 class Pieces(NamedTuple):
-    """Lines cut to at most the context: positions in the flat ids, shape (pieces,) each.
-
-    Targets are [start, end); inputs begin before `begin` <= start, where the targets of what lies between (history
-    that counts see, none for a neural model) do not count. `row` is where the line itself starts."""
+    """Lines cut to at most the context: positions in the flat ids, shape (pieces,) each. Targets are [start, end);
+    `row` is where the line itself starts."""
 
     row: np.ndarray
-    begin: np.ndarray
     start: np.ndarray
     end: np.ndarray
 
 
-def cut_lines(offsets: np.ndarray, context: int, history: int = 0) -> Pieces:
+def cut_lines(offsets: np.ndarray, context: int) -> Pieces:
     """Each line as one piece, or as several where it is longer than `context` tokens (its `<eos>` included)."""
     lengths = np.diff(offsets)
     count = -(-lengths // context)
     row = np.repeat(offsets[:-1], count)
     nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     start = row + nth * context
-    end = np.minimum(start + context, np.repeat(offsets[1:], count))
-    return Pieces(row, np.maximum(row, start - history), start, end)
+    return Pieces(row, start, np.minimum(start + context, np.repeat(offsets[1:], count)))
 
 
 def longest_line(split: Split) -> int:
@@ -196,37 +196,42 @@ def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) 
     """The fixed windows of evaluation: a function that goes through them once more at each call.
 
     A stream is cut into consecutive windows of `context` targets, lines into lines. Where the split holds more than
-    `max_tokens`, evenly spaced ones of them are taken, always the same. `history`: how many earlier tokens a window
-    also sees (n-gram counts see their true history)."""
+    `max_tokens`, evenly spaced ones of them are taken, always the same. `history`: how many earlier tokens come along
+    in `before` (n-gram counts see their true history)."""
     if split.offsets is None:
         return lambda: _eval_windows(split, context, max_tokens, history)
     return lambda: _eval_lines(split, context, max_tokens, history)
 
 
 def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
-    starts = _evenly(
-        np.arange(0, len(split.tokens) - 1, context), max_tokens // context, len(split.tokens) - 1 > max_tokens
-    )
-    begins = np.maximum(starts - history, 0)
-    ends = np.minimum(starts + context, len(split.tokens) - 1)  # one past the last input
-    shapes = np.stack([starts - begins, ends - starts], 1)
-    borders = np.flatnonzero(np.any(np.diff(shapes, axis=0), axis=1)) + 1
-    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // (context + history))
-    for group in np.split(np.arange(len(starts)), borders):
+    ids, last = split.tokens.array(), len(split.tokens) - 1
+    starts = _evenly(np.arange(0, last, context), max_tokens // context, last > max_tokens)
+    widths = np.minimum(context, last - starts)  # that of the last one may be smaller
+    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // context)
+    for group in np.split(starts, np.flatnonzero(np.diff(widths)) + 1):
         for some in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
-            width = int(ends[some[0]] - begins[some[0]])
-            unscored = int(shapes[some[0], 0])
-            yield _windows(split.tokens.array(), begins[some], np.arange(width + 1), split.special.unk, unscored)
+            batch = _windows(ids, some, np.arange(min(context, last - some[0]) + 1), split.special)
+            yield _with_before(batch, ids, some, np.zeros_like(some), history, split.special.bos)
 
 
 def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
-    pieces = cut_lines(split.offsets, context, history)
+    ids, pieces = split.tokens.array(), cut_lines(split.offsets, context)
     fitting = int(len(pieces.start) * max_tokens / len(split.tokens))
     chosen = _evenly(np.arange(len(pieces.start)), fitting, len(split.tokens) > max_tokens)
-    chosen = chosen[np.argsort((pieces.end - pieces.begin)[chosen], kind="stable")]
-    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.begin).max()))
+    chosen = chosen[np.argsort((pieces.end - pieces.start)[chosen], kind="stable")]
+    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.start).max()))
     for some in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
-        yield _rows(split.tokens.array(), pieces, some, split.special)
+        batch = _rows(ids, pieces, some, split.special)
+        yield _with_before(batch, ids, pieces.start[some] - 1, pieces.row[some], history, split.special.bos)
+
+
+def _with_before(batch: Batch, ids: np.ndarray, first: np.ndarray, row: np.ndarray, history: int, bos: int) -> Batch:
+    """`batch`, whose rows' first inputs stand at `first` (B,) in lines or a text that begin at `row` (B,), with the
+    `history` tokens before it."""
+    at = first[:, None] - np.arange(history, 0, -1)  # (B, history)
+    inside = at >= row[:, None]
+    before = np.where(inside, ids[np.where(inside, at, 0)], bos)
+    return batch._replace(place=None, before=torch.from_numpy(before.astype(np.int64)) if history else None)
 
 
 def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
@@ -235,26 +240,25 @@ def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
     return items[np.linspace(0, len(items) - 1, max(1, count)).astype(np.int64)]
 
 
-def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, unk: int, unscored: int = 0) -> Batch:
-    """Windows of ids at `starts`; the first `unscored` targets of each do not count."""
+def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, special: Special) -> Batch:
+    """Windows of ids at `starts`."""
     window = torch.from_numpy(ids[starts[:, None] + offsets].astype(np.int64))  # (B, T + 1)
-    return _batch(window[:, :-1], window[:, 1:].clone(), unk, unscored)
+    return _batch(window[:, :-1], window[:, 1:].clone(), starts, special)
 
 
-def _batch(tokens: Tensor, targets: Tensor, unk: int, unscored: int = 0) -> Batch:
-    targets[targets == unk] = IGNORE
-    targets[:, :unscored] = IGNORE
-    return Batch(tokens, targets, int((targets != IGNORE).sum()))
+def _batch(tokens: Tensor, targets: Tensor, place: np.ndarray, special: Special) -> Batch:
+    targets[targets == special.unk] = IGNORE
+    return Batch(tokens, targets, int((targets != IGNORE).sum()), place=torch.from_numpy(place))
 
 
 def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray, special: Special) -> Batch:
-    begin, start, end = (part[items][:, None] for part in (pieces.begin, pieces.start, pieces.end))
-    at = begin + np.arange(int((end - begin).max()))  # (B, T) positions of the targets
+    start, end = (part[items][:, None] for part in (pieces.start, pieces.end))
+    at = start + np.arange(int((end - start).max()))  # (B, T) positions of the targets
     inside = at < end
     targets = np.where(inside, ids[np.minimum(at, len(ids) - 1)], special.pad).astype(np.int64)
     tokens = np.roll(targets, 1, axis=1)
-    first = begin[:, 0]
+    first = start[:, 0]
     tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids[np.maximum(first - 1, 0)])
-    targets[~inside | (at < start)] = IGNORE
+    targets[~inside] = IGNORE
     # A padded input is `<pad>` by the roll, but for the <eos> that lands on the first padded place: nothing reads it.
-    return _batch(torch.from_numpy(tokens), torch.from_numpy(targets), special.unk)
+    return _batch(torch.from_numpy(tokens), torch.from_numpy(targets), first, special)

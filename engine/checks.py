@@ -36,6 +36,7 @@ def check_values(config: Config) -> None:
     for name in _POSITIVE:
         _demand(0 < getattr(config, name) < math.inf, name, getattr(config, name), "above 0 and finite")
     _demand(0 <= config.hash_ngrams <= 16, "hash_ngrams", config.hash_ngrams, "from 2 to 16, or 0 for none")
+    _demand(0 <= config.mix_ngram <= 16, "mix_ngram", config.mix_ngram, "from 1 to 16, or 0 for none")
     _demand(0 <= config.lr_floor <= 1, "lr_floor", config.lr_floor, "from 0 to 1")
     _demand(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"from 0 to {MAX_SEED}")
 

@@ -75,6 +75,8 @@ class Config:
     """Add hashed embeddings of the last 2 to N tokens together to each token's (0: none)."""
     hash_rows: int = 4096
     """Rows for each length of these n-grams."""
+    mix_ngram: int = 0
+    """Mix with Kneser-Ney counts of this order of the training text, by a learned gate (0: none)."""
     dropout: float = 0.0
     """Dropout probability."""
     label_smoothing: float = 0.0
@@ -160,6 +162,7 @@ TASKS = ("classify", "instruct")
 MODEL_FIELDS = {
     "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells",
     "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer", "hash_ngrams", "hash_rows",
+    "mix_ngram",
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
 CHANGEABLE = {

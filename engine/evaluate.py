@@ -56,7 +56,8 @@ def evaluate(
             if stop():
                 return None
             here = batch.to(device)
-            nll_sums.append(model(here.tokens, here.targets, want_logits=False).nll_sum.double())
+            state = None if here.before is None else model.start(here.before, None)
+            nll_sums.append(model(here.tokens, here.targets, state, want_logits=False).nll_sum.double())
             n_tokens += batch.n_tokens
             n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
     finally:

@@ -88,7 +88,8 @@ def _defaults(
     if init := wanted.get("init"):
         folder = pretrained.folder_of(init)
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
-        of_parent = {name: value for name, value in parent.items() if name in MODEL_FIELDS}
+        taken = MODEL_FIELDS - {"mix_ngram"} if kind.task else MODEL_FIELDS  # fine-tuning leaves its counts behind
+        of_parent = {name: value for name, value in parent.items() if name in taken}
         file, wanted = file | of_parent, wanted | of_parent | said
     layer = defaults(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file

@@ -76,7 +76,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
     others = [p for name, p in named if name not in matrices]
     if config.optimizer == "muon":
-        heads = {name for name in matrices if {"lm_head", "head"} & set(name.split("."))}
+        heads = {name for name in matrices if {"lm_head", "head", "gate"} & set(name.split("."))}
         inner = [p for name, p in matrices.items() if name not in heads]
         outer = [matrices[name] for name in matrices if name in heads]
         made = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []

@@ -10,6 +10,7 @@ from engine.config import Config
 from makemore.base import OURS, LanguageModel
 from makemore.bigram import Bigram, CountedBigram
 from makemore.cnn import CNN
+from makemore.mixture import Mixture
 from makemore.mlp import MLP
 from makemore.ngram import NGram
 from makemore.recurrent import GRU, LSTM, RNN
@@ -44,12 +45,13 @@ def flags_of(cls: type) -> set[str]:
     return found
 
 
-MODEL_FLAGS = set().union(*map(flags_of, FAMILIES.values())) | {"counts"}
+MODEL_FLAGS = set().union(*map(flags_of, FAMILIES.values())) | {"counts", "mix_ngram"}
 
 
 def refuse_foreign_flags(config: Config, given: set[str]) -> None:
     """Raise UserError when a model flag was given that the chosen family has no use for."""
-    has = flags_of(family(config)) | ({"counts"} if config.model == "bigram" else set()) | {"context"}
+    has = flags_of(family(config)) | {"context"}
+    has |= ({"counts"} if config.model == "bigram" else set()) | (set() if is_counted(config) else {"mix_ngram"})
     if foreign := sorted((given & MODEL_FLAGS) - has):
         counted = " --counts" if config.counts and config.model == "bigram" else ""
         raise UserError(
@@ -67,7 +69,8 @@ def build_model(config: Config, vocab_size: int, special: Special = OURS) -> Lan
     if config.activation == "swiglu" and config.model != "transformer":
         raise UserError(f"--activation swiglu is the Transformer's; --model {config.model} has the others")
     try:
-        return cls(vocab_size, special=special, **{name: getattr(config, name) for name in flags_of(cls)})
+        model = cls(vocab_size, special=special, **{name: getattr(config, name) for name in flags_of(cls)})
+        return Mixture(model, config.mix_ngram) if config.mix_ngram else model
     except ValueError as error:
         raise UserError(str(error)) from error
     except (MemoryError, RuntimeError) as error:

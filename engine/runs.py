@@ -34,9 +34,17 @@ def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of `model`: all but the parameters that training leaves alone (those are in `base/`)."""
+    """What a checkpoint holds of `model`: all but what training leaves alone (that is in `base/`)."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    fixed = getattr(model, "fixed", ())
+    return {n: tensor for n, tensor in model.state_dict().items() if n not in frozen and not n.startswith(fixed)}
+
+
+def keep_frozen(model: nn.Module, path: Path) -> None:
+    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
+    if len(kept := trained_weights(model)) < len(model.state_dict()):
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+        checkpoint.save(path / "base", {"model": frozen}, {})
 
 
 def fit_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

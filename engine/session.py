@@ -18,10 +18,11 @@ from engine.eval_only import evaluate_run
 from engine.evaluate import evaluate
 from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, refuse_foreign_flags
-from engine.runs import Run, load_parent, load_weights
+from engine.runs import Run, keep_frozen, load_parent, load_weights
 from engine.texts import long_lines, make_loader, store_of_run, with_context
 from engine.trainer import Progress, Trainer
 from makemore.base import LanguageModel, count_parameters
+from makemore.mixture import Mixture
 
 
 def run(config: Config, given: set[str]) -> int:
@@ -49,6 +50,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     if parent:
         model.load_state_dict(parent.model.state_dict())
+    _count_to_mix(model, store)
     loader = None if is_counted(config) else make_loader(config, store)
     path = folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store))
     metrics = Metrics(path, config.log, flags.stored(config))
@@ -58,6 +60,7 @@ def start_run(config: Config, given: set[str]) -> Path:
         progress = _count(model, config, store, device, path, metrics)
     else:
         trainer = _trainer(model, loader, config, store, device, path, metrics)
+        keep_frozen(model, path)
         train(trainer)
         progress = trainer.progress
     report.finish(model, progress, config, store, device, path, metrics)
@@ -71,7 +74,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    for name in ("best", "last"):
+    for name in ("base", "best", "last"):
         checkpoint.settle(path / name)
     tokenizer = folder.read_tokenizer(path)
     store = store_of_run(config, facts, tokenizer)
@@ -79,6 +82,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
         raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
+    _count_to_mix(model, store)
     check_log(config.log)
     metrics = Metrics(path, config.log, flags.stored(config))
     if is_counted(config):
@@ -94,6 +98,13 @@ def resume_run(config: Config, given: set[str]) -> Path:
         progress = trainer.progress
     report.finish(model, progress, config, store, device, path, metrics)
     return path
+
+
+def _count_to_mix(model: LanguageModel, store: Store) -> None:
+    """Count the training text for a model that mixes with counts. Not stored but counted again on resume: what each
+    part's counts say of the others."""
+    if isinstance(model, Mixture):
+        model.count(*counting_arrays(store.train))
 
 
 def _told(store: Store) -> dict[str, str]:
@@ -156,7 +167,7 @@ def _trainer(
     model.to(device)
     if runtime.choose_compile(config.compile, device)[0]:
         runtime.compile_or_warn(model)
-    batches = eval_batches(store.val, config.context, config.eval_tokens)
+    batches = eval_batches(store.val, config.context, config.eval_tokens, model.history)
     return Trainer(model, loader, batches, store.tokenizer.characters(), config, path, device, metrics)
 
 

@@ -108,7 +108,7 @@ class Trainer:
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
             here = batch.to(self.device)
-            state = None if here.fresh else self.carried
+            state = self._start(here) if here.fresh else self.carried
             with self.autocast:
                 out = self.model(here.tokens, here.targets, state, want_logits=False)
             (out.nll_sum / max(1, n_tokens)).backward()
@@ -116,6 +116,10 @@ class Trainer:
             if self.config.carry_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return nll_sum
+
+    def _start(self, batch: Batch) -> State | None:
+        """What the model begins a batch of a text with; rows of a fine-tuning set stand in none."""
+        return None if batch.place is None else self.model.start(None, batch.place)
 
     def _set_lr(self) -> float:
         config = self.config

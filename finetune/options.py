@@ -37,6 +37,7 @@ class FinetuneConfig(Config):
     counts: Fixed[bool] = False
     carry_state: Fixed[bool] = False
     preset: Fixed[None] = None
+    mix_ngram: Fixed[int] = 0
     eval_tokens: Fixed[int] = 1_000_000
 
 
@@ -47,8 +48,9 @@ def check_shared(config: FinetuneConfig, given: set[str]) -> None:
             raise UserError(f"{flag(name)} is {value}; it has to be at least {least}")
     if not 0 < config.lora_alpha < float("inf"):
         raise UserError(f"--lora-alpha is {config.lora_alpha}; it has to be above 0 and finite")
-    if config.counts or config.carry_state or config.kind != "lines":
-        raise UserError("--config asks for --counts, --carry-state or --kind stream, which mean nothing here")
+    if config.counts or config.carry_state or config.mix_ngram or config.kind != "lines":
+        wrong = "--counts, --carry-state, --mix-ngram or --kind stream"
+        raise UserError(f"--config asks for {wrong}, which mean nothing here")
     if config.train != "lora" and (useless := sorted(given & LORA_FLAGS)):
         raise UserError(f"{flag(useless[0])} means nothing without --train lora")
 

@@ -1,5 +1,6 @@
 """What both kinds of fine-tuning start with: checks, a parent's model and vocabulary, or one made from the texts."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, Config
 from engine.metrics import check_log
 from engine.registry import is_counted, refuse_foreign_flags
-from engine.runs import Run, load_parent, trained_weights
+from engine.runs import Run, load_parent
+from makemore.mixture import Mixture
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
 FEW = 20  # examples
@@ -48,6 +50,9 @@ def begin_again(config: Config, given: set[str]) -> tuple[Path, dict[str, Any], 
 def parent_of(config: Config, given: set[str]) -> Run:
     """What `--init` names. UserError for flags that contradict it."""
     parent = load_parent(config)
+    if isinstance(parent.model, Mixture):  # counts of another text: the neural model goes on alone
+        plain = dataclasses.replace(parent.config, mix_ngram=0)
+        parent = dataclasses.replace(parent, model=parent.model.neural, config=plain)
     unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
     refuse_contradictions(config, given & MODEL_FIELDS - unbounded, flags.stored(parent.config), set(), "--init")
     return parent
@@ -78,10 +83,3 @@ def warn_if_few(count: int, side: str) -> None:
     """Warn of a validation or test side on which nothing can be measured well."""
     if side != "train" and count < FEW:
         warn(f"only {count} {side} examples: what is measured on them is rough")
-
-
-def keep_frozen(model: torch.nn.Module, path: Path) -> None:
-    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
-    if len(kept := trained_weights(model)) < len(model.state_dict()):
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
-        checkpoint.save(path / "base", {"model": frozen}, {})

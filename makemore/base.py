@@ -36,10 +36,12 @@ class LanguageModel(nn.Module):
 
     `context`: the most tokens one `forward` takes, state included; None when unbounded.
     `history`: how many tokens before a window evaluation lets the model see (0 for neural ones).
+    `fixed`: how the names of buffers begin that training leaves as they are.
     """
 
     context: int | None = None
     history: int = 0
+    fixed: tuple[str, ...] = ()
 
     def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
         super().__init__()
@@ -98,11 +100,22 @@ class LanguageModel(nn.Module):
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
         """`forward` for any number of tokens: the way to decode, whatever the context."""
-        return self(tokens, state=state)
+        hidden, state = self.read_hidden(tokens, state)
+        return Output(self.head(hidden), None, None, state)
+
+    def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """`hidden` for any number of tokens."""
+        return self.hidden(tokens, state, None)
+
+    def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
+        """The state in which a row begins that stands somewhere in a text. Counts want to know more than nothing:
+        the `history` tokens before it, `before` (B, history), and in training where in the training text its first
+        target stands, `place` (B,)."""
+        return None
 
     def window_start(self, position: int) -> int:
-        """The first token that the logits after token `position` depend on: what `read` does, stated without a
-        cache."""
+        """The first token that the logits after token `position` depend on, the `history` before that left out: what
+        `read` does, stated without a cache."""
         return 0
 
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:

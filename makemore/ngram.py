@@ -11,6 +11,7 @@ vocabulary: node * V + token.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,8 @@ class NGram(LanguageModel):
     """tokens (B, T) -> log-probabilities (B, T, V) under Kneser-Ney. The state is the last `order - 2` tokens.
 
     Tables of context length k, as buffers: `contexts_k`, `grams_k` (the sorted keys of Level), `share_k` (each gram's
-    discounted share of its context), `freed_k` (each context's mass for the shorter one)."""
+    discounted share of its context), `freed_k` (each context's mass for the shorter one), `total_k` (each context's
+    counts)."""
 
     def __init__(self, vocab_size: int, *, order: int | None, special: Special = OURS):
         super().__init__(vocab_size, special=special)
@@ -99,7 +101,7 @@ class NGram(LanguageModel):
         choose it first: count nine tenths, take the order under which the last tenth is likeliest, count everything."""
         if self.order is None:
             self.order = self._choose_order(inputs, targets, position)
-        self._smooth(count(inputs, targets, position, self.order, self.vocab_size, self.special.bos))
+        self.smooth(count(inputs, targets, position, self.order, self.vocab_size, self.special.bos))
 
     def _choose_order(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> int:
         rows = np.flatnonzero(position == 0)
@@ -110,15 +112,15 @@ class NGram(LanguageModel):
             cut = int(rows[np.searchsorted(rows, cut, "right") - 1]) or int(rows[1])
         levels = count(inputs[:cut], targets[:cut], position[:cut], MAX_ORDER, self.vocab_size, self.special.bos)
         held_out = torch.from_numpy(targets[cut:].astype(np.int64))
-        backs = [torch.from_numpy(backwards(inputs, position, k)[cut:]) for k in range(1, MAX_ORDER)]
+        backs = torch.from_numpy(np.stack([backwards(inputs, position, k)[cut:] for k in range(1, MAX_ORDER)]))
         losses = {}
         for order in range(2, MAX_ORDER + 1):
             self.order = order
-            self._smooth(levels[:order])
-            losses[order] = -self._likelihood(held_out, backs).log().sum().item()
+            self.smooth(levels[:order])
+            losses[order] = -self.likelihood(held_out, backs).log().sum().item()
         return min(losses, key=losses.get)
 
-    def _smooth(self, levels: list[Level]) -> None:
+    def smooth(self, levels: list[Level]) -> None:
         """Fill the tables from the counts; the longest contexts keep their raw ones."""
         for name in [name for name in self._buffers if name != "base"]:  # those of an order tried before
             del self._buffers[name]
@@ -132,6 +134,7 @@ class NGram(LanguageModel):
                 "grams": level.grams,
                 "share": ((counts - taken) / total[context]).astype(np.float32),
                 "freed": (np.bincount(context, taken, len(level.contexts)) / total).astype(np.float32),
+                "total": total.astype(np.float32),
             }
             for name, table in tables.items():
                 self.register_buffer(f"{name}_{k}", torch.from_numpy(table).to(self.base.device))
@@ -139,7 +142,9 @@ class NGram(LanguageModel):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest) -> None:
         # The order, where it was chosen, and the tables' sizes are only known from the checkpoint.
         tables = [
-            name for name in state_dict if re.fullmatch(r"(contexts|grams|share|freed)_\d+", name.removeprefix(prefix))
+            name
+            for name in state_dict
+            if re.fullmatch(r"(contexts|grams|share|freed|total)_\d+", name.removeprefix(prefix))
         ]
         self.order = sum("contexts_" in name for name in tables) or self.order
         for name in tables:
@@ -151,25 +156,34 @@ class NGram(LanguageModel):
     ) -> Output:
         """As the base class says. The loss alone needs no distribution over the vocabulary, so it looks up only the
         targets' own counts."""
-        T = tokens.shape[1]
-        before = tokens.new_full((len(tokens), self.history), self.special.bos) if state is None else state["tokens"]
-        read = torch.cat([before, tokens], 1)  # (B, history + T)
-        after = {"tokens": read[:, T:]}
-        backs = [
-            read[:, self.history - k : self.history - k + T].reshape(-1) for k in range(self.order - 1)
-        ]  # (B * T,)
+        backs, after = self.contexts(tokens, state)
         logits = nll_sum = n_tokens = None
         if want_logits:
-            logits = self._distribution(backs, tokens.numel()).clamp_min(FLOOR).log().view(*tokens.shape, -1)
+            logits = self.distribution(backs).clamp_min(FLOOR).log().view(*tokens.shape, -1)
         if targets is not None:
             valid = targets.reshape(-1) != IGNORE
-            likelihood = self._likelihood(targets.reshape(-1)[valid], [back[valid] for back in backs])
+            likelihood = self.likelihood(targets.reshape(-1)[valid], backs[:, valid])
             nll_sum, n_tokens = -likelihood.clamp_min(FLOOR).log().sum(), valid.sum()
         return Output(logits, nll_sum, n_tokens, after)
 
-    def _walk(self, backs: list[Tensor], rows: int):
+    def read(self, tokens: Tensor, state: State | None = None) -> Output:
+        return self(tokens, state=state)
+
+    def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
+        return None if before is None else {"tokens": before}
+
+    def contexts(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the next token is predicted from, after each of `tokens` (B, T): (order - 1, B * T), row k holding the
+        tokens k places before the last; and the state after all."""
+        T = tokens.shape[1]
+        before = tokens.new_full((len(tokens), self.history), self.special.bos) if state is None else state["tokens"]
+        read = torch.cat([before, tokens], 1)  # (B, history + T)
+        backs = [read[:, self.history - k : self.history - k + T].reshape(-1) for k in range(self.order - 1)]
+        return torch.stack(backs) if backs else tokens.new_empty(0, tokens.numel()), {"tokens": read[:, T:]}
+
+    def _walk(self, backs: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The tree walk: for each context length, the rows that have such a context and its number."""
-        alive = torch.arange(rows, device=self.base.device)
+        alive = torch.arange(backs.shape[1], device=self.base.device)
         node = torch.zeros_like(alive)
         for k in range(self.order):
             if k:
@@ -177,20 +191,29 @@ class NGram(LanguageModel):
                 node, alive = node[found], alive[found]
             yield k, alive, node
 
-    def _likelihood(self, targets: Tensor, backs: list[Tensor]) -> Tensor:
-        """Probability of each of `targets` (N,) after its context, `backs[k]` (N,) being the token k + 1 places
-        back."""
+    def likelihood(self, targets: Tensor, backs: Tensor) -> Tensor:
+        """Probability of each of `targets` (N,) after `contexts`' `backs` (order - 1, N), float64."""
         p = self.base[targets].double()
-        for k, alive, node in self._walk(backs, len(targets)):
+        for k, alive, node in self._walk(backs):
             place, seen = _find(getattr(self, f"grams_{k}"), node * self.vocab_size + targets[alive])
             share = torch.where(seen, getattr(self, f"share_{k}")[place], 0.0)
             p[alive] = share + getattr(self, f"freed_{k}")[node] * p[alive]
         return p
 
-    def _distribution(self, backs: list[Tensor], rows: int) -> Tensor:
-        """Probability of every token after each context, (rows, V)."""
-        p = self.base.expand(rows, -1).clone()
-        for k, alive, node in self._walk(backs, rows):
+    def confidence(self, backs: Tensor) -> Tensor:
+        """How much each context length knows, (N, 2 * order): for each the logarithm of 1 + its counts and the mass it
+        leaves to the shorter one; 0 and 1 where the context was never seen."""
+        found = self.freed_0.new_zeros(self.order, 2, backs.shape[1])
+        found[:, 1] = 1
+        for k, alive, node in self._walk(backs):
+            found[k, 0, alive] = getattr(self, f"total_{k}")[node].log1p()
+            found[k, 1, alive] = getattr(self, f"freed_{k}")[node]
+        return found.flatten(0, 1).T
+
+    def distribution(self, backs: Tensor) -> Tensor:
+        """Probability of every token after each context, (N, V)."""
+        p = self.base.expand(backs.shape[1], -1).clone()
+        for k, alive, node in self._walk(backs):
             grams = getattr(self, f"grams_{k}")
             first = torch.searchsorted(grams, node * self.vocab_size)
             size = torch.searchsorted(grams, (node + 1) * self.vocab_size) - first

@@ -31,6 +31,8 @@ def main() -> int:
     from engine.runs import load_run
 
     run = load_run(args.run, args.checkpoint, "cpu")
+    if run.config.mix_ngram:
+        raise UserError(f"{run.folder} mixes with counts (--mix-ngram): neither format has these")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} already exists; name a folder that is not there yet")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, Output, State, make_head, make_ngrams
+from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
 from nanogpt.packing import Packing, leave_padding_out
@@ -157,19 +157,19 @@ class Transformer(LanguageModel):
     def head_weights(self) -> tuple[Tensor, Tensor | None]:
         return (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
 
-    def read(self, tokens: Tensor, state: State | None = None) -> Output:
+    def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         if self.context is None:
-            return self(tokens, state=state)
+            return self.hidden(tokens, state, None)
         pieces, done = [], 0
         while done < tokens.shape[1]:
             if self._length(state) == self.context:
                 kept = state["tokens"][:, self.context - self.context // 2 :]
-                state = self(kept, want_logits=False).state if kept.shape[1] else None
+                state = self.hidden(kept, None, None)[1] if kept.shape[1] else None
             room = self.context - self._length(state)
-            out = self(tokens[:, done : done + room], state=state)
-            pieces.append(out.logits)
-            state, done = out.state, done + room
-        return Output(pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), None, None, state)
+            piece, state = self.hidden(tokens[:, done : done + room], state, None)
+            pieces.append(piece)
+            done += room
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:

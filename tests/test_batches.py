@@ -48,7 +48,7 @@ def epoch_of(loader) -> list[Batch]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.tokens, b.tokens) and torch.equal(a.targets, b.targets) and a[2:] == b[2:]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
 
 
 def scored(batch: Batch) -> list[list[int]]:
@@ -180,6 +180,12 @@ def test_unknown_characters_are_read_but_never_scored():
     assert batch.tokens.tolist() == [[BOS, 7, UNK]] and batch.targets.tolist() == [[7, IGNORE, EOS]]
 
 
+def before_of(batch, history: int) -> list[list[int]]:
+    """What stands before each row; nothing where no history is wanted."""
+    assert batch.place is None and (batch.before is None) == (history == 0)
+    return [[]] * len(batch.tokens) if batch.before is None else batch.before.tolist()
+
+
 HISTORIES = st.sampled_from([0, 1, 3, 50])
 
 
@@ -188,11 +194,11 @@ HISTORIES = st.sampled_from([0, 1, 3, 50])
 def test_evaluating_a_stream_scores_every_target_once_and_in_order(length, context, history):
     found = []
     for batch in eval_batches(stream(length), context, 1 << 30, history)():
-        assert ((batch.targets == IGNORE) | (batch.targets == batch.tokens + 1)).all()
-        for row, targets in zip(batch.targets, scored(batch), strict=True):
-            first = (row != IGNORE).nonzero()[0].item()
-            assert first == min(history, targets[0] - N_SPECIALS - 1) and len(targets) <= context
-            found += targets
+        assert (batch.targets == batch.tokens + 1).all() and batch.tokens.shape[1] <= context
+        found += batch.targets.flatten().tolist()
+        for before, first in zip(before_of(batch, history), batch.tokens[:, 0].tolist(), strict=True):
+            real = [*range(N_SPECIALS, first)][-history:] if history else []
+            assert before == [BOS] * (history - len(real)) + real
         assert batch.n_tokens == sum(map(len, scored(batch)))
     assert found == [*range(N_SPECIALS + 1, N_SPECIALS + length)]
 
@@ -203,11 +209,12 @@ def test_evaluating_lines_scores_every_target_once_after_what_stands_before_it(l
     split, found = lines(lengths), []
     begin = {row[0] + i: row[0] for row in rows_of(split) for i in range(len(row))}
     for batch in eval_batches(split, context, 1 << 30, history)():
-        for tokens, targets, wanted in zip(batch.tokens.tolist(), batch.targets, scored(batch), strict=True):
-            first = (targets != IGNORE).nonzero()[0].item()
-            assert len(wanted) <= context and first == min(history, wanted[0] - begin[wanted[0]])
-            for token, target in zip(tokens, range(wanted[0] - first, wanted[-1] + 1), strict=False):
+        for tokens, before, wanted in zip(batch.tokens.tolist(), before_of(batch, history), scored(batch), strict=True):
+            assert len(wanted) <= context
+            for token, target in zip(tokens, wanted, strict=False):
                 assert token == (BOS if target in begin.values() else target - 1)
+            real = [*range(begin[wanted[0]], wanted[0] - 1)][-history:] if history else []
+            assert before == [BOS] * (history - len(real)) + real
             found += wanted
     assert sorted(found) == split.tokens.array().tolist()
 
@@ -229,6 +236,18 @@ def test_a_split_of_exactly_the_limit_is_evaluated_whole():
     assert sum(batch.n_tokens for batch in batches) == 1004
 
 
+def test_training_batches_say_where_their_targets_stand():
+    for loader, split in (
+        (StreamLoader(stream(100), 7, 4, seed=0), stream(100)),
+        (LaneLoader(stream(100), 7, 4, seed=0), stream(100)),
+        (LineLoader(lines([3, 20, 8]), 7, 2, seed=0), lines([3, 20, 8])),
+    ):
+        counted = counting_arrays(split)[1]
+        for _ in range(5):
+            batch = loader.next()
+            assert counted[batch.place].tolist() == batch.targets[:, 0].tolist() and batch.before is None
+
+
 def test_history_changes_what_is_read_and_not_what_is_scored():
     for split in (stream(200), lines([7, 30, 2, 19])):
         plain, more = (
@@ -239,8 +258,8 @@ def test_history_changes_what_is_read_and_not_what_is_scored():
 
 
 def test_batches_of_evaluation_stay_small_whatever_the_context():
-    for context, history in ((8, 0), (512, 0), (8, 600)):
-        shapes = [batch.tokens.shape for batch in eval_batches(stream(30_000), context, 1 << 30, history)()]
+    for context in (8, 512):
+        shapes = [batch.tokens.shape for batch in eval_batches(stream(30_000), context, 1 << 30, 600)()]
         assert max(rows * width for rows, width in shapes) <= 8192
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.batches import IGNORE
 from data.errors import UserError
-from data.tokenizers import NEVER_PREDICTED
+from data.tokenizers import BOS, NEVER_PREDICTED
 from engine.config import Config
 from engine.registry import build_model, family
 from kernels import linear_cross_entropy_op
@@ -51,6 +51,9 @@ VARIANTS: dict[str, dict] = {
     "mlp hashed reach 1": {"order": 1, "hash_ngrams": 4, "hash_rows": 50},
     "transformer hashed": {"hash_ngrams": 4, "hash_rows": 50},
     "transformer hashed window": {"hash_ngrams": 2, "hash_rows": 9, "positions": "rope", "window": 4},
+    **{f"{model} mixed": {"mix_ngram": 3} for model in ("bigram", "mlp", "cnn", "gru", "transformer")},
+    "lstm mixed order 1": {"mix_ngram": 1, "hash_ngrams": 3, "hash_rows": 50},
+    "transformer mixed window": {"mix_ngram": 4, "positions": "rope", "window": 4},
     "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
@@ -70,10 +73,12 @@ def build(name: str, vocab_size: int = VOCAB, **options):
     config = Config(**{**SMALL, "model": name.split()[0], "norm": "none", **VARIANTS.get(name, {}), **options})
     torch.manual_seed(0)
     model = build_model(config, vocab_size)
+    ids = np.random.default_rng(0).integers(6, vocab_size, 300)
     if hasattr(family(config), "fit"):
-        ids = np.random.default_rng(0).integers(6, vocab_size, 300)
         model.fit(ids[:-1], ids[1:], np.arange(299))
         return model.eval()
+    if config.mix_ngram:
+        model.count(ids[:-1], ids[1:], np.arange(299))
     if config.norm != "batch":
         model.double()
     for weight in model.parameters():
@@ -280,7 +285,8 @@ def test_a_transformer_trains_on_rows_of_any_lengths_with_holes_as_if_it_compute
         if not packs:
             monkeypatch.setattr(Transformer, "_packing", lambda self, valid: None)
         model = build(name).train()
-        model.h[0].mlp.register_forward_hook(lambda module, given, result: rows.append(given[0][..., 0].numel()))
+        first = getattr(model, "neural", model).h[0]
+        first.mlp.register_forward_hook(lambda module, given, result: rows.append(given[0][..., 0].numel()))
         out = model(tokens, targets, want_logits=False)
         out.nll_sum.backward()
         found.append((out.nll_sum.detach(), *gradients(model), *model.state_dict().values()))
@@ -335,7 +341,13 @@ def test_written_cells_equal_the_fused_ones_with_their_gradients(model, options)
 def uncached(name: str) -> torch.Tensor:
     """Logits of 40 tokens, each from nothing but the tokens that it depends on."""
     model, tokens = ready(name), some_tokens(40)
-    return torch.stack([model(tokens[:, model.window_start(t) : t + 1]).logits[:, -1] for t in range(40)], 1)
+    padded = torch.cat([torch.full((B, model.history), BOS), tokens], 1)
+    logits = []
+    for t in range(40):
+        first = model.window_start(t)
+        state = model.start(padded[:, first : first + model.history], None)
+        logits.append(model(tokens[:, first : t + 1], state=state).logits[:, -1])
+    return torch.stack(logits, 1)
 
 
 @every_variant

@@ -35,6 +35,8 @@ CASES = [
     ("transformer", STREAM | {"tokenizer": "byte", "positions": "rope", "norm": "rms", "schedule": "wsd"}),
     ("lstm", STREAM | {"carry_state": True, "dropout": 0.2, "dtype": "bfloat16"}),
     ("gru", STREAM | {"carry_state": True, "n_layer": 2, "cells": "written", "optimizer": "muon"}),
+    ("transformer", LINES | {"mix_ngram": 3, "hash_ngrams": 2, "optimizer": "muon"}),
+    ("lstm", STREAM | {"mix_ngram": 4, "carry_state": True}),
 ]
 
 

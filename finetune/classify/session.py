@@ -13,7 +13,7 @@ from data.tokenizers import Tokenizer
 from engine import flags, folder, report, runtime, session
 from engine.metrics import Metrics
 from engine.registry import build_model
-from engine.runs import load_weights
+from engine.runs import keep_frozen, load_weights
 from engine.trainer import Trainer
 from finetune.classify import measure
 from finetune.classify.build import build_classifier, class_weights
@@ -21,7 +21,7 @@ from finetune.classify.classifier import Classifier
 from finetune.classify.labeller import probabilities, read_classifier_facts
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.classify.task import Task, encode_task, read_task
-from finetune.start import begin, begin_again, keep_frozen, tokenizer_for
+from finetune.start import begin, begin_again, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
 PROGRAM = "-m finetune.classify"

@@ -14,7 +14,7 @@ from engine import checkpoint, flags, folder, report, runtime, session
 from engine.lora import add_lora
 from engine.metrics import Metrics
 from engine.registry import build_model
-from engine.runs import load_weights
+from engine.runs import keep_frozen, load_weights
 from engine.trainer import Trainer
 from finetune.instruct import preference
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
@@ -23,7 +23,7 @@ from finetune.instruct.material import Material, Side, both, encode_material, re
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
-from finetune.start import begin, begin_again, keep_frozen, tokenizer_for
+from finetune.start import begin, begin_again, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
 
 PROGRAM = "-m finetune.instruct"

@@ -1,0 +1,148 @@
+"""A neural model and Kneser-Ney counts, mixed by a gate that learns when to trust which.
+
+The probability of a token is g times that under the counts plus 1 - g times that under the neural model: a mixture of
+experts (Jacobs et al., "Adaptive Mixtures of Local Experts", 1991) of which one was counted. g follows from the neural
+model's features and from how often the counts have seen the last tokens. In training the counts leave out the part of
+the text that a target is in, or the gate would learn to trust counts that contain the answer.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batches import IGNORE
+from makemore.base import LanguageModel, Output, State
+from makemore.folds import elsewhere
+from makemore.ngram import FLOOR, NGram, count
+
+FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
+GATE_WIDTH = 64
+OF_NEURAL = "neural."  # how the neural model's part of the state is called
+
+
+class Gate(nn.Module):
+    """features (..., C) and confidence (..., 2 * order) -> the logarithms of 1 - g and of g, (..., 2)."""
+
+    def __init__(self, width: int, order: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width + 2 * order, GATE_WIDTH)
+        self.c_proj = nn.Linear(GATE_WIDTH, 2)
+        nn.init.zeros_(self.c_proj.weight)
+        nn.init.zeros_(self.c_proj.bias)
+
+    def forward(self, hidden: Tensor, confidence: Tensor) -> Tensor:
+        x = torch.cat([hidden, 0.3 * confidence.type_as(hidden)], -1)  # logarithms of counts reach 13
+        return F.log_softmax(_wide(self.c_proj(F.gelu(self.c_fc(x)))), -1)
+
+
+class Mixture(LanguageModel):
+    """tokens (B, T) -> logarithms of mixed probabilities (B, T, V). The state is the neural model's and the last
+    tokens, and in training where in the text the next target stands.
+
+    The gradient is that of the mean of the mixture's loss and the neural model's own: by itself the mixture would
+    leave all to the counts, which know more at first, and the neural model would never learn. The loss is the
+    mixture's."""
+
+    fixed = ("counts.",)
+
+    def __init__(self, neural: LanguageModel, order: int):
+        super().__init__(neural.vocab_size, special=neural.special)
+        head = neural.head_weights()
+        width = neural.vocab_size if head is None else head[0].shape[1]
+        self.neural, self.context = neural, neural.context
+        self.counts = NGram(neural.vocab_size, order=order, special=neural.special)
+        self.gate = Gate(width, order)
+        self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
+        self.register_buffer("confidence", torch.empty(0, 2 * order), persistent=False)
+
+    @property
+    def history(self) -> int:
+        return self.counts.history
+
+    def count(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
+        """Count a training text, as `NGram.fit` does, and note what its other parts say of each target: for lines all
+        others, for a stream the other tenths."""
+        counts = self.counts
+        levels = count(inputs, targets, position, counts.order, self.vocab_size, self.special.bos)
+        counts.smooth(levels)
+        row = np.cumsum(position == 0) - 1
+        fold = row if row[-1] else np.arange(len(targets)) * FOLDS // len(targets)
+        base = float(counts.base.max())
+        found = elsewhere(levels, inputs, targets, position, fold, self.vocab_size, base, self.special.bos)
+        self.likelihood, self.confidence = (torch.from_numpy(part).to(counts.base.device) for part in found)
+
+    def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
+        if before is not None:
+            return {"tokens": before}
+        if place is None:
+            return None
+        return {"tokens": place.new_full((len(place), self.history), self.special.bos), "place": place}
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
+    ) -> Output:
+        """As the base class says. After `start` with a place the loss is that of the counts that leave its part of the
+        text out; logits are of all counts, whatever stands before the row unknown."""
+        valid = None if targets is None else targets != IGNORE
+        hidden, after = self.neural.hidden(tokens, _neural_part(state), valid)
+        logits, backs, after = self._continue(tokens, hidden, state, after)
+        nll_sum = None
+        if targets is not None:
+            if state is not None and "place" in state:
+                at = state["place"][:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+                after["place"] = at[:, -1] + 1
+                at = at.clamp_max(len(self.likelihood) - 1)  # padding may reach past the text
+                confidence, known = self.confidence[at], self.likelihood[at]
+            else:
+                confidence = self._confidence(backs, tokens)
+                known = self.counts.likelihood(targets.clamp_min(0).reshape(-1), backs).view(targets.shape)
+            nll_sum = self._mixed_nll(logits, targets, self.gate(hidden, confidence), known)
+        mixed = self._mixed(tokens, hidden, logits, backs) if want_logits else None
+        return Output(mixed, nll_sum, None if valid is None else valid.sum(), after)
+
+    def read(self, tokens: Tensor, state: State | None = None) -> Output:
+        hidden, after = self.neural.read_hidden(tokens, _neural_part(state))
+        logits, backs, after = self._continue(tokens, hidden, state, after)
+        return Output(self._mixed(tokens, hidden, logits, backs), None, None, after)
+
+    def window_start(self, position: int) -> int:
+        return self.neural.window_start(position)
+
+    def _continue(
+        self, tokens: Tensor, hidden: Tensor, state: State | None, neural: State
+    ) -> tuple[Tensor, Tensor, State]:
+        """The neural model's logits, the contexts that the counts go by, and the state after both."""
+        backs, after = self.counts.contexts(tokens, state)
+        return self.neural.head(hidden), backs, after | {OF_NEURAL + name: part for name, part in neural.items()}
+
+    def _confidence(self, backs: Tensor, tokens: Tensor) -> Tensor:
+        return self.counts.confidence(backs).view(*tokens.shape, -1)
+
+    def _mixed(self, tokens: Tensor, hidden: Tensor, logits: Tensor, backs: Tensor) -> Tensor:
+        """Logarithms of the mixed probabilities, (B, T, V)."""
+        weights = self.gate(hidden, self._confidence(backs, tokens))
+        counted = self.counts.distribution(backs).clamp_min(FLOOR).log().view(logits.shape)
+        return torch.logaddexp(weights[..., :1] + F.log_softmax(_wide(logits), -1), weights[..., 1:] + counted)
+
+    def _mixed_nll(self, logits: Tensor, targets: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+        """The mixture's loss, with the gradient that training wants. `known` (B, T): the targets' probability under the
+        counts."""
+        likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
+        both = torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
+        nll = -torch.logsumexp(weights + both, -1)[targets != IGNORE].sum()
+        if not self.training:
+            return nll
+        blend = (nll + self.neural._nll(logits, targets)) / 2
+        return nll.detach() + blend - blend.detach()
+
+
+def _neural_part(state: State | None) -> State | None:
+    """None where the neural model begins afresh."""
+    found = {n.removeprefix(OF_NEURAL): part for n, part in (state or {}).items() if n.startswith(OF_NEURAL)}
+    return found or None
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
