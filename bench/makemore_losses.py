@@ -45,18 +45,17 @@ def write_split(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.txt" for name in halves}
 
 
-def run(model: str, split: dict[str, Path], folder: Path) -> tuple[dict, float]:
-    """Our summary on the split, and the loss over the unseen names."""
-    flags = ["--model", "ngram", "--order", "6"] if model == "ngram6" else ["--model", model, "--preset", "makemore"]
-    train, out = [sys.executable, str(peers.ROOT / "train.py")], folder / model
-    halves = ["--data", split["train"], "--val-data", split["test"], "--kind", "lines"]
-    _call([*train, *flags, *halves, "--out", out])
-    printed = _call([*train, "--eval-only", "--out", out, "--val-data", split["unseen"], "--kind", "lines"])
+def run(flags: list[str], split: dict[str, Path], out: Path) -> tuple[dict, float]:
+    """The summary of our run on the split, made in `out`, and its loss over the test names not seen in training."""
+    _train(*flags, "--data", split["train"], "--val-data", split["test"], "--kind", "lines", "--out", out)
+    printed = _train("--eval-only", "--out", out, "--val-data", split["unseen"], "--kind", "lines")
     return json.loads((out / "summary.json").read_text()), json.loads(printed)["val_loss"]
 
 
-def _call(command: list) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def _train(*words: str | Path) -> str:
+    """What train.py prints."""
+    command = [sys.executable, str(peers.ROOT / "train.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout
@@ -77,7 +76,9 @@ def main() -> None:
                 names = resolve("names32k").files[0]
                 printed = peers.makemore(args.makemore, names, "--type", model, "--max-steps", "5001")
                 theirs = float(re.findall(r"test loss: ([\d.]+)", printed)[-1])
-            summary, unseen = run(model, split, folder)
+            ngram = model == "ngram6"
+            flags = ["--model", "ngram", "--order", "6"] if ngram else ["--model", model, "--preset", "makemore"]
+            summary, unseen = run(flags, split, folder / model)
             print(
                 f"| {model} | {f'{theirs:.3f}' if theirs else ''} | {summary['val_loss']:.3f} | {unseen:.3f} "
                 f"| {summary['seconds']:.0f} |",

@@ -1,57 +1,141 @@
 """The way to a good character model, in seconds, beside the peers' on the same machine in the same run.
 
-    CHARLM_DATA=DIR python -m bench.speedrun --nanogpt CHECKOUT [--rows shakespeare,decoding]
+    CHARLM_DATA=DIR python -m bench.speedrun --nanogpt CHECKOUT --makemore CHECKOUT [--rows shakespeare,names]
 
-shakespeare: training time (evaluations left out, as nanoGPT's own report does) to a validation loss of 1.88, against
-that of nanoGPT's CPU README run, which ends at 1.886 to 1.898: 2,000 of its steps, timed before and after ours.
+Times are of training, evaluations left out, as the peers' own reports do; "in all" is the whole command.
+
+shakespeare: to a validation loss of 1.88 without counts, against nanoGPT's CPU README run, which ends at 1.886 to
+1.898: 2,000 of its steps, timed before and after ours.
+mixed: the validation loss on Shakespeare after less than three minutes in all, mixed with counts.
+names: on makemore's own split (see bench.makemore_losses), without counts to the 2.013 that makemore's Transformer
+reaches after 5,000 steps, timed before and after ours; then the test loss after less than three minutes, with counts.
 decoding: characters a second, see bench.decoding.
 """
 
 import argparse
 import statistics
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import decoding, peers
+from bench.makemore_losses import run, write_split
 from bench.nanogpt_cpu import nanogpt_step, turn
+from data.sources import resolve
 
-TARGET, NANOGPT_STEPS, TURNS = 1.88, 2000, 10
+NANOGPT_LOSS, NANOGPT_STEPS, TURNS = 1.88, 2000, 10
+MAKEMORE_LOSS, MAKEMORE_STEPS, MAKEMORE_TIMED = 2.013, 5000, 100
+MIXED_LOSS, NAMES_LOSS, LIMIT = 1.44, 1.90, 180  # nats, nats, seconds
+_MODERN = ["--preset", "modern", "--warmup", "10", "--schedule", "linear", "--lr-floor", "0"]
+_SMALL = [*_MODERN, "--n-layer", "4", "--n-head", "4", "--n-embd", "128"]
 SHAKESPEARE = [
-    "--data", "shakespeare", "--preset", "modern", "--n-layer", "4", "--n-head", "4", "--n-embd", "128",
-    "--context", "64", "--hash-ngrams", "6", "--hash-rows", "65536", "--steps", "80", "--batch-size", "16",
-    "--lr", "2e-2", "--warmup", "10", "--schedule", "linear", "--lr-floor", "0", "--eval-interval", "80",
+    *_SMALL, "--data", "shakespeare", "--context", "64", "--batch-size", "16", "--steps", "80", "--eval-interval", "80",
+    "--lr", "2e-2", "--hash-ngrams", "6", "--hash-rows", "65536",
 ]  # fmt: skip
+BEST_OF_STREAM = [
+    *_SMALL, "--context", "128", "--batch-size", "8", "--lr", "1e-2", "--muon-lr", "0.015", "--hash-ngrams", "10",
+    "--hash-rows", "65536", "--mix-ngram", "7",
+]  # fmt: skip
+MIXED = [*BEST_OF_STREAM, "--data", "shakespeare", "--steps", "970", "--eval-interval", "970"]
+NAMES = [
+    *_MODERN, "--batch-size", "96", "--steps", "220", "--eval-interval", "220", "--lr", "2e-2", "--hash-ngrams", "5",
+    "--hash-rows", "16384",
+]  # fmt: skip
+BEST_OF_LINES = [
+    *_SMALL, "--batch-size", "128", "--lr", "5e-3", "--dropout", "0.2", "--weight-decay", "0.1", "--hash-ngrams", "3",
+    "--hash-rows", "4096", "--mix-ngram", "6",
+]  # fmt: skip
+NAMES_MIXED = [*BEST_OF_LINES, "--steps", "1000", "--eval-interval", "500"]
 
 
-def shakespeare(nanogpt: Path, seeds: list[int]) -> None:
+def shakespeare(args: argparse.Namespace) -> None:
     """Print the loss and the training time of our run for each seed, beside nanoGPT's time."""
-    step = nanogpt_step(nanogpt)
+    step = nanogpt_step(args.nanogpt)
     turn(step)  # warms up
-    for seed in seeds:
+    for seed in args.seeds:
         times = [turn(step) for _ in range(TURNS)]
-        found = peers.ours(*SHAKESPEARE, "--seed", str(seed))
+        found = peers.ours(*SHAKESPEARE, "--seed", seed)
         times += [turn(step) for _ in range(TURNS)]
         theirs = NANOGPT_STEPS * statistics.median(times) / 1000
-        verdict = "reached" if found["val_loss"] <= TARGET else "MISSED"
-        print(
-            f"shakespeare, seed {seed}: {TARGET} {verdict} with {found['val_loss']:.4f} in {found['seconds']:.1f} s; "
-            f"nanoGPT's {NANOGPT_STEPS} steps take {theirs:.1f} s: {theirs / found['seconds']:.1f}x",
-            flush=True,
-        )
+        _show(f"shakespeare, seed {seed}", found, NANOGPT_LOSS, f"nanoGPT's {NANOGPT_STEPS:,} steps", theirs)
+
+
+def mixed(args: argparse.Namespace) -> None:
+    """Print the loss of our best three minutes on Shakespeare, for each seed."""
+    for seed in args.seeds:
+        started = time.perf_counter()
+        found = peers.ours(*MIXED, "--seed", seed)
+        _show_within(f"mixed, seed {seed}", found, MIXED_LOSS, time.perf_counter() - started)
+
+
+def names(args: argparse.Namespace) -> None:
+    """Print the test losses and times of our two runs on makemore's split, for each seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        split = write_split(Path(folder))
+        for seed in args.seeds:
+            times = [_makemore_step(args.makemore)]
+            found, _ = run([*NAMES, "--seed", seed], split, Path(folder, f"alone-{seed}"))
+            times.append(_makemore_step(args.makemore))
+            theirs = MAKEMORE_STEPS * statistics.mean(times) / 1000
+            _show(f"names, seed {seed}", found, MAKEMORE_LOSS, f"makemore's {MAKEMORE_STEPS:,} steps", theirs)
+            started = time.perf_counter()
+            found, unseen = run([*NAMES_MIXED, "--seed", seed], split, Path(folder, f"mixed-{seed}"))
+            _show_within(f"names mixed, seed {seed}", found, NAMES_LOSS, time.perf_counter() - started)
+            print(f"  on the names that training has not seen: {unseen:.4f}", flush=True)
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Print characters a second."""
+    print("decoding,", decoding.report(args.nanogpt))
+
+
+ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "shakespeare": shakespeare, "mixed": mixed, "names": names, "decoding": decode,
+}  # fmt: skip
+NEEDS = {"shakespeare": "nanogpt", "names": "makemore", "decoding": "nanogpt"}
+
+
+def _makemore_step(checkout: Path) -> float:
+    """Milliseconds of a step of makemore's Transformer."""
+    flags = ("--type", "transformer", "--max-steps", str(MAKEMORE_TIMED))
+    return peers.step_times(peers.makemore(checkout, resolve("names32k").files[0], *flags), r"step time ([\d.]+)ms")
+
+
+def _show(row: str, found: dict, target: float, peer: str, theirs: float) -> None:
+    verdict = "reached" if found["val_loss"] <= target else "MISSED"
+    print(
+        f"{row}: {target} {verdict} with {found['val_loss']:.4f} in {found['seconds']:.1f} s; "
+        f"{peer} take {theirs:.1f} s: {theirs / found['seconds']:.1f}x",
+        flush=True,
+    )
+
+
+def _show_within(row: str, found: dict, target: float, seconds: float) -> None:
+    verdict = "reached" if found["val_loss"] <= target and seconds <= LIMIT else "MISSED"
+    print(
+        f"{row}: {target} {verdict} with {found['val_loss']:.4f} in {found['seconds']:.1f} s of training, "
+        f"{seconds:.1f} s in all",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speedrun", description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
-    parser.add_argument("--rows", default="shakespeare,decoding", help="which of them, with commas between")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--makemore", type=Path, help="a checkout of makemore")
+    parser.add_argument("--rows", default=",".join(ROWS), help="which of them, with commas between")
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of ours")
     args = parser.parse_args()
-    for row in args.rows.split(","):
-        if row == "shakespeare":
-            shakespeare(args.nanogpt, list(range(1337, 1337 + args.seeds)))
-        elif row == "decoding":
-            print("decoding,", decoding.report(args.nanogpt))
-        else:
-            parser.error(f"there is no row '{row}'; there are: shakespeare, decoding")
+    args.seeds = [str(seed) for seed in range(1337, 1337 + args.seeds)]
+    rows = args.rows.split(",")
+    for row in rows:
+        if row not in ROWS:
+            parser.error(f"there is no row '{row}'; there are: {', '.join(ROWS)}")
+        if row in NEEDS and getattr(args, NEEDS[row]) is None:
+            parser.error(f"the row '{row}' needs --{NEEDS[row]}, a checkout of it")
+    for row in rows:
+        ROWS[row](args)
 
 
 if __name__ == "__main__":

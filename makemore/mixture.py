@@ -18,6 +18,8 @@ from makemore.ngram import FLOOR, NGram, count
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
 GATE_WIDTH = 64
+# In the first steps the counts know more everywhere. A gate that follows too fast and too far shuts for good.
+MOST, SLOWNESS = 4.0, 0.1  # of the logarithm of g's odds
 OF_NEURAL = "neural."  # how the neural model's part of the state is called
 
 
@@ -27,13 +29,15 @@ class Gate(nn.Module):
     def __init__(self, width: int, order: int):
         super().__init__()
         self.c_fc = nn.Linear(width + 2 * order, GATE_WIDTH)
-        self.c_proj = nn.Linear(GATE_WIDTH, 2)
+        self.c_proj = nn.Linear(GATE_WIDTH, 1)
         nn.init.zeros_(self.c_proj.weight)
         nn.init.zeros_(self.c_proj.bias)
 
     def forward(self, hidden: Tensor, confidence: Tensor) -> Tensor:
         x = torch.cat([hidden, 0.3 * confidence.type_as(hidden)], -1)  # logarithms of counts reach 13
-        return F.log_softmax(_wide(self.c_proj(F.gelu(self.c_fc(x)))), -1)
+        x = SLOWNESS * _wide(self.c_proj(F.gelu(self.c_fc(x))))
+        odds = MOST * torch.tanh(x / MOST)
+        return F.logsigmoid(torch.cat([-odds, odds], -1))
 
 
 class Mixture(LanguageModel):
