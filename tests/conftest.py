@@ -108,9 +108,12 @@ def process(tmp_path):
     def start(script: str, *args, env: dict[str, str] | None = None) -> subprocess.Popen:
         program = script.split() if script.startswith("-m ") else [str(ROOT / script)]
         command = [sys.executable, *program, *map(str, args)]
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        options["preexec_fn"] = lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # as at a terminal, even under nohup
         started.append(
-            subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}), **pipe)
+            subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}), **options)
         )
         return started[-1]
 

@@ -1,0 +1,150 @@
+"""Every family on the same text for the same time: a table, and the loss against time as a picture.
+
+    CHARLM_DATA=DIR python -m bench.compare --data names32k --seconds 60 [--models mlp gru ...] [--out FOLDER]
+
+Each family has the defaults that train.py gives it for this text; a short run tells how many of its steps fit into the
+time. The n-gram counts once, in the time that it takes. "best" is the Transformer of bench.speedrun, mixed with
+counts. Writes table.md and loss.png into the folder (compare-DATA).
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import decoding
+from bench.peers import ROOT
+from bench.speedrun import BEST_OF_LINES, BEST_OF_STREAM
+from data.sources import KINDS
+from engine.runs import Run, load_run
+
+FAMILIES = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
+BEST = "best"
+PROBE_STEPS, EVALUATIONS, DECODED = 60, 12, 300
+HEAD = (
+    "| family | parameters | steps | tokens/s | train loss | validation loss | bits a character | characters/s written "
+    "| a sample |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass
+class Result:
+    """What one family came to."""
+
+    name: str
+    summary: dict
+    curve: list[tuple[float, float]]  # seconds of training, validation loss
+    rate: float  # characters a second, one stream
+    sample: str
+
+    def row(self) -> str:
+        """A line of the table."""
+        s = self.summary
+        train = "" if s["train_loss"] is None else f"{s['train_loss']:.3f}"
+        return (
+            f"| {self.name} | {s['params']:,} | {s['steps']:,} | {s['tokens_per_second']:,} | {train} | "
+            f"{s['val_loss']:.3f} | {s['val_bits_per_char']:.3f} | {self.rate:,.0f} | {self.sample} |"
+        )
+
+
+def compete(name: str, data: str, seconds: float) -> Result:
+    """Train one family for as many steps as fit into `seconds`."""
+    flags = [*_flags(name, data), "--data", data]
+    if name != "ngram":
+        steps = max(EVALUATIONS, int(seconds / _step_seconds(flags)))
+        flags += ["--steps", str(steps), "--eval-interval", str(max(1, steps // EVALUATIONS))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run")
+        lines = _train(flags, path)
+        run = load_run(path)
+        decoding.ours(run.model, DECODED, 1)  # warms up
+        rate = statistics.median(decoding.ours(run.model, DECODED, 1) for _ in range(3))
+        curve = [(line["seconds"], line["val_loss"]) for line in lines]
+        return Result(name, json.loads((path / "summary.json").read_text()), curve, rate, _sample(run))
+
+
+def _flags(name: str, data: str) -> list[str]:
+    if name != BEST:
+        return ["--model", name]
+    return BEST_OF_LINES if KINDS.get(data) == "lines" else BEST_OF_STREAM
+
+
+def _step_seconds(flags: list[str]) -> float:
+    """Seconds of a step: the median over the later parts of a short run."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = ["--steps", str(PROBE_STEPS), "--eval-interval", str(PROBE_STEPS // 6), "--eval-tokens", "10000"]
+        lines = _train([*flags, *size], Path(folder, "run"))
+    spans = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
+    return statistics.median(spans[1:])
+
+
+def _train(flags: list[str], path: Path) -> list[dict]:
+    """The lines of the metrics of a run."""
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def _sample(run: Run) -> str:
+    """Some names, or some words of a stream, as a cell of the table."""
+    if run.is_lines:
+        text = ", ".join(run.generate(num=4, max_new_tokens=40, seed=0))
+    else:
+        text = " ".join(run.generate(max_new_tokens=60, seed=0)[0].split())
+    return text.replace("|", "\\|")
+
+
+def draw(results: list[Result], title: str, path: Path) -> None:
+    """Validation loss against seconds of training; what was counted is a level."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    best = [result.summary["val_loss"] for result in results]
+    for result in results:
+        label = f"{result.name}  {result.summary['val_loss']:.3f}"
+        if len(result.curve) == 1:
+            axes.axhline(result.curve[0][1], color="#555555", ls=":", label=label)
+        else:
+            axes.plot(*zip(*result.curve[1:], strict=True), ".-", label=label)  # not what nothing was learned for
+    axes.set(xlabel="seconds of training", ylabel="validation loss (nats a token)", title=title)
+    axes.set_ylim(min(best) - 0.03, sorted(best)[-1] + 0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, ncols=2, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="names", help="as train.py's")
+    parser.add_argument("--seconds", type=float, default=60, help="of training for each family")
+    parser.add_argument("--models", nargs="+", default=[*FAMILIES, BEST], choices=[*FAMILIES, BEST])
+    parser.add_argument("--out", type=Path, help="the folder for table.md and loss.png (default: compare-DATA)")
+    args = parser.parse_args()
+    if not args.seconds > 0:
+        parser.error(f"--seconds is {args.seconds}; it has to be above 0")
+    out = args.out or Path(f"compare-{Path(args.data).stem}")
+    out.mkdir(parents=True, exist_ok=True)
+    started, results = time.perf_counter(), []
+    print(HEAD, flush=True)
+    for name in args.models:
+        results.append(compete(name, args.data, args.seconds))
+        print(results[-1].row(), flush=True)
+    (out / "table.md").write_text("\n".join([HEAD, *(result.row() for result in results)]) + "\n", "utf-8")
+    draw(results, f"{args.data}, {args.seconds:g} s of training each", out / "loss.png")
+    print(f"\n{out / 'table.md'}, {out / 'loss.png'}; {time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

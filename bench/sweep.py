@@ -1,0 +1,179 @@
+"""Which learning rate, width and dropout do best: a search over train.py's runs, resumable, by Optuna's samplers.
+
+    python -m bench.sweep --data names --lr 1e-3:1e-1 --n-embd 32,64,128 --dropout 0:0.3 --trials 20 --out FOLDER
+        [--search bayes|random|grid] [-- flags of train.py for every run, as --model gru --steps 500]
+
+A range LOW:HIGH is searched on a logarithmic scale for the learning rate, evenly else; values with commas between are
+tried as they are, and are all that a grid takes. The folder keeps Optuna's storage (study.db) and trials.md, the
+best first; the same command once more goes on where it was stopped. Bergstra et al., "Algorithms for Hyper-Parameter
+Optimization", 2011: bayes is their tree-structured Parzen estimator.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.peers import ROOT
+from data.errors import UserError, run_command
+
+SEARCHES = ("bayes", "random", "grid")
+SEARCHED = {"lr": float, "n_embd": int, "n_hidden": int, "dropout": float}
+Space = dict[str, dict[str, Any]]  # by flag, {"values": [...]} or {"low": ..., "high": ...}
+
+
+def parse_space(args: argparse.Namespace) -> Space:
+    """What is searched. UserError for what cannot be."""
+    space: Space = {}
+    for name, kind in SEARCHED.items():
+        if (text := getattr(args, name)) is None:
+            continue
+        try:
+            if ":" in text:
+                low, high = map(kind, text.split(":"))
+                space[name] = {"low": low, "high": high}
+            else:
+                space[name] = {"values": [kind(word) for word in text.split(",")]}
+        except ValueError as error:
+            raise UserError(f"{_flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
+        if (found := space[name]).get("low", 0) > found.get("high", 0) or (name == "lr" and found.get("low", 1) <= 0):
+            raise UserError(f"{_flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for --lr")
+        if args.search == "grid" and "low" in found:
+            raise UserError(f"--search grid needs values for {_flag(name)}, with commas between; '{text}' is a range")
+    if not space:
+        raise UserError(f"there is nothing to search: give {', '.join(map(_flag, SEARCHED))}, or some of them")
+    return space
+
+
+def open_study(out: Path, search: str, space: Space, rest: list[str], seed: int) -> Any:
+    """The study in `out`, new or gone on with. UserError where it is one of other flags."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log tracebacks of runs that fail
+    out.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'study.db'}")
+    study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
+    asked = {"search": search, "space": space, "flags": rest}
+    if study.user_attrs.get("asked", asked) != asked:
+        raise UserError(f"{out} holds a sweep of other flags ({json.dumps(study.user_attrs['asked'])}); name another")
+    study.set_user_attr("asked", asked)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a sweep that was stopped
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    seed += len(study.trials)  # one that goes on must not draw the same again
+    study.sampler = {
+        "bayes": lambda: optuna.samplers.TPESampler(seed=seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "grid": lambda: optuna.samplers.GridSampler({name: found["values"] for name, found in space.items()}, seed=0),
+    }[search]()
+    return study
+
+
+def propose(trial: Any, space: Space) -> dict[str, Any]:
+    """The values of one trial, by flag."""
+    values = {}
+    for name, found in space.items():
+        if "values" in found:
+            values[name] = trial.suggest_categorical(name, found["values"])
+        elif SEARCHED[name] is int:
+            values[name] = trial.suggest_int(name, found["low"], found["high"])
+        else:
+            values[name] = trial.suggest_float(name, found["low"], found["high"], log=name == "lr")
+    return values
+
+
+def train(values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
+    """The summary of a run with these values. UserError with its message where it fails."""
+    flags = [word for name, value in values.items() for word in (_flag(name), str(value))]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), *rest, *flags, "--out", f"{folder}/run"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise UserError(" ".join(line for line in lines if line.startswith("error")) or lines[-1])
+        return json.loads(Path(folder, "run", "summary.json").read_text())
+
+
+def search(study: Any, space: Space, rest: list[str], trials: int) -> None:
+    """Run trials until `trials` of them have ended, or a grid is exhausted."""
+    import optuna
+
+    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+    def objective(trial: Any) -> float:
+        try:
+            summary = train(propose(trial, space), rest)
+        except UserError as error:
+            if not study.get_trials(states=over):
+                raise  # the first of all: more likely a mistake than bad luck
+            trial.set_user_attr("error", str(error))
+            raise optuna.TrialPruned from error
+        for name in ("params", "seconds", "best_step"):
+            trial.set_user_attr(name, summary[name])
+        return summary["val_loss"]
+
+    def report(study: Any, trial: Any) -> None:  # when it is in the storage: what was seen is never lost
+        shown = " ".join(f"{_flag(name)} {value:.4g}" for name, value in trial.params.items())
+        result = f"val {trial.value:.4f}" if trial.value is not None else trial.user_attrs["error"]
+        print(f"trial {trial.number}: {shown}: {result}", flush=True)
+
+    ended = len(study.get_trials(states=over))
+    if isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study):
+        return
+    if ended < trials:
+        study.optimize(objective, n_trials=trials - ended, callbacks=[report])
+
+
+def table(study: Any, space: Space) -> str:
+    """All trials that ended well, the best first, as Markdown."""
+    import optuna
+
+    found = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    columns = ["trial", *map(_flag, space), "validation loss", "best step", "parameters", "seconds"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for trial in sorted(found, key=lambda trial: trial.value):
+        about = trial.user_attrs
+        cells = [str(trial.number), *(f"{trial.params[name]:.4g}" for name in space), f"{trial.value:.4f}"]
+        cells += [f"{about['best_step']:,}", f"{about['params']:,}", f"{about['seconds']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="names", help="as train.py's")
+    for name in SEARCHED:
+        parser.add_argument(_flag(name), help="LOW:HIGH, or values with commas between")
+    parser.add_argument("--search", choices=SEARCHES, default="bayes")
+    parser.add_argument("--trials", type=int, default=20, help="how many in all")
+    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--out", type=Path, default=Path("sweep"), help="the folder of study.db and trials.md")
+    parser.add_argument("rest", nargs="*", help="after --: flags of train.py for every run")
+    args = parser.parse_args()
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("a sweep needs Optuna: pip install optuna")
+    if args.trials < 1:
+        raise UserError(f"--trials is {args.trials}; it has to be at least 1")
+    space, rest = parse_space(args), ["--data", args.data, *args.rest]
+    study = open_study(args.out, args.search, space, rest, args.seed)
+    try:
+        search(study, space, rest, args.trials)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", flush=True)
+        return 130
+    finally:
+        shown = table(study, space)
+        (args.out / "trials.md").write_text(shown + "\n", "utf-8")
+    print(f"\n{shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
