@@ -118,7 +118,7 @@ def draw(results: list[Result], title: str, path: Path) -> None:
         else:
             axes.plot(*zip(*result.curve[1:], strict=True), ".-", label=label)  # not what nothing was learned for
     axes.set(xlabel="seconds of training", ylabel="validation loss (nats a token)", title=title)
-    axes.set_ylim(min(best) - 0.03, sorted(best)[-1] + 0.15)
+    axes.set_ylim(min(best) - 0.03, sorted(best)[-2:][0] + 0.25)  # what is worst by far would flatten all others
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, ncols=2, fontsize=9)
