@@ -12,6 +12,7 @@ from engine.evaluate import Evaluation
 from makemore.base import LanguageModel, State
 
 MAX_TEMPERATURE = 1000.0  # all but uniform
+COLDEST = 1e-30  # takes the likeliest as any lower one does, and logits divided by it are no infinity
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,23 @@ def generate(
     `prompt` (B, T) with T >= 1; `never` are ids that are not drawn. The prefix is read once: every further token costs
     one token. Stops early when all rows have ended."""
     out = model.read(prompt)
+    logits, read_on = out.logits[:, -1], model.decoder(out.state)
+    precise = torch.float32 if prompt.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+    banned = torch.zeros(model.vocab_size, dtype=precise, device=prompt.device)
+    banned[never] = -math.inf
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     for n in range(max_new_tokens):
-        logits = out.logits[:, -1].double()
-        logits[:, never] = -math.inf
-        token = draw(logits, sampling, generator, seen)
-        token = torch.where(ended, eos, token)
-        ended = ended | (token == eos)
+        token = draw(logits + banned, sampling, generator, seen)
+        if eos not in never:
+            token = torch.where(ended, eos, token)
+            ended = ended | (token == eos)
         yield token
-        if n + 1 == max_new_tokens or bool(ended.all()):
+        if n + 1 == max_new_tokens or (eos not in never and bool(ended.all())):
             return
-        seen.scatter_(1, token[:, None], True)
-        out = model.read(token[:, None], out.state)
+        if sampling.repetition_penalty != 1.0:
+            seen.scatter_(1, token[:, None], True)
+        logits = read_on(token)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits.topk(1).indices[:, 0]
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # a tiny temperature gives 0 and -inf
+    logits = logits / max(sampling.temperature, COLDEST)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         kept = logits.topk(sampling.top_k)  # exactly k, also among equals
         logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
@@ -92,7 +97,9 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
         enough = ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)
         enough[:, 0] = False  # however small p is, the likeliest stays
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # As torch.multinomial draws one of each row: p over an exponential number is the largest with probability p.
+    race = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / race).argmax(-1)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ A family writes what differs: `hidden` (tokens to feature vectors, with its stat
 and the incremental reading of any length are here, once.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -107,6 +108,10 @@ class LanguageModel(nn.Module):
         """`hidden` for any number of tokens."""
         return self.hidden(tokens, state, None)
 
+    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
+        """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V)."""
+        return Decoder(self, state)
+
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         """The state in which a row begins that stands somewhere in a text. Counts want to know more than nothing:
         the `history` tokens before it, `before` (B, history), and in training where in the training text its first
@@ -142,6 +147,18 @@ class LanguageModel(nn.Module):
 
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
+
+
+class Decoder:
+    """`LanguageModel.read`, a token at a time."""
+
+    def __init__(self, model: LanguageModel, state: State):
+        self.model, self.state = model, state
+
+    def __call__(self, token: Tensor) -> Tensor:
+        out = self.model.read(token[:, None], self.state)
+        self.state = out.state
+        return out.logits[:, -1]
 
 
 def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:

@@ -45,6 +45,17 @@ class CausalSelfAttention(nn.Module):
         cache: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q, k, v = self.heads(x, rotation, packing)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
+        y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same place
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C)
+        return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), (k, v)
+
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, n_head, T, hs), keys and values (B, n_kv_head, T, hs) of x."""
         qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))
         B, T, _ = qkv.shape
         heads = qkv.view(B, T, -1, self.head_size)  # those of q, then of k, then of v
@@ -53,15 +64,8 @@ class CausalSelfAttention(nn.Module):
             qk = F.rms_norm(qk, (self.head_size,))
         if rotation is not None:
             qk = rotate(qk, *rotation)
-        q, k, v = (
-            part.transpose(1, 2) for part in (*qk.split([self.n_head, self.n_kv_head], 2), v)
-        )  # (B, n_head or n_kv_head, T, hs)
-        if cache is not None:
-            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        cache = (k, v)
-        y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same place
-        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
-        return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), cache
+        q, k = qk.split([self.n_head, self.n_kv_head], 2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

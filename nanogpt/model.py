@@ -6,6 +6,7 @@ grouped heads, sliding window, QK-norm, tied head, biases. The names of the weig
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +59,17 @@ class Block(nn.Module):
         valid: Tensor | None,
         packing: Packing | None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        normed, x = (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
+        normed, x = self._first(x, y, valid)
         y, cache = self.attn(normed, rotation, cache, packing)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
+
+    def keys(self, x: Tensor, y: Tensor | None, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The keys and values alone."""
+        return self.attn.heads(self._first(x, y, None)[0], rotation)[1:]
+
+    def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
 
 
 class Transformer(LanguageModel):
@@ -126,7 +134,10 @@ class Transformer(LanguageModel):
         self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
         self._initialise(weight_init, activation, zero_init)
 
-    def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+    def hidden(
+        self, tokens: Tensor, state: State | None, valid: Tensor | None, *, want_features: bool = True
+    ) -> tuple[Tensor | None, State]:
+        """As the base class says. Without `want_features` None and the state: the last block ends at its keys."""
         B, T = tokens.shape
         past = self._length(state)
         if self.context is not None and past + T > self.context:
@@ -146,8 +157,13 @@ class Transformer(LanguageModel):
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            x, y, (k, v) = block(x, y, turned, cache, valid, packing)
+            if want_features or block is not self.h[-1]:
+                x, y, (k, v) = block(x, y, turned, cache, valid, packing)
+            else:
+                k, v = block.keys(x, y, turned)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
+        if not want_features:
+            return None, after
         x = self.ln_f(y, valid, residual=x)[0]
         return x if packing is None else packing.unpack(x), after
 
@@ -163,13 +179,22 @@ class Transformer(LanguageModel):
         pieces, done = [], 0
         while done < tokens.shape[1]:
             if self._length(state) == self.context:
-                kept = state["tokens"][:, self.context - self.context // 2 :]
-                state = self.hidden(kept, None, None)[1] if kept.shape[1] else None
+                state = self.keep_half(state["tokens"])
             room = self.context - self._length(state)
             piece, state = self.hidden(tokens[:, done : done + room], state, None)
             pieces.append(piece)
             done += room
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
+
+    def keep_half(self, tokens: Tensor) -> State | None:
+        """The state that a full context of `tokens` leaves: their last half, encoded anew from position 0."""
+        kept = tokens[:, self.context - self.context // 2 :]
+        return self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
+
+    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
+        from nanogpt.decoder import Decoder, can_decode  # it is made of this model's parts
+
+        return Decoder(self, state) if can_decode(self) else super().decoder(state)
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:

@@ -1,0 +1,111 @@
+"""Reading on a token at a time, past any context, and the Transformer's own way of doing so."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nanogpt.decoder
+from data.tokenizers import BOS
+from engine.lora import add_lora
+from nanogpt.decoder import can_decode
+from tests.variants import FIXED, B, build, close, every_transformer, every_variant, ready, some_tokens
+
+
+@functools.cache
+def uncached(name: str) -> torch.Tensor:
+    """Logits of 40 tokens, each from nothing but the tokens that it depends on."""
+    model, tokens = ready(name), some_tokens(40)
+    padded = torch.cat([torch.full((B, model.history), BOS), tokens], 1)
+    logits = []
+    for t in range(40):
+        first = model.window_start(t)
+        state = model.start(padded[:, first : first + model.history], None)
+        logits.append(model(tokens[:, first : t + 1], state=state).logits[:, -1])
+    return torch.stack(logits, 1)
+
+
+@every_variant
+@FIXED
+@given(cuts=st.lists(st.integers(1, 39)))
+def test_decoding_past_the_context_equals_the_uncached_reference(name, cuts):
+    model, tokens = ready(name), some_tokens(40)
+    borders = [0, *sorted(set(cuts)), 40]
+    state, parts = None, []
+    for a, b in zip(borders, borders[1:], strict=False):
+        out = model.read(tokens[:, a:b], state)
+        state = out.state
+        parts.append(out.logits)
+    assert close(torch.cat(parts, 1), uncached(name))
+
+
+@pytest.mark.parametrize("context", [1, 2, 7, 12])
+def test_past_its_context_a_transformer_keeps_the_last_half(context):
+    model = build("transformer", context=context)
+    starts = [model.window_start(t) for t in range(40)]
+    lengths = [t + 1 - start for t, start in enumerate(starts)]
+    assert lengths[:context] == [*range(1, context + 1)] and max(lengths) == context
+    assert {a for a, b in zip(lengths[1:], lengths, strict=False) if a <= b} == {context // 2 + 1}
+
+
+def decoded(model, tokens: torch.Tensor, first: int) -> torch.Tensor:
+    """Logits of all `tokens`, the first `first` of them read as a prompt."""
+    out = model.read(tokens[:, :first])
+    step = model.decoder(out.state)
+    return torch.cat([out.logits, *(step(token)[:, None] for token in tokens[:, first:].unbind(1))], 1)
+
+
+@every_variant
+@FIXED
+@given(first=st.integers(1, 39))
+def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nanogpt.decoder, "AT_FIRST", 2)  # so that its tables have to grow
+        assert close(decoded(ready(name), some_tokens(40), first), uncached(name))
+
+
+@every_transformer
+def test_every_transformer_has_the_fast_decoder(name):
+    model = ready(name)
+    assert can_decode(getattr(model, "neural", model))
+
+
+@pytest.mark.parametrize("why", ["training", "adapters", "triton"])
+def test_what_the_fast_decoder_does_not_know_is_read_as_ever(why):
+    options = {"attention": "triton"} if why == "triton" else {"dropout": 0.0}
+    model = build("transformer", **options).float().requires_grad_(False)
+    if why == "adapters":
+        add_lora(model, 2, 4.0)
+        for module in model.modules():
+            if hasattr(module, "lora_b"):
+                torch.nn.init.normal_(module.lora_b)
+    model.train(why == "training")
+    assert not can_decode(model)
+    assert close(decoded(model, some_tokens(20), 5), model.read(some_tokens(20)).logits)
+
+
+@every_variant
+def test_a_state_may_be_read_on_from_twice(name):
+    model, tokens = ready(name), some_tokens(12)
+    state = model.read(tokens[:, :3]).state
+    before = {key: part.clone() for key, part in state.items()}
+    for last in (tokens[:, 3:12], tokens[:, 2:9]):
+        step = model.decoder(state)
+        parts = torch.stack([step(token) for token in last.unbind(1)], 1)
+        assert close(parts, model.read(last, state).logits)
+    assert all(torch.equal(part, before[key]) for key, part in state.items())
+
+
+def test_decoding_leaves_threads_and_libraries_as_they_were():
+    model = ready("transformer")
+    torch.set_num_threads(2)
+    try:
+        step = model.decoder(model.read(some_tokens(3)[:1]).state)
+        step(some_tokens(1)[:1, 0])
+        with pytest.raises(IndexError):
+            step(torch.tensor([model.vocab_size]))
+        assert torch.get_num_threads() == 2 and torch.backends.mkldnn.enabled
+    finally:
+        torch.set_num_threads(1)
