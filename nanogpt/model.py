@@ -1,4 +1,4 @@
-"""The Transformer: GPT-2 by default, with the parts that came later as options.
+"""The Transformer: GPT-2's blocks, with the parts that came later as options.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks of attention and a
 four-times wider MLP. Options: RoPE, sinusoidal or ALiBi positions; RMS norm; GELU, ReLU² or SwiGLU (Shazeer 2020);
@@ -16,6 +16,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
+from nanogpt.decoder import make_decoder
 from nanogpt.packing import Packing, leave_padding_out
 
 
@@ -192,9 +193,7 @@ class Transformer(LanguageModel):
         return self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
 
     def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        from nanogpt.decoder import Decoder, can_decode  # it is made of this model's parts
-
-        return Decoder(self, state) if can_decode(self) else super().decoder(state)
+        return make_decoder(self, state) or super().decoder(state)
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import nanogpt.decoder
 from data.tokenizers import BOS
 from engine.lora import add_lora
-from nanogpt.decoder import can_decode
+from nanogpt.decoder import Decoder, GraphDecoder
 from tests.variants import FIXED, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
@@ -69,7 +69,41 @@ def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
 @every_transformer
 def test_every_transformer_has_the_fast_decoder(name):
     model = ready(name)
-    assert can_decode(getattr(model, "neural", model))
+    neural = getattr(model, "neural", model)
+    assert isinstance(neural.decoder(neural.read(some_tokens(1)).state), Decoder)
+
+
+@every_transformer
+@FIXED
+@given(first=st.integers(1, 39))
+def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
+    """Everything but the capture itself, for which replaying stands in as computing anew into the same place."""
+
+    def replayed(step):
+        result = step().clone()
+        return lambda: result.copy_(step()), result
+
+    model = getattr(ready(name), "neural", ready(name))
+    tokens = some_tokens(40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nanogpt.decoder, "AT_FIRST", 2)
+        patch.setattr(nanogpt.decoder, "capture", replayed)
+        step = GraphDecoder(model, model.read(tokens[:, :first]).state)
+        logits = torch.stack([step(token) for token in tokens[:, first:].unbind(1)], 1)
+    assert close(logits, model.read(tokens).logits[:, first:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@every_transformer
+def test_a_captured_step_gives_the_same(name):
+    model = build(name).cuda().requires_grad_(False)
+    model = getattr(model, "neural", model)
+    tokens = some_tokens(40).cuda()
+    step = model.decoder(model.read(tokens[:, :5]).state)
+    assert isinstance(step, GraphDecoder)
+    with torch.inference_mode():
+        logits = torch.stack([step(token) for token in tokens[:, 5:].unbind(1)], 1)
+    assert close(logits, model.read(tokens).logits[:, 5:])
 
 
 @pytest.mark.parametrize("why", ["training", "adapters", "triton"])
@@ -82,7 +116,7 @@ def test_what_the_fast_decoder_does_not_know_is_read_as_ever(why):
             if hasattr(module, "lora_b"):
                 torch.nn.init.normal_(module.lora_b)
     model.train(why == "training")
-    assert not can_decode(model)
+    assert not isinstance(model.decoder(model.read(some_tokens(1)).state), Decoder)
     assert close(decoded(model, some_tokens(20), 5), model.read(some_tokens(20)).logits)
 
 

@@ -1,0 +1,132 @@
+"""What a decoder is made of: one block for one token, and where in the tables of keys and values that token stands."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from makemore.layers import BatchNorm, NoNorm, RMSNorm
+
+
+class Place(NamedTuple):
+    """Place `at` of the tables, from which those of `first` to `at` are seen."""
+
+    at: int
+    first: int
+    bias: Tensor | None  # what ALiBi adds to the scores, (1, n_kv_head, group, at + 1 - first)
+
+    def put(self, table: Tensor, dim: int, new: Tensor) -> None:
+        table.select(dim, self.at).copy_(new)
+
+    def row(self, table: Tensor) -> Tensor:
+        return table[self.at]
+
+    def seen(self, keys: Tensor) -> Tensor:
+        return keys.narrow(2, self.first, self.at + 1 - self.first)
+
+
+class StaticPlace(NamedTuple):
+    """The same with a place that is a tensor, for a captured graph: shapes do not follow from it."""
+
+    at: Tensor  # (1,) int64
+    bias: Tensor  # (1, n_kv_head or 1, group or 1, room); -inf for what is not seen
+
+    def put(self, table: Tensor, dim: int, new: Tensor) -> None:
+        table.index_copy_(dim, self.at, new.unsqueeze(dim).type_as(table))
+
+    def row(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self.at)
+
+    def seen(self, keys: Tensor) -> Tensor:
+        return keys
+
+
+class Layer:
+    """One block of a Transformer, with its keys and values: x (B, C) -> (B, C)."""
+
+    def __init__(self, block: nn.Module):
+        attn, mlp = block.attn, block.mlp
+        self.n_head, self.n_kv_head, self.head_size = attn.n_head, attn.n_kv_head, attn.head_size
+        self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
+        self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
+        self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
+        self.qk_norm, self.gated, self.activation = attn.qk_norm, mlp.gated, mlp.activation
+        self.kv: Tensor | None = None  # (B, 2 n_kv_head, room, hs)
+        self.k: Tensor  # (B, n_kv_head, room, hs), a view of it, as is v
+        self.v: Tensor
+
+    def __call__(self, x: Tensor, here: Place | StaticPlace, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`turn`: RoPE's cos and sin, (hs,) or (1, hs)."""
+        n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
+        heads = self.c_attn(self.ln_1(x)).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
+        if self.qk_norm or turn is not None:
+            self._place(heads.narrow(1, 0, n_head + n_kv_head), turn)
+        q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
+        here.put(self.kv, 2, kv)
+        # The heads that share keys are as many queries of one head: nothing has to be repeated.
+        q = q.view(-1, n_kv_head, n_head // n_kv_head, head_size)
+        y = F.scaled_dot_product_attention(q, here.seen(self.k), here.seen(self.v), here.bias)
+        x = self.add_attn(x, y.reshape(x.shape))
+        y = self.c_fc(self.ln_2(x))
+        if self.gated:
+            y, gate = y.chunk(2, -1)
+            y = y * self.activation(gate)
+        else:
+            y = self.activation(y)
+        return self.add_mlp(x, y)
+
+    def take(self, k: Tensor, v: Tensor, room: int) -> None:
+        """Begin after keys and values (B, n_kv_head, T, hs)."""
+        kv = torch.cat([k, v], 1)
+        if self.kv is not None and self.kv.shape[2] == room:
+            self.kv[:, :, : kv.shape[2]] = kv
+        else:
+            self.kv = kv
+            self.grow(room)
+
+    def grow(self, room: int) -> None:
+        """Make room for that many."""
+        self.kv = F.pad(self.kv, (0, 0, 0, room - self.kv.shape[2]))
+        self.k, self.v = self.kv.chunk(2, 1)
+
+    def keep(self, count: int) -> None:
+        """Move the last `count` to the front."""
+        self.kv[:, :, :count] = self.kv[:, :, self.kv.shape[2] - count :].clone()
+
+    def _place(self, qk: Tensor, turn: tuple[Tensor, Tensor] | None) -> None:
+        """Normalise and turn queries and keys (B, H, hs) where they lie."""
+        x = F.rms_norm(qk, (self.head_size,)) if self.qk_norm else qk
+        if turn is not None:
+            x = torch.addcmul(x * turn[0], x.roll(self.head_size // 2, -1), turn[1])
+        qk.copy_(x)
+
+
+def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """x (B, C) -> its norm, without the checks that the kernels' interface makes."""
+    if isinstance(module, NoNorm):
+        return lambda x: x
+    if isinstance(module, BatchNorm):
+        return module
+    shape, weight, eps = module.normalized_shape, module.weight, module.eps
+    if isinstance(module, RMSNorm):
+        return lambda x: F.rms_norm(x, shape, weight, eps)
+    bias = module.bias
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def product_of(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """x (B, C) -> what `linear` makes of it. `F.linear` finds out first what this knows."""
+    weight, bias = linear.weight.t(), linear.bias
+    if bias is None:
+        return lambda x: torch.mm(x, weight)
+    return lambda x: torch.addmm(bias, x, weight)
+
+
+def sum_with(linear: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
+    """x (B, C) and y -> x + linear(y)."""
+    weight, bias = linear.weight.t(), linear.bias
+    if bias is None:
+        return lambda x, y: torch.addmm(x, y, weight)
+    return lambda x, y: x + torch.addmm(bias, y, weight)
