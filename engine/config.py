@@ -32,7 +32,7 @@ class Config:
     """Encoding of text files, as Python names it."""
     preset: str | None = None
     """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu (nanoGPT's CPU README), gpt2, modern (a
-    Transformer's parts)."""
+    Transformer's parts; modern is the default)."""
 
     # the model
     n_layer: int = 4

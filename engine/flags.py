@@ -90,6 +90,8 @@ def _defaults(
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
         taken = MODEL_FIELDS - {"mix_ngram"} if kind.task else MODEL_FIELDS  # fine-tuning leaves its counts behind
         of_parent = {name: value for name, value in parent.items() if name in taken}
+        if not kind.task:  # which have an optimizer of their own for this; what AdamW has trained is no start for Muon
+            of_parent["optimizer"] = parent.get("optimizer", "adamw")
         file, wanted = file | of_parent, wanted | of_parent | said
     layer = defaults(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
@@ -98,11 +100,8 @@ def _defaults(
     text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
     name = _peek(argv, "preset")
     named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
-    optimizer = _one_of(
-        _peek(argv, "optimizer") or (layer | named | file).get("optimizer", "adamw"),
-        tuple(presets.OPTIMIZER),
-        "optimizer",
-    )
+    usual = {"optimizer": "adamw"} | presets.FAMILY[model] | layer | named | file
+    optimizer = _one_of(_peek(argv, "optimizer") or usual["optimizer"], tuple(presets.OPTIMIZER), "optimizer")
     _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
     if text == "stream":

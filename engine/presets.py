@@ -7,6 +7,14 @@ from data.errors import UserError
 Defaults = dict[str, Any]
 
 _PLAIN = {"norm": "none", "activation": "tanh"}
+_GPT2: Defaults = {
+    "positions": "learned", "activation": "gelu_tanh", "norm": "layer", "bias": True, "qk_norm": False,
+    "zero_init": False, "tie_head": True, "optimizer": "adamw",
+}  # fmt: skip
+_MODERN: Defaults = {
+    "positions": "rope", "activation": "relu2", "norm": "layer", "bias": False, "qk_norm": True, "zero_init": True,
+    "tie_head": True, "optimizer": "muon",
+}  # fmt: skip
 FAMILY: dict[str, Defaults] = {
     "bigram": {"lr": 0.1, "weight_decay": 0.0},
     "ngram": {},
@@ -15,7 +23,7 @@ FAMILY: dict[str, Defaults] = {
     "rnn": {"n_layer": 1, "n_hidden": 128, "lr": 2e-3, **_PLAIN},
     "lstm": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
     "gru": {"n_layer": 1, "n_hidden": 128, "lr": 4e-3, "norm": "none"},
-    "transformer": {"lr": 3e-3},
+    "transformer": {"lr": 3e-3, **_MODERN},
 }
 LINES: Defaults = {"steps": 2000, "batch_size": 64}
 STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to learn from than a list of names
@@ -37,7 +45,7 @@ OPTIMIZER: dict[str, Defaults] = {
     "rmsprop": {"lr": 1e-3, "weight_decay": 0.0},
     "adam": {"weight_decay": 0.0},
     "adamw": {},
-    "muon": {"momentum": 0.95},
+    "muon": {"momentum": 0.95, "weight_decay": 0.01},
 }
 
 _MAKEMORE: Defaults = {
@@ -58,22 +66,15 @@ _NANOGPT_CPU: Defaults = {
     "eval_interval": 250, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 0.1, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0, "dropout": 0.0, "bias": False,
 }  # fmt: skip
-_GPT2: Defaults = {
-    "positions": "learned", "activation": "gelu_tanh", "norm": "layer", "bias": True, "qk_norm": False,
-    "zero_init": False, "tie_head": True, "optimizer": "adamw",
-}  # fmt: skip
-_MODERN: Defaults = {
-    "positions": "rope", "activation": "relu2", "norm": "layer", "bias": False, "qk_norm": True, "zero_init": True,
-    "optimizer": "muon", "weight_decay": 0.01,
-}  # fmt: skip
 _TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
 PRESETS = ("makemore", "nanogpt-cpu", *_TRANSFORMERS)
 
 
 def preset(name: str, model: str) -> Defaults:
     """The defaults that `--preset name` fills in for `model`. UserError where it has none."""
-    if name == "makemore":
-        return _MAKEMORE | _MAKEMORE_FAMILY.get(model, {})
     if name in _TRANSFORMERS and model != "transformer":
         raise UserError(f"--preset {name} is a Transformer; --model {model} has others")
-    return dict(_TRANSFORMERS.get(name, _NANOGPT_CPU))
+    if name in _TRANSFORMERS:
+        return dict(_TRANSFORMERS[name])
+    parts = _GPT2 | {"activation": "gelu"} if model == "transformer" else {}  # on CPU the exact GELU is the faster one
+    return parts | (_MAKEMORE | _MAKEMORE_FAMILY.get(model, {}) if name == "makemore" else _NANOGPT_CPU)

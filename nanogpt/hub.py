@@ -149,7 +149,9 @@ def _refuse(unlike: dict[str, bool], settings: dict[str, Any], what: str) -> Non
     if wrong := [name for name, is_unlike in unlike.items() if is_unlike]:
         value = settings.get(wrong[0].removeprefix("--").replace("-", "_"), "")
         told = "" if isinstance(value, bool) or value == "" else f" {value}"
-        raise UserError(f"{wrong[0]}{told} is no part of {what}, so the run cannot go out as one")
+        raise UserError(
+            f"{wrong[0]}{told} is no part of {what}, so the run cannot go out as one; --preset gpt2 trains one that can"
+        )
 
 
 def _are_untouched(rows: Tensor) -> bool:

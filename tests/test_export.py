@@ -98,7 +98,7 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
 
 def test_greedy_continuations_equal_ours(tmp_path, cli, text):
     quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 32, "--batch-size", 4, "--steps", 5)
-    assert cli("train.py", "--data", text, *quick, "--out", "run").code == 0
+    assert cli("train.py", "--preset", "gpt2", "--data", text, *quick, "--out", "run").code == 0
     done = cli("-m nanogpt.export", "run", "--to", "hf", "out")
     assert done.code == 0 and "wrote out, a gpt2" in done.out, done.err
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

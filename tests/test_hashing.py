@@ -1,5 +1,6 @@
 """Hashed n-grams: what they depend on, sparse gradients, training and resuming with them, and the presets by name."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -110,17 +111,32 @@ def test_mistakes_end_in_one_message(cli, case):
 
 
 def test_a_model_with_them_has_no_place_on_the_hub(cli, names):
-    trained(cli, "transformer", data=names, kind="lines", hash_ngrams=3, hash_rows=64)
-    refused(cli("-m nanogpt.export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of")
+    trained(cli, "transformer", data=names, kind="lines", preset="gpt2", hash_ngrams=3, hash_rows=64)
+    refused(cli("-m nanogpt.export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of", "--preset gpt2")
 
 
 def test_presets_bring_their_optimizer_with_its_own_defaults():
     modern, _ = parse(["--preset", "modern"])
+    default, _ = parse([])
+    assert dataclasses.replace(default, preset="modern") == modern
     assert (modern.optimizer, modern.momentum, modern.positions, modern.zero_init) == ("muon", 0.95, "rope", True)
     gpt2, _ = parse(["--preset", "gpt2"])
     assert (gpt2.optimizer, gpt2.activation, gpt2.positions, gpt2.bias) == ("adamw", "gelu_tanh", "learned", True)
-    other, _ = parse(["--preset", "modern", "--optimizer", "adamw", "--n-embd", "32"])
-    assert (other.optimizer, other.momentum, other.n_embd) == ("adamw", 0.9, 32)
+    for preset in ([], ["--preset", "modern"]):
+        other, _ = parse([*preset, "--optimizer", "adamw", "--n-embd", "32"])
+        assert (other.optimizer, other.momentum, other.weight_decay, other.n_embd) == ("adamw", 0.9, 0.1, 32)
+    for preset in ("makemore", "nanogpt-cpu"):
+        peer, _ = parse(["--preset", preset])
+        assert (peer.optimizer, peer.positions, peer.qk_norm, peer.activation) == ("adamw", "learned", False, "gelu")
+
+
+@pytest.mark.parametrize(
+    ("preset", "optimizer", "positions"), [("gpt2", "adamw", "learned"), ("modern", "muon", "rope")]
+)
+def test_what_goes_on_from_a_run_keeps_its_optimizer(cli, names, preset, optimizer, positions):
+    run = trained(cli, "transformer", data=names, kind="lines", preset=preset)
+    config, _ = parse(["--init", str(run)])
+    assert (config.optimizer, config.positions) == (optimizer, positions)
 
 
 def test_zero_init_makes_every_block_start_as_nothing():

@@ -11,7 +11,7 @@ from finetune.options import FinetuneConfig, check_shared, check_start
 USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
 _DEFAULTS: Defaults = {
     "data": "surnames", "kind": "lines", "model": "gru", "steps": 2000, "batch_size": 64, "eval_interval": 250,
-    "lr": 3e-3, "warmup": 50, "dropout": 0.3,
+    "optimizer": "adamw", "lr": 3e-3, "warmup": 50, "dropout": 0.3,
 }  # fmt: skip
 # What has learned already is to change less.
 _WITH_INIT: Defaults = {"lr": 5e-4, "steps": 1000}

@@ -13,11 +13,6 @@ USE_FLAGS = {"eval_only", "device", "checkpoint", "attention", "norm_kernel", "d
 _COMMON: Defaults = {"kind": "lines", "n_embd": 128}
 _STRINGS: Defaults = {"steps": 4000, "batch_size": 32, "eval_interval": 500}  # as long as it takes to learn them all
 _OTHERS: Defaults = {"steps": 1500, "batch_size": 16, "eval_interval": 100, "dropout": 0.2}
-# A Transformer from nothing learns to copy from the question several times sooner with these.
-_TRANSFORMER: Defaults = {
-    "positions": "rope", "qk_norm": True, "activation": "relu2", "bias": False, "optimizer": "muon",
-    "weight_decay": 0.01,
-}  # fmt: skip
 # What has learned already is to change less.
 _WITH_INIT: Defaults = {"optimizer": "adamw", "lr": 5e-4, "steps": 500, "weight_decay": 0.1}
 _WITH_DPO: Defaults = {"optimizer": "adamw", "lr": 5e-5, "steps": 200, "eval_interval": 50, "dropout": 0.0}
@@ -26,8 +21,6 @@ _WITH_DPO: Defaults = {"optimizer": "adamw", "lr": 5e-5, "steps": 200, "eval_int
 def defaults(wanted: Defaults) -> Defaults:
     """The defaults of a command line that says this of model, data, init and dpo."""
     layer = _COMMON | {"data": STRINGS} | (_STRINGS if wanted.get("data", STRINGS) == STRINGS else _OTHERS)
-    if wanted.get("model", "transformer") == "transformer":
-        layer |= _TRANSFORMER
     if wanted.get("init"):
         layer |= _WITH_DPO if wanted.get("dpo") else _WITH_INIT
     return layer
