@@ -50,7 +50,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     if parent:
         model.load_state_dict(parent.model.state_dict())
-    _count_to_mix(model, store)
+    count_to_mix(model, store)
     loader = None if is_counted(config) else make_loader(config, store)
     path = folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store))
     metrics = Metrics(path, config.log, flags.stored(config))
@@ -82,7 +82,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
         raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    _count_to_mix(model, store)
+    count_to_mix(model, store)
     check_log(config.log)
     metrics = Metrics(path, config.log, flags.stored(config))
     if is_counted(config):
@@ -100,7 +100,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     return path
 
 
-def _count_to_mix(model: LanguageModel, store: Store) -> None:
+def count_to_mix(model: LanguageModel, store: Store) -> None:
     """Count the training text for a model that mixes with counts. Not stored but counted again on resume: what each
     part's counts say of the others."""
     if isinstance(model, Mixture):
@@ -142,6 +142,7 @@ def restore(trainer: Trainer, path: Path, config: Config) -> None:
         if config.init:  # the weights it started from are not in it
             raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
         trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
+        keep_frozen(trainer.model, path)
         return
     try:
         trainer.resume(path / "last")

@@ -148,7 +148,7 @@ class NGram(LanguageModel):
         ]
         self.order = sum("contexts_" in name for name in tables) or self.order
         for name in tables:
-            self.register_buffer(name.removeprefix(prefix), torch.empty_like(state_dict[name]))
+            self.register_buffer(name.removeprefix(prefix), torch.empty_like(state_dict[name], device=self.base.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(

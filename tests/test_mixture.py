@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from data.batches import IGNORE
 from engine.config import Config
 from engine.registry import build_model
+from engine.runs import load_run
 from makemore.folds import elsewhere
 from makemore.mixture import FOLDS
 from makemore.ngram import count, discounts
@@ -161,9 +163,27 @@ def test_every_neural_family_trains_evaluates_samples_and_scores_mixed(cli, name
 
 
 def test_a_stream_is_evaluated_with_its_true_history(cli, text):
-    run = trained(cli, "mlp", data=text, context=8, mix_ngram=5)
-    again = json.loads(ok(cli("train.py", "--eval-only", "--out", run)).out)
-    assert again["val_loss"] == pytest.approx(json.loads((run / "summary.json").read_text())["val_loss"], rel=1e-6)
+    run = load_run(trained(cli, "mlp", data=text, context=8, mix_ngram=5))
+    content = text.read_text()
+    ids = [BOS] * 3 + run.tokenizer.encode(content[int(len(content) * 0.9) :]).tolist()
+    nll, count = 0.0, 0  # contexts of 4 tokens, the last of which the window has itself
+    for i in range(3, len(ids) - 1, 8):
+        window = torch.tensor([ids[i : i + 9]])
+        out = run.model(window[:, :-1], window[:, 1:], run.model.start(torch.tensor([ids[i - 3 : i]]), None))
+        nll, count = nll + out.nll_sum.item(), count + int(out.n_tokens)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["val_tokens"] == count and summary["val_loss"] == pytest.approx(nll / count, rel=1e-5)
+
+
+def test_a_run_that_was_killed_before_its_counts_were_stored_goes_on(cli, names):
+    run = trained(cli, "mlp", data=names, kind="lines", mix_ngram=3)
+    before = load_file(run / "best/model.safetensors")
+    for name in ("base", "best", "last"):
+        shutil.rmtree(run / name)
+    ok(cli("train.py", "--resume", "--out", "run"))
+    after = load_file(run / "best/model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    ok(cli("sample.py", "run"))
 
 
 def test_a_mixture_can_begin_from_another_and_counts_its_own_text(cli, names, text):

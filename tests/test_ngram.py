@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -160,6 +161,14 @@ def test_a_checkpoint_of_any_order_loads_into_a_model_that_knows_none(order):
     a, b = model(tokens), again.eval()(tokens)
     assert again.order == model.order and again.n_counts == model.n_counts and torch.equal(a.logits, b.logits)
     assert torch.equal(again(tokens[:, 4:], state=again(tokens[:, :4]).state).logits, a.logits[:, 4:])
+
+
+def test_counts_are_loaded_to_where_the_model_is():
+    model = fitted(LINES, 3)
+    there = NGram(model.vocab_size, order=3).to("meta")
+    with warnings.catch_warnings(action="ignore"):  # nothing is copied to where there is no memory
+        there.load_state_dict(model.state_dict())
+    assert {part.device.type for part in there.state_dict().values()} == {"meta"}
 
 
 def test_the_size_is_the_number_of_different_grams():
