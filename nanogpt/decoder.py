@@ -7,6 +7,7 @@ waits to be launched, the step is captured once as a CUDA graph and replayed.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,7 +19,11 @@ from nanogpt.attention import rotation, sinusoids
 from nanogpt.decoder_layer import Layer, Place, StaticPlace, norm_of
 
 WINDOWS = 4  # of an unbounded model are held: what is kept of them moves to the front once in three windows
+EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 AT_FIRST = 64  # tokens there is room for; doubled as needed, so that short answers of a large model take little memory
+
+_lock = threading.RLock()  # one capture at a time, and one change of the process's settings
+_settings: list[tuple[int, bool]] = []  # threads and oneDNN as they were, for each token on its way
 
 
 def make_decoder(model: LanguageModel, state: State) -> Callable[[Tensor], Tensor] | None:
@@ -35,17 +40,22 @@ def make_decoder(model: LanguageModel, state: State) -> Callable[[Tensor], Tenso
 @contextlib.contextmanager
 def for_small_work(rows: int) -> Iterator[None]:
     """Without oneDNN, which takes longer to look up its GELU than torch to compute that of a few rows; and one row on
-    one thread: what is read once from memory gains nothing by a second, which others may keep busy."""
-    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
-    if rows == 1:
-        torch.set_num_threads(1)
+    one thread: what is read once from memory gains nothing by a second, which others may keep busy. Both are settings
+    of the process, put back when no token is on its way any more."""
+    with _lock:
+        here = torch.get_num_threads(), torch.backends.mkldnn.enabled
+        _settings.append(_settings[0] if _settings else here)
+        torch.backends.mkldnn.enabled = False
+        if rows == 1:
+            torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = onednn
-        if rows == 1:
-            torch.set_num_threads(threads)
+        with _lock:
+            threads, onednn = _settings.pop()
+            if not _settings:
+                torch.backends.mkldnn.enabled = onednn
+                torch.set_num_threads(threads)
 
 
 class Decoder:
@@ -152,14 +162,17 @@ class GraphDecoder(Decoder):
     masked. It is captured anew where the room has grown."""
 
     def __init__(self, model: LanguageModel, state: State):
-        self.captured = 0  # the room that the graph has
+        self.captured, self.taken = 0, 0  # the room that the graph has; steps so far
         super().__init__(model, state)
 
     def _step(self, token: Tensor) -> Tensor:
+        self.taken += 1
+        if self.taken <= EAGER:
+            return super()._step(token)
         if self.captured != self.room:
             self.token, self.at = token.clone(), torch.tensor([self.filled], device=token.device)
             before = {name: part.clone() for name, part in self.last.items()}
-            self.replay, self.logits = capture(self._static_step)
+            self.replay, self.logits = capture(self._static_step, token.device)
             self.last = {name: _into(self.last[name], part) for name, part in before.items()}
             self.captured = self.room
         self.token.copy_(token)
@@ -174,19 +187,18 @@ class GraphDecoder(Decoder):
         return self._read(self.token, StaticPlace(self.at, bias.view(1, *bias.shape[-3:-1], self.room)))
 
 
-def capture(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """`step` as a CUDA graph: what replays it, and where its result then lies."""
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(here)
-    with torch.cuda.stream(
-        aside
-    ):  # libraries choose their kernels and allocate at first calls, which cannot be captured
-        for _ in range(2):
-            step()
-    here.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
+    with _lock, torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # libraries choose kernels and allocate at first, which cannot be captured
+            for _ in range(2):
+                step()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            result = step()
     return graph.replay, result
 
 

@@ -31,7 +31,7 @@ class StaticPlace(NamedTuple):
     """The same with a place that is a tensor, for a captured graph: shapes do not follow from it."""
 
     at: Tensor  # (1,) int64
-    bias: Tensor  # (1, n_kv_head or 1, group or 1, room); -inf for what is not seen
+    bias: Tensor  # (1, n_kv_head, group, room), or (1, room) without ALiBi; -inf: not seen
 
     def put(self, table: Tensor, dim: int, new: Tensor) -> None:
         table.index_copy_(dim, self.at, new.unsqueeze(dim).type_as(table))

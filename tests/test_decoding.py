@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import nanogpt.decoder
 from data.tokenizers import BOS
 from engine.lora import add_lora
-from nanogpt.decoder import Decoder, GraphDecoder
+from nanogpt.decoder import Decoder, GraphDecoder, for_small_work
 from tests.variants import FIXED, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
@@ -77,16 +77,29 @@ def test_every_transformer_has_the_fast_decoder(name):
 @FIXED
 @given(first=st.integers(1, 39))
 def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
-    """Everything but the capture itself, for which replaying stands in as computing anew into the same place."""
+    """Everything but the capture itself, for which computing anew stands in: into the same place, and from where
+    everything lay when the graph was captured."""
 
-    def replayed(step):
-        result = step().clone()
-        return lambda: result.copy_(step()), result
+    def replayed(step, device):
+        decoder, result = step.__self__, step().clone()
+
+        def read() -> list[int]:
+            tables = [decoder.token, decoder.at, decoder.tokens, decoder.turns, decoder.places]
+            tables += [*decoder.last.values(), *(layer.kv for layer in decoder.layers)]
+            return [table.data_ptr() for table in tables if table is not None]
+
+        def replay() -> None:
+            assert read() == captured
+            result.copy_(step())
+
+        captured = read()
+        return replay, result
 
     model = getattr(ready(name), "neural", ready(name))
     tokens = some_tokens(40)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nanogpt.decoder, "AT_FIRST", 2)
+        patch.setattr(nanogpt.decoder, "EAGER", 3)
         patch.setattr(nanogpt.decoder, "capture", replayed)
         step = GraphDecoder(model, model.read(tokens[:, :first]).state)
         logits = torch.stack([step(token) for token in tokens[:, first:].unbind(1)], 1)
@@ -95,7 +108,8 @@ def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @every_transformer
-def test_a_captured_step_gives_the_same(name):
+def test_a_captured_step_gives_the_same(name, monkeypatch):
+    monkeypatch.setattr(nanogpt.decoder, "EAGER", 3)
     model = build(name).cuda().requires_grad_(False)
     model = getattr(model, "neural", model)
     tokens = some_tokens(40).cuda()
@@ -140,6 +154,23 @@ def test_decoding_leaves_threads_and_libraries_as_they_were():
         step(some_tokens(1)[:1, 0])
         with pytest.raises(IndexError):
             step(torch.tensor([model.vocab_size]))
+        assert torch.get_num_threads() == 2 and torch.backends.mkldnn.enabled
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_so_they_are_with_two_decoders_at_once():
+    torch.set_num_threads(2)
+    try:
+        with for_small_work(1):
+            with for_small_work(10):
+                pass
+            assert not torch.backends.mkldnn.enabled
+        first, second = for_small_work(1), for_small_work(1)
+        for enter in (first, second):
+            enter.__enter__()
+        for leave in (first, second):  # as threads may: not the last one in first
+            leave.__exit__(None, None, None)
         assert torch.get_num_threads() == 2 and torch.backends.mkldnn.enabled
     finally:
         torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 from engine.config import Config
+from engine.presets import FAMILY
 from engine.registry import build_model, family
 from makemore.layers import ACTIVATIONS
 
@@ -48,7 +49,8 @@ VARIANTS: dict[str, dict] = {
     "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
-    "transformer modern": {
+    "transformer default": {k: v for k, v in FAMILY["transformer"].items() if k not in ("lr", "optimizer")},
+    "transformer llama": {
         "positions": "rope", "norm": "rms", "activation": "swiglu", "bias": False, "n_kv_head": 2, "qk_norm": True,
         "window": 5, "tie_head": False,
     },
