@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.batches import IGNORE, Batch
+from engine.runtime import widest
 from makemore.base import LanguageModel
 
 
@@ -57,7 +58,7 @@ def evaluate(
                 return None
             here = batch.to(device)
             state = None if here.before is None else model.start(here.before, None)
-            nll_sums.append(model(here.tokens, here.targets, state, want_logits=False).nll_sum.double())
+            nll_sums.append(model(here.tokens, here.targets, state, want_logits=False).nll_sum.to(widest(device)))
             n_tokens += batch.n_tokens
             n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
     finally:

@@ -81,6 +81,8 @@ def _defaults(
     if given & USES_RUN:
         return _settings_to_go_on(Path(out), kind) if (out := _peek(argv, "out")) else {}
     file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
+    name = _peek(argv, "preset")
+    start: presets.Defaults = {}
     said = {name: value for name in ("model", "data", "init") if (value := _peek(argv, name))}
     wanted = file | said | {name: f"--{name}" in argv for name in given & {"dpo"}}
     if wanted.get("init") == "scratch":
@@ -90,17 +92,17 @@ def _defaults(
         parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
         taken = MODEL_FIELDS - {"mix_ngram"} if kind.task else MODEL_FIELDS  # fine-tuning leaves its counts behind
         of_parent = {name: value for name, value in parent.items() if name in taken}
-        if not kind.task:  # which have an optimizer of their own for this; what AdamW has trained is no start for Muon
-            of_parent["optimizer"] = parent.get("optimizer", "adamw")
+        start = {"optimizer": parent.get("optimizer", "adamw")}  # what AdamW has trained is no start for Muon
+        if name in presets.TRANSFORMERS:
+            raise UserError(f"--preset {name} sets a model's parts, and --init {init} brings its own; leave one out")
         file, wanted = file | of_parent, wanted | of_parent | said
     layer = defaults(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
     model = _one_of(said.get("model") or base["model"], MODELS, "model")
     data = said.get("data") or base["data"]
     text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
-    name = _peek(argv, "preset")
     named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
-    usual = {"optimizer": "adamw"} | presets.FAMILY[model] | layer | named | file
+    usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file
     optimizer = _one_of(_peek(argv, "optimizer") or usual["optimizer"], tuple(presets.OPTIMIZER), "optimizer")
     _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
     layers = [{"model": model}, presets.FAMILY[model]]
@@ -108,7 +110,7 @@ def _defaults(
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
-    layers += [layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
+    layers += [start, layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
     return {name: value for layer in (*layers, file) for name, value in layer.items()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from engine.evaluate import Evaluation
+from engine.runtime import widest
 from makemore.base import LanguageModel, State
 
 MAX_TEMPERATURE = 1000.0  # all but uniform
@@ -59,8 +60,7 @@ def generate(
     one token. Stops early when all rows have ended."""
     out = model.read(prompt)
     logits, read_on = out.logits[:, -1], model.decoder(out.state)
-    precise = torch.float32 if prompt.device.type == "mps" else torch.float64  # which Apple's GPUs lack
-    banned = torch.zeros(model.vocab_size, dtype=precise, device=prompt.device)
+    banned = torch.zeros(model.vocab_size, dtype=widest(prompt.device), device=prompt.device)
     banned[never] = -math.inf
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
@@ -97,9 +97,10 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
         enough = ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)
         enough[:, 0] = False  # however small p is, the likeliest stays
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
-    # As torch.multinomial draws one of each row: p over an exponential number is the largest with probability p.
+    # As torch.multinomial draws one of each row: p over an exponential number is the largest with probability p. A
+    # number of 0, however rare, would make 0 / 0 of what is not to be drawn.
     race = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / race).argmax(-1)
+    return (probabilities / race.clamp_min_(torch.finfo(race.dtype).tiny)).argmax(-1)
 
 
 @torch.inference_mode()
@@ -110,5 +111,5 @@ def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Ten
     for some, wanted in zip(tokens.split(chunk), targets.split(chunk), strict=True):
         out = model.read(some[None], state)
         state = out.state
-        nll += float(-out.logits[0].double().log_softmax(-1).gather(-1, wanted[:, None]).sum())
+        nll += float(-out.logits[0].to(widest(tokens.device)).log_softmax(-1).gather(-1, wanted[:, None]).sum())
     return Evaluation(nll, len(targets), int(characters[targets].sum()))

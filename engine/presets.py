@@ -66,15 +66,15 @@ _NANOGPT_CPU: Defaults = {
     "eval_interval": 250, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 0.1, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0, "dropout": 0.0, "bias": False,
 }  # fmt: skip
-_TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
-PRESETS = ("makemore", "nanogpt-cpu", *_TRANSFORMERS)
+TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
+PRESETS = ("makemore", "nanogpt-cpu", *TRANSFORMERS)
 
 
 def preset(name: str, model: str) -> Defaults:
     """The defaults that `--preset name` fills in for `model`. UserError where it has none."""
-    if name in _TRANSFORMERS and model != "transformer":
+    if name in TRANSFORMERS and model != "transformer":
         raise UserError(f"--preset {name} is a Transformer; --model {model} has others")
-    if name in _TRANSFORMERS:
-        return dict(_TRANSFORMERS[name])
+    if name in TRANSFORMERS:
+        return dict(TRANSFORMERS[name])
     parts = _GPT2 | {"activation": "gelu"} if model == "transformer" else {}  # on CPU the exact GELU is the faster one
     return parts | (_MAKEMORE | _MAKEMORE_FAMILY.get(model, {}) if name == "makemore" else _NANOGPT_CPU)

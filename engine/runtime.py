@@ -45,6 +45,11 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return getattr(torch, wanted), "asked for"
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What sums and probabilities are computed in: float64, which Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
     """Whether to torch.compile for `--compile`, and why."""
     if wanted == "auto":

@@ -158,9 +158,10 @@ class Trainer:
     def _diverged(self, step: int, lr: float, what: str) -> UserError:
         kept = checkpoint.find(self.folder / "last")
         saved = f"; {kept} keeps the last good checkpoint" if kept else ""
+        muon = " and --muon-lr" if self.config.optimizer == "muon" else ""
         clip = "" if self.config.grad_clip else ", --grad-clip 1"
         return UserError(
-            f"the {what} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr "
+            f"the {what} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
             f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
         )
 
@@ -182,7 +183,7 @@ class Trainer:
             return
         progress = self.progress
         if not math.isfinite(found.loss):
-            raise self._diverged(progress.step, self.optimizers[0].param_groups[0]["lr"], "validation loss")
+            raise self._diverged(progress.step, self._set_lr(), "validation loss")
         if progress.nll_tokens:
             progress.train_loss = progress.nll_sum / progress.nll_tokens
         progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step

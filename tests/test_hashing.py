@@ -139,6 +139,15 @@ def test_what_goes_on_from_a_run_keeps_its_optimizer(cli, names, preset, optimiz
     assert (config.optimizer, config.positions) == (optimizer, positions)
 
 
+def test_the_parents_optimizer_is_a_default_and_its_parts_are_its_own(cli, names, tmp_path):
+    run = trained(cli, "transformer", data=names, kind="lines", preset="modern")
+    (tmp_path / "c.json").write_text('{"optimizer": "sgd", "lr": 0.3}')
+    config, _ = parse(["--init", str(run), "--config", str(tmp_path / "c.json")])
+    assert (config.optimizer, config.lr, config.positions) == ("sgd", 0.3, "rope")
+    assert parse(["--init", str(run), "--preset", "makemore"])[0].optimizer == "adamw"
+    refused(cli("train.py", "--init", run, "--preset", "gpt2"), "--preset gpt2 sets a model's parts, and --init")
+
+
 def test_zero_init_makes_every_block_start_as_nothing():
     config = Config(model="transformer", zero_init=True, context=8, n_embd=16)
     model = build_model(config, 20)
