@@ -2,13 +2,12 @@
 
     CHARLM_DATA=DIR python -m bench.compare --data names32k --seconds 60 [--models mlp gru ...] [--out FOLDER]
 
-Each family has the defaults that train.py gives it for this text; a short run tells how many of its steps fit into the
+Each family has the defaults that train.py gives it for this text; short runs tell how many of its steps fit into the
 time. The n-gram counts once, in the time that it takes. "best" is the Transformer of bench.speedrun, mixed with
 counts. Writes table.md and loss.png into the folder (compare-DATA).
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
@@ -28,8 +27,8 @@ FAMILIES = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer"
 BEST = "best"
 PROBE_STEPS, EVALUATIONS, DECODED = 60, 12, 300
 HEAD = (
-    "| family | parameters | steps | tokens/s | train loss | validation loss | bits a character | characters/s written "
-    "| a sample |\n|---|---|---|---|---|---|---|---|---|"
+    "| family | parameters | steps | seconds | tokens/s | train loss | validation loss | bits a character "
+    "| characters/s written | a sample |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -48,8 +47,8 @@ class Result:
         s = self.summary
         train = "" if s["train_loss"] is None else f"{s['train_loss']:.3f}"
         return (
-            f"| {self.name} | {s['params']:,} | {s['steps']:,} | {s['tokens_per_second']:,} | {train} | "
-            f"{s['val_loss']:.3f} | {s['val_bits_per_char']:.3f} | {self.rate:,.0f} | {self.sample} |"
+            f"| {self.name} | {s['params']:,} | {s['steps']:,} | {s['seconds']:.1f} | {s['tokens_per_second']:,} | "
+            f"{train} | {s['val_loss']:.3f} | {s['val_bits_per_char']:.3f} | {self.rate:,.0f} | {self.sample} |"
         )
 
 
@@ -57,7 +56,7 @@ def compete(name: str, data: str, seconds: float) -> Result:
     """Train one family for as many steps as fit into `seconds`."""
     flags = [*_flags(name, data), "--data", data]
     if name != "ngram":
-        steps = max(EVALUATIONS, int(seconds / _step_seconds(flags)))
+        steps = max(EVALUATIONS, int(seconds / _step_seconds(flags, seconds / 10)))
         flags += ["--steps", str(steps), "--eval-interval", str(max(1, steps // EVALUATIONS))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run")
@@ -75,13 +74,19 @@ def _flags(name: str, data: str) -> list[str]:
     return BEST_OF_LINES if KINDS.get(data) == "lines" else BEST_OF_STREAM
 
 
-def _step_seconds(flags: list[str]) -> float:
-    """Seconds of a step: the median over the later parts of a short run."""
+def _step_seconds(flags: list[str], seconds: float) -> float:
+    """Seconds of a step, over a run of about as many `seconds`, or over a short one where that is no longer."""
+    step = _probe(flags, PROBE_STEPS)
+    longer = int(seconds / step)
+    return _probe(flags, longer) if longer > 2 * PROBE_STEPS else step
+
+
+def _probe(flags: list[str], steps: int) -> float:
+    """Seconds of a step, but for the first ones, which are slower."""
+    size = ["--steps", str(steps), "--eval-interval", str(steps // 6), "--eval-tokens", "10000"]
     with tempfile.TemporaryDirectory() as folder:
-        size = ["--steps", str(PROBE_STEPS), "--eval-interval", str(PROBE_STEPS // 6), "--eval-tokens", "10000"]
-        lines = _train([*flags, *size], Path(folder, "run"))
-    spans = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
-    return statistics.median(spans[1:])
+        _, first, *_, last = _train([*flags, *size], Path(folder, "run"))
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def _train(flags: list[str], path: Path) -> list[dict]:
@@ -110,15 +115,16 @@ def draw(results: list[Result], title: str, path: Path) -> None:
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    best = [result.summary["val_loss"] for result in results]
+    losses = sorted(result.summary["val_loss"] for result in results)
+    top = losses[-2:][0] + 0.25  # what is worst by far would flatten all others
     for result in results:
-        label = f"{result.name}  {result.summary['val_loss']:.3f}"
+        label = f"{result.name}  {result.summary['val_loss']:.3f}" + ", above" * (result.summary["val_loss"] > top)
         if len(result.curve) == 1:
             axes.axhline(result.curve[0][1], color="#555555", ls=":", label=label)
         else:
             axes.plot(*zip(*result.curve[1:], strict=True), ".-", label=label)  # not what nothing was learned for
     axes.set(xlabel="seconds of training", ylabel="validation loss (nats a token)", title=title)
-    axes.set_ylim(min(best) - 0.03, sorted(best)[-2:][0] + 0.25)  # what is worst by far would flatten all others
+    axes.set_ylim(losses[0] - 0.03, top)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, ncols=2, fontsize=9)

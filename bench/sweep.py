@@ -1,9 +1,9 @@
-"""Which learning rate, width and dropout do best: a search over train.py's runs, resumable, by Optuna's samplers.
+"""Which learning rates, width and dropout do best: a search over train.py's runs, resumable, by Optuna's samplers.
 
-    python -m bench.sweep --data names --lr 1e-3:1e-1 --n-embd 32,64,128 --dropout 0:0.3 --trials 20 --out FOLDER
+    python -m bench.sweep --data names --muon-lr 5e-3:1e-1 --n-embd 32,64,128 --dropout 0:0.3 --trials 20 --out FOLDER
         [--search bayes|random|grid] [-- flags of train.py for every run, as --model gru --steps 500]
 
-A range LOW:HIGH is searched on a logarithmic scale for the learning rate, evenly else; values with commas between are
+A range LOW:HIGH is searched on a logarithmic scale for learning rates, evenly else; values with commas between are
 tried as they are, and are all that a grid takes. The folder keeps Optuna's storage (study.db) and trials.md, the
 best first; the same command once more goes on where it was stopped. Bergstra et al., "Algorithms for Hyper-Parameter
 Optimization", 2011: bayes is their tree-structured Parzen estimator.
@@ -11,6 +11,7 @@ Optimization", 2011: bayes is their tree-structured Parzen estimator.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from bench.peers import ROOT
 from data.errors import UserError, run_command
 
 SEARCHES = ("bayes", "random", "grid")
-SEARCHED = {"lr": float, "n_embd": int, "n_hidden": int, "dropout": float}
+RATES = ("lr", "muon_lr")
+SEARCHED = {"lr": float, "muon_lr": float, "n_embd": int, "n_hidden": int, "dropout": float}
 Space = dict[str, dict[str, Any]]  # by flag, {"values": [...]} or {"low": ..., "high": ...}
 
 
@@ -40,8 +42,8 @@ def parse_space(args: argparse.Namespace) -> Space:
                 space[name] = {"values": [kind(word) for word in text.split(",")]}
         except ValueError as error:
             raise UserError(f"{_flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
-        if (found := space[name]).get("low", 0) > found.get("high", 0) or (name == "lr" and found.get("low", 1) <= 0):
-            raise UserError(f"{_flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for --lr")
+        if (found := space[name]).get("low", 0) > found.get("high", 0) or (name in RATES and found.get("low", 1) <= 0):
+            raise UserError(f"{_flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for a learning rate")
         if args.search == "grid" and "low" in found:
             raise UserError(f"--search grid needs values for {_flag(name)}, with commas between; '{text}' is a range")
     if not space:
@@ -58,18 +60,35 @@ def open_study(out: Path, search: str, space: Space, rest: list[str], seed: int)
     storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
     asked = {"search": search, "space": space, "flags": rest}
+    if study.user_attrs.get("asked", asked) != asked and not _over(study):  # of a command that was mistaken
+        optuna.delete_study(study_name="sweep", storage=storage)
+        study = optuna.create_study(storage=storage, study_name="sweep")
     if study.user_attrs.get("asked", asked) != asked:
         raise UserError(f"{out} holds a sweep of other flags ({json.dumps(study.user_attrs['asked'])}); name another")
     study.set_user_attr("asked", asked)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a sweep that was stopped
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     seed += len(study.trials)  # one that goes on must not draw the same again
-    study.sampler = {
-        "bayes": lambda: optuna.samplers.TPESampler(seed=seed),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "grid": lambda: optuna.samplers.GridSampler({name: found["values"] for name, found in space.items()}, seed=0),
-    }[search]()
+    sampler = optuna.samplers.TPESampler if search == "bayes" else optuna.samplers.RandomSampler
+    study.sampler = sampler(seed=seed)
     return study
+
+
+def _over(study: Any) -> list[Any]:
+    """The trials that have ended, with a result or with an error."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _missing(study: Any, space: Space) -> list[dict[str, Any]]:
+    """The points of a grid that no trial has ended at. (Optuna's own sampler counts one that was stopped as done.)"""
+    points = [
+        dict(zip(space, values, strict=True))
+        for values in itertools.product(*(found["values"] for found in space.values()))
+    ]
+    done = [trial.params for trial in _over(study)]
+    return [point for point in points if point not in done]
 
 
 def propose(trial: Any, space: Space) -> dict[str, Any]:
@@ -81,7 +100,7 @@ def propose(trial: Any, space: Space) -> dict[str, Any]:
         elif SEARCHED[name] is int:
             values[name] = trial.suggest_int(name, found["low"], found["high"])
         else:
-            values[name] = trial.suggest_float(name, found["low"], found["high"], log=name == "lr")
+            values[name] = trial.suggest_float(name, found["low"], found["high"], log=name in RATES)
     return values
 
 
@@ -97,17 +116,15 @@ def train(values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
         return json.loads(Path(folder, "run", "summary.json").read_text())
 
 
-def search(study: Any, space: Space, rest: list[str], trials: int) -> None:
+def search(study: Any, space: Space, rest: list[str], trials: int, is_grid: bool) -> None:
     """Run trials until `trials` of them have ended, or a grid is exhausted."""
     import optuna
-
-    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
     def objective(trial: Any) -> float:
         try:
             summary = train(propose(trial, space), rest)
         except UserError as error:
-            if not study.get_trials(states=over):
+            if not _over(study):
                 raise  # the first of all: more likely a mistake than bad luck
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
@@ -120,11 +137,13 @@ def search(study: Any, space: Space, rest: list[str], trials: int) -> None:
         result = f"val {trial.value:.4f}" if trial.value is not None else trial.user_attrs["error"]
         print(f"trial {trial.number}: {shown}: {result}", flush=True)
 
-    ended = len(study.get_trials(states=over))
-    if isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study):
-        return
-    if ended < trials:
-        study.optimize(objective, n_trials=trials - ended, callbacks=[report])
+    while len(_over(study)) < trials:
+        if is_grid:
+            if not (missing := _missing(study, space)):
+                return
+            if not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
+                study.enqueue_trial(missing[0])
+        study.optimize(objective, n_trials=1, callbacks=[report])
 
 
 def table(study: Any, space: Space) -> str:
@@ -164,7 +183,7 @@ def main() -> int:
     space, rest = parse_space(args), ["--data", args.data, *args.rest]
     study = open_study(args.out, args.search, space, rest, args.seed)
     try:
-        search(study, space, rest, args.trials)
+        search(study, space, rest, args.trials, args.search == "grid")
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", flush=True)
         return 130

@@ -19,12 +19,39 @@ def numbers(path) -> list[list[str]]:
 def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_path):
     done = ok(cli("-m bench.compare", "--data", names, "--seconds", 0.2, "--models", "bigram", "ngram", "--out", "c"))
     rows = numbers(tmp_path / "c/table.md")
-    assert [row[0] for row in rows] == ["bigram", "ngram"] and all(row == [c.strip() for c in row] for row in rows)
+    assert [row[0] for row in rows] == ["bigram", "ngram"] and {len(row) for row in rows} == {10}
     for row in rows:
-        assert 0.5 < float(row[5]) < 4 and float(row[6]) == pytest.approx(float(row[5]) / 0.6931, abs=0.01)
-        assert int(row[7].replace(",", "")) > 0
+        assert 0.5 < float(row[6]) < 4 and float(row[7]) == pytest.approx(float(row[6]) / 0.6931, abs=0.01)
+        assert int(row[8].replace(",", "")) > 0
     assert rows[1][2] == "1" and int(rows[0][2].replace(",", "")) >= 12
     assert (tmp_path / "c/loss.png").read_bytes()[:4] == b"\x89PNG" and "| bigram |" in done.out
+
+
+@pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)
+def test_the_parts_of_a_step_add_up(cli, names, tmp_path, more):
+    flags = ("--data", names, "--kind", "lines", "--n-embd", 8, "--n-layer", 1, "--steps", 3)
+    first, *_ = ok(cli("-m bench.step", *flags, *more)).out.splitlines()
+    whole, parts = re.fullmatch(r"([\d.]+) ms a step: (.*)", first).groups()
+    found = dict(re.findall(r"([A-Za-z ]+?) ([\d.]+) \(\d+%\)", parts))
+    expected = ["batches", "forward and backward", "clipping", "reading the loss", "Muon", "AdamW"]
+    expected += ["SparseAdam"] * ("--hash-ngrams" in more)
+    assert [name.strip() for name in found] == [*expected, "the rest"]
+    assert 0 <= float(found.pop(" the rest")) < 0.5 * float(whole)
+    assert sum(map(float, found.values())) <= float(whole) + 0.01 * len(found)
+    assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "ngram"), "a model that counts takes no steps"),
+        (("--model", "gru", "--n-head", 2), "--n-head means nothing to --model gru"),
+        (("--out", "run"), "--out means nothing here"),
+    ],
+    ids=str,
+)
+def test_what_has_no_step_to_time_is_refused(cli, names, flags, words):
+    refused(cli("-m bench.step", "--data", names, "--kind", "lines", *flags), words)
 
 
 @pytest.mark.parametrize("search", ["grid", "random", "bayes"])
@@ -56,7 +83,7 @@ def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, process, names, tmp_p
     while not (line := running.stdout.readline()).startswith("trial 1"):
         assert line, running.stderr.read()
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     assert running.returncode == 130
     kept = len(numbers(tmp_path / "s/trials.md"))
     assert kept >= 2
@@ -65,8 +92,24 @@ def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, process, names, tmp_p
     assert len(rows) == kept + 1 and len({row[1] for row in rows}) == kept + 1, "nothing is drawn twice"
 
 
+def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, process, names, tmp_path):
+    flags = ("--data", names, "--lr", "0.001,0.002,0.003,0.004", "--search", "grid", "--out", tmp_path / "s")
+    running = process("-m bench.sweep", *flags, *FLAGS)
+    while not (line := running.stdout.readline()).startswith("trial 0"):
+        assert line, running.stderr.read()
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=120)
+    ok(cli("-m bench.sweep", *flags, *FLAGS))
+    assert sorted(row[1] for row in numbers(tmp_path / "s/trials.md")) == ["0.001", "0.002", "0.003", "0.004"]
+
+
+def test_a_command_that_was_mistaken_may_be_mended(cli, names):
+    refused(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--out", "s", *FLAGS, "--n-head", 3), "--n-head")
+    ok(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--trials", 1, "--out", "s", *FLAGS))
+
+
 REFUSED = {
-    "nothing": ((), "there is nothing to search: give --lr, --n-embd, --n-hidden, --dropout"),
+    "nothing": ((), "there is nothing to search: give --lr, --muon-lr, --n-embd, --n-hidden, --dropout"),
     "no number": (("--lr", "high"), "--lr is 'high'; it may be LOW:HIGH or values with commas between"),
     "backwards": (("--lr", "1:0.1"), "--lr is '1:0.1'; LOW has to be at most HIGH"),
     "grid of a range": (("--search", "grid", "--lr", "0.1:1"), "--search grid needs values for --lr"),
