@@ -106,11 +106,12 @@ def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
     (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own,
     'torch' that of torch's layers.
 
-    Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise."""
+    Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise; the hashed ones
+    always: what no batch has met is to add nothing."""
     if how in ("default", "torch"):
         return
     for name, weight in model.named_parameters():
-        if weight.ndim < 2:
+        if weight.ndim < 2 or name in sparse_parameters(model):
             continue
         if name in embedding_names(model):
             if how == "normal":

@@ -148,6 +148,13 @@ def test_the_parents_optimizer_is_a_default_and_its_parts_are_its_own(cli, names
     refused(cli("train.py", "--init", run, "--preset", "gpt2"), "--preset gpt2 sets a model's parts, and --init")
 
 
+@pytest.mark.parametrize("how", ["default", "normal", "orthogonal"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "gru", "transformer"])
+def test_what_was_never_met_adds_nothing(model, how):
+    made = build_model(Config(model=model, hash_ngrams=3, context=8, order=3, weight_init=how), 20)
+    assert not made.ngrams.table.weight.any()
+
+
 def test_zero_init_makes_every_block_start_as_nothing():
     config = Config(model="transformer", zero_init=True, context=8, n_embd=16)
     model = build_model(config, 20)
