@@ -1,4 +1,4 @@
-"""The language-model contract, for every family and every option: state, causality, loss, padding, decoding."""
+"""The language-model contract, for every family and every option: state, causality, loss, padding."""
 
 import math
 
