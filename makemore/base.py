@@ -110,7 +110,7 @@ class LanguageModel(nn.Module):
 
     def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
         """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V)."""
-        return Decoder(self, state)
+        return Reader(self, state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         """The state in which a row begins that stands somewhere in a text. Counts want to know more than nothing:
@@ -149,7 +149,7 @@ class LanguageModel(nn.Module):
         return self.label_smoothing if self.training else 0.0
 
 
-class Decoder:
+class Reader:
     """`LanguageModel.read`, a token at a time."""
 
     def __init__(self, model: LanguageModel, state: State):

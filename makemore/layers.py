@@ -110,10 +110,11 @@ def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
     always: what no batch has met is to add nothing."""
     if how in ("default", "torch"):
         return
+    hashed, tables = sparse_parameters(model), embedding_names(model)
     for name, weight in model.named_parameters():
-        if weight.ndim < 2 or name in sparse_parameters(model):
+        if weight.ndim < 2 or name in hashed:
             continue
-        if name in embedding_names(model):
+        if name in tables:
             if how == "normal":
                 nn.init.normal_(weight, std=0.02)
         elif how == "normal":

@@ -62,7 +62,7 @@ class Layer:
         n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
         heads = self.c_attn(self.ln_1(x)).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
         if self.qk_norm or turn is not None:
-            self._place(heads.narrow(1, 0, n_head + n_kv_head), turn)
+            self._turn(heads.narrow(1, 0, n_head + n_kv_head), turn)
         q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
         here.put(self.kv, 2, kv)
         # The heads that share keys are as many queries of one head: nothing has to be repeated.
@@ -95,7 +95,7 @@ class Layer:
         """Move the last `count` to the front."""
         self.kv[:, :, :count] = self.kv[:, :, self.kv.shape[2] - count :].clone()
 
-    def _place(self, qk: Tensor, turn: tuple[Tensor, Tensor] | None) -> None:
+    def _turn(self, qk: Tensor, turn: tuple[Tensor, Tensor] | None) -> None:
         """Normalise and turn queries and keys (B, H, hs) where they lie."""
         x = F.rms_norm(qk, (self.head_size,)) if self.qk_norm else qk
         if turn is not None:
