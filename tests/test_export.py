@@ -13,6 +13,7 @@ from data.errors import UserError
 from data.gpt2 import GPT2Tokenizer, read_merges
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from engine.config import Config
+from engine.presets import TRANSFORMERS
 from engine.registry import build_model
 from nanogpt import hub
 from tests.test_gpt2 import FILE
@@ -27,14 +28,21 @@ TOKENIZERS = {
     "gpt2": lambda: GPT2Tokenizer(read_merges(FILE)),
 }
 SMALL = {"model": "transformer", "n_layer": 2, "n_head": 4, "n_embd": 16, "context": 12, "tokenizer": "char"}
-MODERN = {"positions": "rope", "norm": "rms", "activation": "swiglu"}
+MODERN = TRANSFORMERS["modern"]
+LLAMA = {"positions": "rope", "norm": "rms", "activation": "swiglu"}
 KINDS = {
     "gpt2": ({}, "gpt2"),
     "without biases": ({"bias": False}, "gpt2"),
     "untied": ({"tie_head": False, "bias": False, "activation": "gelu_tanh"}, "gpt2"),
-    "modern": (MODERN | {"bias": False}, "llama"),
-    "modern with biases": (MODERN, "llama"),
-    "modern grouped untied": (MODERN | {"bias": False, "n_kv_head": 2, "tie_head": False}, "llama"),
+    "llama": (LLAMA | {"bias": False}, "llama"),
+    "llama with biases": (LLAMA, "llama"),
+    "llama with layer norm": (LLAMA | {"bias": False, "norm": "layer"}, "llama"),
+    "llama grouped untied": (LLAMA | {"bias": False, "n_kv_head": 2, "tie_head": False}, "llama"),
+    "llama with relu2": (LLAMA | {"activation": "relu2"}, "llama"),
+    "modern": (MODERN, "qwen3"),
+    "modern with swiglu": (MODERN | {"activation": "swiglu"}, "qwen3"),
+    "modern with rms": (MODERN | {"norm": "rms"}, "qwen3"),
+    "modern grouped untied": (MODERN | {"n_kv_head": 2, "tie_head": False}, "qwen3"),
 }
 
 
@@ -96,11 +104,12 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
     assert theirs.decode([1, *tokenizer.encode("sea"), 2], skip_special_tokens=True) == "sea"
 
 
-def test_greedy_continuations_equal_ours(tmp_path, cli, text):
+@pytest.mark.parametrize(("preset", "expected"), [("gpt2", "a gpt2"), ("modern", "a qwen3")])
+def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 32, "--batch-size", 4, "--steps", 5)
-    assert cli("train.py", "--preset", "gpt2", "--data", text, *quick, "--out", "run").code == 0
+    assert cli("train.py", "--preset", preset, "--data", text, *quick, "--out", "run").code == 0
     done = cli("-m nanogpt.export", "run", "--to", "hf", "out")
-    assert done.code == 0 and "wrote out, a gpt2" in done.out, done.err
+    assert done.code == 0 and f"wrote out, {expected}" in done.out, done.err
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     drawn = theirs.generate(
@@ -134,15 +143,18 @@ REFUSED = {
     "rms": ({"norm": "rms"}, "--norm rms is no part of a GPT-2"),
     "grouped": ({"n_kv_head": 2}, "--n-kv-head 2 is no part of a GPT-2"),
     "head bias": ({"tie_head": False}, "--no-tie-head with biases is no part"),
-    "qk-norm": (MODERN | {"qk_norm": True}, "--qk-norm is no part of a GPT-2 .* or a Llama"),
-    "alibi": ({"positions": "alibi"}, "--positions alibi is no part"),
-    "rope alone": ({"positions": "rope"}, "--norm layer is no part"),
-    "relu2": ({"activation": "relu2"}, "--activation relu2 is no part"),
+    "qk-norm": ({"qk_norm": True}, "--qk-norm is no part of a GPT-2"),
+    "relu2": ({"activation": "relu2"}, "--activation relu2 is no part of a GPT-2"),
+    "alibi": ({"positions": "alibi"}, "--positions alibi is no part of a GPT-2 .* a Llama or a Qwen3"),
+    "gelu": (MODERN | {"activation": "gelu"}, "--activation gelu is no part of .* a Llama"),
+    "batch norm": (MODERN | {"norm": "batch"}, "--norm batch is no part of .* a Llama"),
+    "biases": (LLAMA | {"norm": "layer"}, "--bias is no part of .* a Llama"),
+    "hashed n-grams": (MODERN | {"hash_ngrams": 3}, "--hash-ngrams 3 is no part of .* a Llama"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_neither_of_the_two_can_be_is_refused(tmp_path, case):
+def test_what_none_of_the_three_can_be_is_refused(tmp_path, case):
     options, message = REFUSED[case]
     tokenizer = TOKENIZERS["char"]()
     model, settings_ = made(tokenizer, **options)
