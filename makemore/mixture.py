@@ -134,7 +134,7 @@ class Mixture(LanguageModel):
         counts."""
         likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
         both = torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
-        nll = -torch.logsumexp(weights + both, -1)[targets != IGNORE].sum()
+        nll = -torch.logsumexp(weights + both, -1).masked_fill(targets == IGNORE, 0.0).sum()
         if not self.training:
             return nll
         blend = (nll + self.neural._nll(logits, targets)) / 2

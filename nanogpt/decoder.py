@@ -170,7 +170,7 @@ class GraphDecoder(Decoder):
         if self.taken <= EAGER:
             return super()._step(token)
         if self.captured != self.room:
-            self.token, self.at = token.clone(), torch.tensor([self.filled], device=token.device)
+            self.token, self.at = token.clone(), token.new_full((1,), self.filled)
             before = {name: part.clone() for name, part in self.last.items()}
             self.replay, self.logits = capture(self._static_step, token.device)
             self.last = {name: _into(self.last[name], part) for name, part in before.items()}

@@ -1,0 +1,69 @@
+"""What must not wait for a GPU, checked without one: a fake tensor has a shape and no values, so that whatever asks for
+a value, or makes a shape of values, fails. On a GPU that is where the host would wait."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import nanogpt.decoder
+from data.batches import IGNORE
+from engine.config import Config
+from engine.optimizers import make_optimizers
+from nanogpt.decoder import GraphDecoder
+from nanogpt.model import Transformer
+from tests.variants import B, build, every_neural, every_transformer, longest
+
+
+def without_values(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
+    """`model` with fake tensors for its weights and buffers."""
+    fakes: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = fakes.setdefault(id(weight), torch.nn.Parameter(mode.from_tensor(weight).detach()))
+                module._parameters[name] = fake
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(Transformer, "_packing", lambda model, valid: None)  # on CPU alone, and it waits
+
+
+@every_neural
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_step_waits_for_nothing(name, optimizer):
+    model = build(name).float().train()
+    options = {"optimizer": optimizer, "lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "muon_lr": 1e-2}
+    with FakeTensorMode() as mode:
+        without_values(model, mode)
+        optimizers = make_optimizers(model, Config(model=name.split()[0], **options))
+        tokens = torch.randint(6, model.vocab_size, (B, longest(model)))
+        targets = torch.full_like(tokens, IGNORE)
+        state = model.start(None, torch.zeros(B, dtype=torch.int64))
+        loss = model(tokens, targets, state, want_logits=False).nll_sum
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if not p.grad.is_sparse], 1.0)
+        for made in optimizers:
+            if not isinstance(made, torch.optim.SparseAdam):  # finds out how many rows a batch has met
+                made.step()
+
+
+@every_transformer
+def test_a_decoding_step_waits_for_nothing(name, monkeypatch):
+    monkeypatch.setattr(nanogpt.decoder, "EAGER", 1)
+    monkeypatch.setattr(nanogpt.decoder, "capture", lambda step, device: (lambda: None, step()))
+    model = build(name)
+    model = getattr(model, "neural", model).float().requires_grad_(False)
+    read = model.read(torch.zeros(B, min(2, longest(model)), dtype=torch.int64))
+    with torch.inference_mode(), FakeTensorMode() as mode:
+        without_values(model, mode)
+        state = {key: mode.from_tensor(part) for key, part in read.state.items()}
+        if "position" in state:  # asked for once, before the first step
+            state["position"] = torch.tensor([2])
+        step = GraphDecoder(model, state)
+        token = torch.zeros(B, dtype=torch.int64)
+        for _ in range(12):
+            assert step(token).shape == (B, model.vocab_size)
