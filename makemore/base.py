@@ -109,7 +109,8 @@ class LanguageModel(nn.Module):
         return self.hidden(tokens, state, None)
 
     def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V)."""
+        """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V). That of a model with
+        `hidden` has `features` too, as `Reader` has."""
         return Reader(self, state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
@@ -156,9 +157,12 @@ class Reader:
         self.model, self.state = model, state
 
     def __call__(self, token: Tensor) -> Tensor:
-        out = self.model.read(token[:, None], self.state)
-        self.state = out.state
-        return out.logits[:, -1]
+        return self.model.head(self.features(token))
+
+    def features(self, token: Tensor) -> Tensor:
+        """What the head reads, (B, C), instead of its logits; good until the next token."""
+        hidden, self.state = self.model.read_hidden(token[:, None], self.state)
+        return hidden[:, -1]
 
 
 def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State
 from makemore.folds import elsewhere
-from makemore.ngram import FLOOR, NGram, count
+from makemore.ngram import NGram, count
+from makemore.ngram_reader import FLOOR, CountReader
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
 GATE_WIDTH = 64
@@ -110,6 +111,9 @@ class Mixture(LanguageModel):
         logits, backs, after = self._continue(tokens, hidden, state, after)
         return Output(self._mixed(tokens, hidden, logits, backs), None, None, after)
 
+    def decoder(self, state: State) -> "MixtureReader":
+        return MixtureReader(self, state)
+
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
 
@@ -125,9 +129,8 @@ class Mixture(LanguageModel):
 
     def _mixed(self, tokens: Tensor, hidden: Tensor, logits: Tensor, backs: Tensor) -> Tensor:
         """Logarithms of the mixed probabilities, (B, T, V)."""
-        weights = self.gate(hidden, self._confidence(backs, tokens))
-        counted = self.counts.distribution(backs).clamp_min(FLOOR).log().view(logits.shape)
-        return torch.logaddexp(weights[..., :1] + F.log_softmax(_wide(logits), -1), weights[..., 1:] + counted)
+        counted = self.counts.distribution(backs).view(logits.shape)
+        return mixed(self.gate(hidden, self._confidence(backs, tokens)), logits, counted)
 
     def _mixed_nll(self, logits: Tensor, targets: Tensor, weights: Tensor, known: Tensor) -> Tensor:
         """The mixture's loss, with the gradient that training wants. `known` (B, T): the targets' probability under the
@@ -139,6 +142,28 @@ class Mixture(LanguageModel):
             return nll
         blend = (nll + self.neural._nll(logits, targets)) / 2
         return nll.detach() + blend - blend.detach()
+
+
+class MixtureReader:
+    """token (B,) -> logarithms of mixed probabilities (B, V) after `state`, what `Mixture.read` gave for the rows so
+    far, and all tokens since."""
+
+    def __init__(self, model: Mixture, state: State):
+        self.gate, self.head = model.gate, model.neural.head
+        self.neural = model.neural.decoder(_neural_part(state))
+        self.counts = CountReader(model.counts, state)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        hidden = self.neural.features(token)
+        counted, confidence = self.counts.look_up(token)
+        return mixed(self.gate(hidden, confidence), self.head(hidden), counted)
+
+
+def mixed(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
+    """Logarithms of the mixed probabilities (..., V): `weights` (..., 2) as the gate gives them, the neural model's
+    `logits` and the probabilities `counted` (..., V)."""
+    counted = counted.clamp_min(FLOOR).log()
+    return torch.logaddexp(weights[..., :1] + F.log_softmax(_wide(logits), -1), weights[..., 1:] + counted)
 
 
 def _neural_part(state: State | None) -> State | None:

@@ -21,9 +21,9 @@ from torch import Tensor
 from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
+from makemore.ngram_reader import FLOOR, CountReader
 
 MAX_ORDER = 8  # what choosing the order goes up to
-FLOOR = 1e-20  # probability of what cannot come: logits stay finite
 
 
 @dataclass
@@ -168,6 +168,9 @@ class NGram(LanguageModel):
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
         return self(tokens, state=state)
+
+    def decoder(self, state: State) -> CountReader:
+        return CountReader(self, state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         return None if before is None else {"tokens": before}

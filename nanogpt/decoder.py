@@ -26,7 +26,7 @@ _lock = threading.RLock()  # one capture at a time, and one change of the proces
 _settings: list[tuple[int, bool]] = []  # threads and oneDNN as they were, for each token on its way
 
 
-def make_decoder(model: LanguageModel, state: State) -> Callable[[Tensor], Tensor] | None:
+def make_decoder(model: LanguageModel, state: State) -> "Decoder | None":
     """The decoder for `model`, a Transformer; None where neither computes what it does: in training, with adapters, or
     where Triton's kernels were asked for."""
     linear = [layer for block in model.h for layer in (block.attn.c_attn, block.attn.c_proj)]
@@ -76,12 +76,20 @@ class Decoder:
         self._go_on(state)
 
     def __call__(self, token: Tensor) -> Tensor:
+        with for_small_work(len(token)):
+            return F.linear(self._go(token), *self.head)
+
+    def features(self, token: Tensor) -> Tensor:
+        """What the head reads, (B, C), instead of its logits; good until the next token."""
+        with for_small_work(len(token)):
+            return self._go(token)
+
+    def _go(self, token: Tensor) -> Tensor:
         if self.filled == self.room:
             self._make_room()
-        with for_small_work(len(token)):
-            logits = self._step(token)
+        x = self._step(token)
         self.filled += 1
-        return logits
+        return x
 
     def _step(self, token: Tensor) -> Tensor:
         at, first = self.filled, max(0, self.filled + 1 - self.reach)
@@ -93,7 +101,7 @@ class Decoder:
         turn = None if self.turns is None else here.row(self.turns).unbind(-2)
         for layer in self.layers:
             x = layer(x, here, turn)
-        return F.linear(self.ln_f(x), *self.head)
+        return self.ln_f(x)
 
     def _embed(self, token: Tensor, here: Place | StaticPlace) -> Tensor:
         if self.model.ngrams is None:
@@ -172,13 +180,13 @@ class GraphDecoder(Decoder):
         if self.captured != self.room:
             self.token, self.at = token.clone(), token.new_full((1,), self.filled)
             before = {name: part.clone() for name, part in self.last.items()}
-            self.replay, self.logits = capture(self._static_step, token.device)
+            self.replay, self.result = capture(self._static_step, token.device)
             self.last = {name: _into(self.last[name], part) for name, part in before.items()}
             self.captured = self.room
         self.token.copy_(token)
         self.at.fill_(self.filled)
         self.replay()
-        return self.logits.clone()
+        return self.result
 
     def _static_step(self) -> Tensor:
         back = self.at - torch.arange(self.room, device=self.at.device)
