@@ -66,6 +66,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype)
 
 
+def move_and_compile(model: torch.nn.Module, device: torch.device, wanted: str) -> None:
+    """Move `model` to `device`, and compile it there if `--compile` (`wanted`) says so."""
+    model.to(device)
+    if choose_compile(wanted, device)[0]:
+        compile_or_warn(model)
+
+
 def compile_or_warn(model: torch.nn.Module) -> None:
     """Compile `model` in place; where the compiler is missing or fails at the first call, warn once and go on
     eagerly."""

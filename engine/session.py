@@ -165,9 +165,7 @@ def _trainer(
     path: Path,
     metrics: Metrics,
 ) -> Trainer:
-    model.to(device)
-    if runtime.choose_compile(config.compile, device)[0]:
-        runtime.compile_or_warn(model)
+    runtime.move_and_compile(model, device, config.compile)
     batches = eval_batches(store.val, config.context, config.eval_tokens, model.history)
     return Trainer(model, loader, batches, store.tokenizer.characters(), config, path, device, metrics)
 

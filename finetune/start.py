@@ -1,22 +1,27 @@
-"""What both kinds of fine-tuning start with: checks, a parent's model and vocabulary, or one made from the texts."""
+"""What both kinds of fine-tuning start with: checks, a parent's model and vocabulary or one made from the texts, and
+the trainer."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.errors import UserError, warn
+from data.rows import Row, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
 from engine import checkpoint, flags, folder, runtime
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, Config
-from engine.metrics import check_log
+from engine.metrics import Metrics, check_log
 from engine.registry import is_counted, refuse_foreign_flags
 from engine.runs import Run, load_parent
+from engine.trainer import Trainer
+from makemore.base import LanguageModel, count_parameters
 from makemore.mixture import Mixture
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
@@ -62,6 +67,31 @@ def tokenizer_for(config: Config, texts: list[str]) -> Tokenizer:
     """A vocabulary of `--tokenizer` for these training texts."""
     check_name(config.tokenizer)
     return make(config.tokenizer, "".join(sorted(set().union(*texts))), (f"{text}\n" for text in texts))
+
+
+def trainer_of_rows(
+    model: LanguageModel,
+    rows: dict[str, list[Row]],
+    pad: int,
+    what: str,
+    characters: np.ndarray,
+    config: Config,
+    path: Path,
+    device: torch.device,
+    judge: Callable[[], dict[str, float]],
+) -> Trainer:
+    """A trainer on the rows of 'train', evaluated on those of 'val', and the lines that introduce the run: on `what`.
+    `characters` and `judge` are the trainer's."""
+    runtime.move_and_compile(model, device, config.compile)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{config.model} ({trained:,} of {count_parameters(model):,} parameters trained) on {what}\n"
+        f"on {device}, run directory {path}",
+        flush=True,
+    )
+    loader = RowLoader(rows["train"], config.batch_size, config.seed, pad)
+    metrics = Metrics(path, config.log, flags.stored(config))
+    return Trainer(model, loader, eval_rows(rows["val"], pad), characters, config, path, device, metrics, judge)
 
 
 def check_unknown(unknown: int, texts: Iterable[str], side: str, config: Config) -> None:

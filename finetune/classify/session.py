@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from data.rows import Row, RowLoader, eval_rows
+from data.rows import Row
 from data.tokenizers import Tokenizer
-from engine import flags, folder, report, runtime, session
-from engine.metrics import Metrics
+from engine import flags, folder, report, session
 from engine.registry import build_model
 from engine.runs import keep_frozen, load_weights
 from engine.trainer import Trainer
@@ -21,8 +20,8 @@ from finetune.classify.classifier import Classifier
 from finetune.classify.labeller import probabilities, read_classifier_facts
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.classify.task import Task, encode_task, read_task
-from finetune.start import begin, begin_again, tokenizer_for
-from makemore.base import LanguageModel, count_parameters
+from finetune.start import begin, begin_again, tokenizer_for, trainer_of_rows
+from makemore.base import LanguageModel
 
 PROGRAM = "-m finetune.classify"
 LONGEST = 256  # tokens of a text that are read unless --context says otherwise
@@ -94,27 +93,17 @@ def _trainer(
     device: torch.device,
     path: Path,
 ) -> Trainer:
-    model.to(device)
-    if runtime.choose_compile(config.compile, device)[0]:
-        runtime.compile_or_warn(model)
     pad, actual = tokenizer.special.pad, task.numbers("val")
-    loader = RowLoader(rows["train"], config.batch_size, config.seed, pad)
-    metrics = Metrics(path, config.log, flags.stored(config))
 
     def judge() -> dict[str, float]:
         predicted = probabilities(model, rows["val"], pad, device).argmax(1)
         found = measure.measure(predicted, actual, task.labels)
         return {"val_accuracy": found["accuracy"], "val_macro_f1": found["macro_f1"]}
 
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        f"{config.model} ({trained:,} of {count_parameters(model):,} parameters trained) on {task.name}: "
-        f"{', '.join(f'{len(v):,} {k}' for k, v in task.sides.items())}, {len(task.labels)} classes\n"
-        f"on {device}, run directory {path}",
-        flush=True,
-    )
+    sizes = ", ".join(f"{len(examples):,} {side}" for side, examples in task.sides.items())
+    what = f"{task.name}: {sizes}, {len(task.labels)} classes"
     no_text = np.zeros(len(task.labels), np.int64)  # a label has no characters
-    return Trainer(model, loader, eval_rows(rows["val"], pad), no_text, config, path, device, metrics, judge)
+    return trainer_of_rows(model, rows, pad, what, no_text, config, path, device, judge)
 
 
 def _finish(

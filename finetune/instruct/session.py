@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.rows import RowLoader, eval_rows
 from data.tokenizers import Tokenizer
-from engine import checkpoint, flags, folder, report, runtime, session
+from engine import checkpoint, flags, folder, report, session
 from engine.lora import add_lora
-from engine.metrics import Metrics
 from engine.registry import build_model
 from engine.runs import keep_frozen, load_weights
 from engine.trainer import Trainer
@@ -23,8 +21,8 @@ from finetune.instruct.material import Material, Side, both, encode_material, re
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
-from finetune.start import begin, begin_again, tokenizer_for
-from makemore.base import LanguageModel, count_parameters
+from finetune.start import begin, begin_again, tokenizer_for, trainer_of_rows
+from makemore.base import LanguageModel
 
 PROGRAM = "-m finetune.instruct"
 LONGEST = 512  # tokens of a conversation unless --context says otherwise
@@ -126,25 +124,15 @@ def _context(
 
 
 def _trainer(work: Work, path: Path) -> Trainer:
-    config, device, pad = work.config, work.device, work.pad
+    config = work.config
     model = Preference(work.model, config.dpo_beta) if config.dpo else work.model
-    model.to(device)
-    if runtime.choose_compile(config.compile, device)[0]:
-        runtime.compile_or_warn(model)
-    val = work.sides["val"].rows
-    loader = RowLoader(work.sides["train"].rows, config.batch_size, config.seed, pad)
-    metrics = Metrics(path, config.log, flags.stored(config))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        f"{config.model} ({trained:,} of {count_parameters(model):,} parameters trained) on {work.material.name}: "
-        f"{', '.join(f'{len(side.items):,} {name}' for name, side in work.sides.items())}, template {config.template}\n"
-        f"on {device}, run directory {path}",
-        flush=True,
-    )
+    rows = {name: side.rows for name, side in work.sides.items()}
+    sizes = ", ".join(f"{len(side.items):,} {name}" for name, side in work.sides.items())
+    what = f"{work.material.name}: {sizes}, template {config.template}"
     characters = work.template.tokenizer.characters()
     characters = np.zeros_like(characters) if config.dpo else characters  # a preference is no text
-    batches = eval_rows(val, pad)
-    return Trainer(model, loader, batches, characters, config, path, device, metrics, _judge(work, model))
+    judge = _judge(work, model)
+    return trainer_of_rows(model, rows, work.pad, what, characters, config, path, work.device, judge)
 
 
 def _judge(work: Work, model: torch.nn.Module) -> Callable[[], dict[str, float]]:
