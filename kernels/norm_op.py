@@ -36,7 +36,7 @@ def layer_norm(
         return _triton(x, residual, weight, bias, eps, rms=False)
     s = x if residual is None else x + residual
     if autocast_dtype(s) is None:
-        weight, bias = (None if vector is None else vector.type_as(s) for vector in (weight, bias))
+        weight, bias = (None if vector is None else vector.to(s.dtype) for vector in (weight, bias))
     y = F.layer_norm(s, s.shape[-1:], weight, bias, eps)
     return y if residual is None else (y, s)
 
@@ -58,7 +58,7 @@ def rms_norm(
         return _triton(x, residual, weight, None, eps, rms=True)
     s = x if residual is None else x + residual
     # Under autocast s may be narrower than the weight, which torch's fused kernel does not take.
-    y = F.rms_norm(s, s.shape[-1:], None if weight is None else weight.type_as(s), eps)
+    y = F.rms_norm(s, s.shape[-1:], None if weight is None else weight.to(s.dtype), eps)
     return y if residual is None else (y, s)
 
 
