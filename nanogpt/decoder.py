@@ -76,18 +76,14 @@ class Decoder:
         self._go_on(state)
 
     def __call__(self, token: Tensor) -> Tensor:
-        with for_small_work(len(token)):
-            return F.linear(self._go(token), *self.head)
+        return F.linear(self.features(token), *self.head)
 
     def features(self, token: Tensor) -> Tensor:
         """What the head reads, (B, C), instead of its logits; good until the next token."""
-        with for_small_work(len(token)):
-            return self._go(token)
-
-    def _go(self, token: Tensor) -> Tensor:
         if self.filled == self.room:
             self._make_room()
-        x = self._step(token)
+        with for_small_work(len(token)):
+            x = self._step(token)
         self.filled += 1
         return x
 
