@@ -22,6 +22,9 @@ figure.subplots().set_title("0123456789")
 matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
 gc.freeze()  # ... and the garbage collector's walk over all that is imported, which would copy it
 
+LINES = {"data": "names.txt", "kind": "lines"}
+STREAM = {"data": "text.txt", "context": 12}
+FAMILIES = [*TINY, "ngram"]
 QUICK = ["--steps", 6, "--eval-interval", 3, "--batch-size", 4, "--eval-tokens", 200, "--warmup", 2]
 
 
@@ -45,6 +48,15 @@ def trained(cli, model: str = "mlp", **flags) -> Path:
     return Path(shutil.copytree(kept, "run")).resolve()
 
 
+def trained_any(cli, model: str = "mlp", **flags) -> Path:
+    """The same, and of the n-gram model too, which has no sizes."""
+    if model in TINY:
+        return trained(cli, model, **flags)
+    words = [f"--{name}={value}" for name, value in flags.items() if name != "context"]
+    ok(cli("train.py", "--model", model, *words, "--out", "run"))
+    return Path("run").resolve()
+
+
 def ok(result: Result) -> Result:
     """The result of a command that succeeded."""
     assert result.code == 0, result.out + result.err
@@ -62,6 +74,22 @@ def refused(result: Result, *words: str) -> None:
 def warnings_of(result: Result) -> list[str]:
     """The warnings that a command printed."""
     return [line for line in result.err.splitlines() if line.startswith("warning: ")]
+
+
+def words_of(case) -> str:
+    """What a case with these flags or words is called."""
+    return " ".join(map(str, case))[:60] if isinstance(case, list) else ""
+
+
+def summary(run: str | Path = "run") -> dict:
+    """What summary.json says."""
+    return json.loads(Path(run, "summary.json").read_text())
+
+
+def evaluated(cli, *flags) -> dict:
+    """The one JSON line of --eval-only."""
+    (line,) = ok(cli("train.py", "--eval-only", "--out", "run", *flags)).out.splitlines()
+    return json.loads(line)
 
 
 def facts(run: Path, which: str = "last") -> dict:

@@ -13,11 +13,24 @@ from data.batches import Loader
 from engine import checkpoint, report
 from engine.metrics import Metrics
 from tests.conftest import TINY
-from tests.helpers import INT, TERM, at_call, facts, left, metrics, ok, quick, refused, send, trained, tree
+from tests.helpers import (
+    INT,
+    LINES,
+    STREAM,
+    TERM,
+    at_call,
+    facts,
+    left,
+    metrics,
+    ok,
+    quick,
+    refused,
+    send,
+    trained,
+    tree,
+)
 
 RESUME = ("train.py", "--resume", "--out", "run")
-LINES = {"data": "names.txt", "kind": "lines"}
-STREAM = {"data": "text.txt", "context": 12}
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,88 @@
+"""Mistakes in what is asked of `sample.py`, and what looks like one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import LINES, STREAM, ok, quick, refused, trained, words_of
+
+pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], []),
+        (["--prompt", "anné"], ["'é'", "position 3", "vocabulary of 2", "--unknown skip"]),
+        (["--prompt", "a\nb"], ["--prompt", "line end"]),
+        (["--prompt", "@nowhere.txt"], ["nowhere.txt", "--prompt", "No such file"]),
+        (["--prompt", "@latin.txt"], ["latin.txt", "not UTF-8", "offset 3"]),
+        (["--prompt", "two", "words"], ["words"]),
+        (["--temperature", -1], ["--temperature is -1"]),
+        (["--temperature", "nan"], ["--temperature is nan"]),
+        (["--temperature", "inf"], ["--temperature is inf"]),
+        (["--temperature", "warm"], ["--temperature", "'warm'"]),
+        (["--top-p", 0], ["--top-p is 0"]),
+        (["--top-p", 1.5], ["--top-p is 1.5"]),
+        (["--top-p", "nan"], ["--top-p is nan"]),
+        (["--top-k", 0], ["--top-k is 0"]),
+        (["--min-p", 2], ["--min-p is 2"]),
+        (["--repetition-penalty", 0], ["--repetition-penalty is 0"]),
+        (["--num", 0], ["--num is 0"]),
+        (["--num", -3], ["--num is -3"]),
+        (["--max-new-tokens", 0], ["--max-new-tokens is 0"]),
+        (["--seed", 10**20], ["--seed is 100000000000000000000"]),
+        (["--stop", ""], ["--stop is empty"]),
+        (["--stream", "--json"], ["--stream", "--json"]),
+        (["--checkpoint", "newest"], ["--checkpoint", "'newest'"]),
+        (["--device", "gpu"], ["'gpu'"]),
+        (["--score", ""], ["nothing to score"]),
+        (["--score", "@empty.txt"], ["nothing to score"]),
+        (["--score", "éé", "--unknown", "skip"], ["nothing to score"]),
+        (["--score", "éé"], ["'é'", "position 0"]),
+        (["--score", "anna", "--stream"], ["--stream", "--score"]),
+        (["--score", "anna", "--prompt", "a"], ["--prompt", "--score"]),
+        (["--score", "anna", "--seed", 0], ["--seed", "--score"]),
+        (["--score", "anna", "--temperature", 0.5], ["--temperature", "--score"]),
+    ],
+    ids=words_of,
+)
+def test_a_wrong_way_of_sampling_is_refused(cli, tmp_path, flags, words):
+    trained(cli, **LINES)
+    (tmp_path / "latin.txt").write_bytes(b"ann\xe9")
+    (tmp_path / "empty.txt").touch()
+    refused(cli("sample.py", *(["run", *flags] if flags else [])), *words)
+
+
+@pytest.mark.parametrize("flags", [["--temperature", 1e-50], ["--temperature", 1000], ["--top-p", 1e-50]], ids=words_of)
+def test_extreme_but_sensible_numbers_sample(cli, flags):
+    trained(cli, **LINES)
+    assert len(ok(cli("sample.py", "run", "--seed", 1, *flags)).out.splitlines()) == 10
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_a_prompt_in_another_encoding_is_no_crash(cli, tokenizer):
+    trained(cli, **LINES, tokenizer=tokenizer)
+    ok(cli("sample.py", "run", "--prompt", "ann\udce9", "--unknown", "skip"))
+
+
+def test_a_file_name_in_another_encoding_is_no_crash(cli):
+    name = os.fsdecode(b"na\xefve.txt")
+    Path("text.txt").rename(name)
+    ok(cli("train.py", *quick(**STREAM | {"data": name, "out": os.fsdecode(b"caf\xe9")})))
+    ok(cli("sample.py", os.fsdecode(b"caf\xe9"), "--seed", 1))
+
+
+def test_a_terminal_that_cannot_show_a_character_is_no_crash(cli, process, tmp_path):
+    (tmp_path / "cjk.txt").write_text("猫が好き\n" * 60, "utf-8")
+    trained(cli, data="cjk.txt", context=8)
+    out, err = process("sample.py", "run", "--prompt", "猫", env={"PYTHONIOENCODING": "ascii"}).communicate()
+    assert err == "" and len(out) > 500
+
+
+@pytest.mark.parametrize("word", ["--score", "--prompt"])
+def test_nothing_that_the_model_of_a_stream_knows(cli, word):
+    trained(cli, **STREAM)
+    result = cli("sample.py", "run", word, "€€", "--unknown", "skip", *(["--seed", 1] if word == "--prompt" else []))
+    ok(result) if word == "--prompt" else refused(result, "nothing to score")

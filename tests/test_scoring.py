@@ -1,0 +1,107 @@
+"""Scoring a text, and that decoding is what the model says, with a cache and without one."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from data.tokenizers import EOS
+from engine import Run, load_run
+from tests.helpers import FAMILIES, LINES, STREAM, ok, quick, refused, trained, trained_any
+
+pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
+
+
+def logits_after(run: Run, ids: list[int]) -> torch.Tensor:
+    """(V,), without a cache: what `read` depends on, encoded anew."""
+    with torch.no_grad():
+        return run.model(torch.tensor([ids[run.model.window_start(len(ids) - 1) :]])).logits[0, -1]
+
+
+def greedy(run: Run, prompt: str, count: int) -> str:
+    """The likeliest text, without a cache."""
+    ids = run.prompt_ids(prompt)
+    for _ in range(count):
+        logits = logits_after(run, ids)
+        logits[run.never] = -math.inf
+        ids.append(int(logits.argmax()))
+    return run.tokenizer.decode(ids)
+
+
+def score(cli, text: str, *flags) -> dict:
+    return json.loads(ok(cli("sample.py", "run", "--json", "--score", text, *flags)).out)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
+def test_the_score_is_the_sum_of_the_models_own_probabilities(cli, model, kind):
+    trained_any(cli, model, **kind)
+    text = "emma" if kind is LINES else "emma met ava; they spoke of noah"
+    run = load_run("run")
+    ids = run.tokenizer.encode(text, "skip").tolist()
+    before = run.prompt_ids()
+    wanted = ids + ([EOS] if kind is LINES else [])
+    nats = 0.0
+    for n, target in enumerate(wanted):
+        nats -= float(logits_after(run, before + ids[:n]).double().log_softmax(-1)[target])
+    found = score(cli, text, "--unknown", "skip")
+    assert found["tokens"] == found["characters"] == len(wanted)
+    assert found["nats_per_token"] == pytest.approx(nats / len(wanted), rel=1e-5)
+    assert found["bits_per_char"] == pytest.approx(nats / len(wanted) / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_lines_score_as_they_evaluate(cli, tmp_path, model):
+    trained_any(cli, model, **LINES)
+    (tmp_path / "val.txt").write_text("emma\nolivia\nbella\nmila\n")
+    evaluated = json.loads(ok(cli("train.py", "--eval-only", "--out", "run", "--val-data", "val.txt")).out)
+    found = score(cli, "@val.txt")
+    assert found["bits_per_char"] == pytest.approx(evaluated["val_bits_per_char"], rel=1e-5)
+    assert found["tokens"] == evaluated["val_tokens"]
+    plain = ok(cli("sample.py", "run", "--score", "@val.txt")).out
+    assert plain == f"{found['bits_per_char']:.4f} bits per character over {found['characters']} characters\n"
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_a_stream_scores_as_it_evaluates_within_one_window(cli, tmp_path, model):
+    content = "emma met ava"
+    trained_any(cli, model, **STREAM)
+    (tmp_path / "val.txt").write_text("\n" + content)  # its first character is not predicted
+    evaluated = json.loads(ok(cli("train.py", "--eval-only", "--out", "run", "--val-data", "val.txt")).out)
+    assert score(cli, content)["bits_per_char"] == pytest.approx(evaluated["val_bits_per_char"], rel=1e-5)
+
+
+def test_bytes_are_scored_by_the_character(cli, tmp_path):
+    (tmp_path / "emoji.txt").write_text("🙂🙃猫é\n" * 40, "utf-8")
+    trained(cli, data="emoji.txt", context=16, tokenizer="byte")
+    found = score(cli, "🙂猫é")
+    assert (found["characters"], found["tokens"]) == (3, 9)
+    assert found["bits_per_char"] == pytest.approx(found["nats_per_token"] / math.log(2) * 3)
+
+
+@pytest.mark.parametrize(
+    "model, flags",
+    [(model, {}) for model in FAMILIES]
+    + [("transformer", {"positions": positions, "window": 5}) for positions in ("learned", "rope", "alibi")]
+    + [("transformer", {"context": 1})],
+)
+def test_decoding_with_a_cache_is_decoding_without_one_past_the_context(cli, model, flags):
+    """Greedy, so that one wrong logit shows; 40 tokens under a context of 12."""
+    run = load_run(trained_any(cli, model, **STREAM | flags))
+    said = ok(cli("sample.py", "run", "--temperature", 0, "--prompt", "emma met", "--max-new-tokens", 40)).out
+    assert said == greedy(run, "emma met", 40) + "\n"
+
+
+def test_what_is_skipped_is_not_scored(cli):
+    trained_any(cli, **LINES)
+    assert score(cli, "eémma€", "--unknown", "skip") == score(cli, "emma")
+    refused(cli("sample.py", "run", "--score", "emma€"), "'€'", "position 4", "--unknown skip")
+
+
+def test_each_checkpoint_scores_for_itself(cli, tmp_path):
+    (tmp_path / "train.txt").write_text("abc" * 99)
+    (tmp_path / "val.txt").write_text("cba" * 99)  # the longer the training, the worse
+    flags = {"data": "train.txt", "val_data": "val.txt", "context": 8, "lr": 0.5, "eval_interval": 1}
+    ok(cli("train.py", *quick("bigram", **flags, warmup=0)))
+    assert score(cli, "abcabc", "--checkpoint", "last")["bits_per_char"] < score(cli, "abcabc")["bits_per_char"]
