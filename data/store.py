@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.tokenizers import Special, Tokenizer
 from data.vocabulary import from_json
 
-FORMAT = 1
+FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
 IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded
 SCAN = 1 << 22  # ids checked at a time
 

@@ -1,5 +1,6 @@
 """Preparing a text: the splits, the vocabulary, notes, the cache, damaged stores, memory, and what is refused."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import pytest
 
 from data.errors import UserError
 from data.prepare import prepare
-from data.store import open_store
+from data.store import FORMAT, open_store
 from data.tokenizers import EOS, UNK
 from tests.conftest import NAMES, ROOT
 
@@ -187,6 +188,19 @@ def test_the_note_on_files_left_out_is_about_the_folder_as_it_is_now(tmp_path):
     assert prepare(str(tmp_path)).meta["notes"] == [f"1 of the 2 files in {tmp_path} are not utf-8: left out"]
     (tmp_path / "b.bin").unlink()
     assert prepare(str(tmp_path)).meta["notes"] == []
+
+
+def test_what_is_prepared_changes_only_together_with_the_format(tmp_path):
+    """What is cached is not prepared again, so a text of old would go on being split as of old."""
+    digest = hashlib.sha256()
+    path = write(tmp_path / "t", "\n".join(WORDS))
+    for how in ({"kind": "lines"}, {"kind": "stream"}, {"kind": "lines", "tokenizer": "bpe:300"}):
+        store = prepare(path, **how)
+        digest.update(json.dumps([store.tokenizer.to_json(), store.meta["start"]]).encode())
+        for split in (store.train, store.val):
+            digest.update(split.tokens.array().astype(np.int64).tobytes())
+            digest.update(b"" if split.offsets is None else split.offsets.astype(np.int64).tobytes())
+    assert (FORMAT, digest.hexdigest()[:16]) == (2, "3c996d05680ba823")
 
 
 def test_what_a_killed_preparation_left_behind_is_no_obstacle(tmp_path):
