@@ -3,8 +3,8 @@
     CHARLM_DATA=DIR python -m bench.compare --data names32k --seconds 60 [--models mlp gru ...] [--out FOLDER]
 
 Each family has the defaults that train.py gives it for this text; short runs tell how many of its steps fit into the
-time, and what misses it by more than a tenth all the same, as a machine's pace changes, is trained again, three times
-at most. The n-gram counts once, in the time that it takes. "best" is the Transformer of bench.speedrun, mixed with
+time, and what misses it by more than a tenth all the same, as a machine's pace changes, is trained again, twice at
+most. The n-gram counts once, in the time that it takes. "best" is the Transformer of bench.speedrun, mixed with
 counts. Writes table.md and loss.png into the folder (compare-DATA).
 """
 
@@ -59,14 +59,14 @@ def compete(name: str, data: str, seconds: float) -> Result:
     flags = [*_flags(name, data), "--data", data]
     if name == "ngram":
         return _measure(name, flags)
-    steps, tries = seconds / _step_seconds(flags, seconds / 10), []
+    size, tries = seconds / _step_seconds(flags, seconds / 10), []
     for _ in range(TRIES):
-        size = max(EVALUATIONS, round(steps))
+        size = max(EVALUATIONS, round(size))
         tries.append(_measure(name, [*flags, *_steps(size, EVALUATIONS)]))
         pace = tries[-1].summary["seconds"] / seconds
         if abs(pace - 1) <= CLOSE:
             break
-        steps = size / pace
+        size /= pace
     return min(tries, key=lambda found: abs(found.summary["seconds"] - seconds))
 
 

@@ -42,9 +42,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     device, _ = runtime.choose_device(config.device)
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     count_to_mix(model, store)
-    model.to(device).train()
-    if runtime.choose_compile(config.compile, device)[0]:
-        runtime.compile_or_warn(model)
+    runtime.move_and_compile(model.train(), device, config.compile)
     batches = eval_batches(store.val, config.context, config.eval_tokens, model.history)
     loader, metrics = make_loader(config, store), Metrics(folder)
     return Trainer(model, loader, batches, store.tokenizer.characters(), config, folder, device, metrics)

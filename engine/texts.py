@@ -24,7 +24,8 @@ def store_of_run(config: Config, facts: dict[str, Any], tokenizer: Tokenizer) ->
     )  # fmt: skip
     if store.key != facts["data"]["key"]:
         raise UserError(
-            f"the text of {config.data} has changed since the run began; start a new run with --init {config.out}"
+            f"the text of {config.data} has changed since the run began, or this version prepares it in another way; "
+            f"start a new run with --init {config.out}"
         )
     return store
 

@@ -2,15 +2,16 @@
 the trainer."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.errors import UserError, warn
-from data.rows import Row, RowLoader, eval_rows
+from data.rows import HasTokens, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
 from engine import checkpoint, flags, folder, runtime
@@ -21,7 +22,7 @@ from engine.metrics import Metrics, check_log
 from engine.registry import is_counted, refuse_foreign_flags
 from engine.runs import Run, load_parent
 from engine.trainer import Trainer
-from makemore.base import LanguageModel, count_parameters
+from makemore.base import count_parameters
 from makemore.mixture import Mixture
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
@@ -70,8 +71,8 @@ def tokenizer_for(config: Config, texts: list[str]) -> Tokenizer:
 
 
 def trainer_of_rows(
-    model: LanguageModel,
-    rows: dict[str, list[Row]],
+    model: nn.Module,
+    rows: dict[str, Sequence[HasTokens]],
     pad: int,
     what: str,
     characters: np.ndarray,

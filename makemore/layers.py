@@ -42,17 +42,18 @@ class BatchNorm(nn.Module):
         return y if residual is None else (y, x)
 
     def _normalise(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        mean, var = self._batch_statistics(x, valid) if self.training else (self.running_mean, self.running_var)
+        mean, var = self._of_batch(x, valid) if self.training else (self.running_mean, self.running_var)
         return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
 
-    def _batch_statistics(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C,) of what is not padding; the running ones where that is one position or none. Padding
-        weighs nothing rather than being cut out: on a GPU how much is left would have to come back first."""
+    def _of_batch(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) of what is not padding, which the running ones follow; those themselves where it is
+        one position or none. Padding weighs nothing rather than being cut out: on a GPU how much is left would have to
+        come back first."""
         x = x.float().flatten(0, -2)  # (N, C)
-        weight = x.new_ones(len(x), 1) if valid is None else _read(valid).flatten()[:, None].type_as(x)
-        n = weight.sum()
-        mean = (x * weight).sum(0) / n.clamp_min(1)
-        var = ((x - mean).square() * weight).sum(0) / n.clamp_min(1)
+        there = x.new_ones(len(x), 1) if valid is None else _read(valid).flatten()[:, None].type_as(x)
+        n = there.sum()
+        mean = (x * there).sum(0) / n.clamp_min(1)
+        var = ((x - mean).square() * there).sum(0) / n.clamp_min(1)
         enough = n > 1
         mean, var = torch.where(enough, mean, self.running_mean), torch.where(enough, var, self.running_var)
         with torch.no_grad():

@@ -16,6 +16,7 @@ from makemore.base import LanguageModel, Output, State
 from makemore.folds import elsewhere
 from makemore.ngram import NGram, count
 from makemore.ngram_reader import FLOOR, CountReader
+from makemore.small_work import for_small_work
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
 GATE_WIDTH = 64
@@ -130,7 +131,7 @@ class Mixture(LanguageModel):
     def _mixed(self, tokens: Tensor, hidden: Tensor, logits: Tensor, backs: Tensor) -> Tensor:
         """Logarithms of the mixed probabilities, (B, T, V)."""
         counted = self.counts.distribution(backs).view(logits.shape)
-        return mixed(self.gate(hidden, self._confidence(backs, tokens)), logits, counted)
+        return mix(self.gate(hidden, self._confidence(backs, tokens)), logits, counted)
 
     def _mixed_nll(self, logits: Tensor, targets: Tensor, weights: Tensor, known: Tensor) -> Tensor:
         """The mixture's loss, with the gradient that training wants. `known` (B, T): the targets' probability under the
@@ -156,10 +157,11 @@ class MixtureReader:
     def __call__(self, token: Tensor) -> Tensor:
         hidden = self.neural.features(token)
         counted, confidence = self.counts.look_up(token)
-        return mixed(self.gate(hidden, confidence), self.head(hidden), counted)
+        with for_small_work(len(token)):
+            return mix(self.gate(hidden, confidence), self.head(hidden), counted)
 
 
-def mixed(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
+def mix(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
     """Logarithms of the mixed probabilities (..., V): `weights` (..., 2) as the gate gives them, the neural model's
     `logits` and the probabilities `counted` (..., V)."""
     counted = counted.clamp_min(FLOOR).log()

@@ -1,7 +1,7 @@
-"""Counts read a token at a time, in NumPy: what decoding runs.
+"""Counts read a token at a time: what decoding runs.
 
-`NGram.distribution` looks up many contexts at once; for a few it is a hundred small operations of torch, and on a GPU
-each context length waits for the one before. One row after the other through the same tables costs a tenth of that.
+`NGram.distribution` looks up many contexts at once; for a few of them it is a hundred small operations of torch, and on
+a GPU each context length waits for the one before. Row after row through the same tables in NumPy costs less.
 """
 
 import numpy as np
@@ -11,43 +11,44 @@ from torch import Tensor
 from makemore.base import LanguageModel, State
 
 FLOOR = 1e-20  # probability of what cannot come: logits stay finite
+FEW = 32  # rows
 
 
 class CountReader:
-    """token (B,) -> logits (B, V) after `state`, what an `NGram` gave for the rows so far, and all tokens since."""
+    """token (B,) -> logits (B, V) after `state`, what the n-gram model `counts` gave for the rows so far, and all
+    tokens since."""
 
     def __init__(self, counts: LanguageModel, state: State):
-        self.vocab_size, self.device = counts.vocab_size, counts.base.device
+        self.counts, self.state = counts, state
         self.base = counts.base.cpu().numpy()
         names = ("contexts", "grams", "share", "freed", "total")
         self.levels = [[getattr(counts, f"{name}_{k}").cpu().numpy() for name in names] for k in range(counts.order)]
-        self.rows = state["tokens"].tolist()  # the last `order - 2` tokens of each
 
     def __call__(self, token: Tensor) -> Tensor:
         return self.look_up(token)[0].clamp_min(FLOOR).log()
 
     def look_up(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """As `NGram.distribution` and `NGram.confidence`: (B, V) and (B, 2 * order)."""
-        found = []
-        for row, last in zip(self.rows, token.tolist(), strict=True):
-            row.append(last)
-            found.append(self._walk(row))
-            del row[0]
-        return tuple(torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*found, strict=True))
+        backs, self.state = self.counts.contexts(token[:, None], self.state)  # (order - 1, B)
+        if len(token) > FEW:
+            return self.counts.distribution(backs), self.counts.confidence(backs)
+        rows = zip(*map(self._walk, backs.T.tolist()), strict=True)
+        return tuple(torch.from_numpy(np.stack(part)).to(token.device) for part in rows)
 
-    def _walk(self, row: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """From no context to the longest that is known, as in `NGram`."""
+    def _walk(self, before: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """From no context to the longest that is known, as in `NGram`; `before` are the last tokens, newest first."""
         probability, node = self.base.copy(), 0
         confidence = np.zeros((len(self.levels), 2), self.base.dtype)
         confidence[:, 1] = 1
         for k, (contexts, grams, share, freed, total) in enumerate(self.levels):
             if k:
-                key = node * self.vocab_size + row[-k]
+                key = node * self.counts.vocab_size + before[k - 1]
                 node = int(contexts.searchsorted(key))
                 if node == len(contexts) or contexts[node] != key:
                     break
-            first, end = grams.searchsorted((node * self.vocab_size, (node + 1) * self.vocab_size))
+            start = node * self.counts.vocab_size
+            first, end = grams.searchsorted((start, start + self.counts.vocab_size))
             probability *= freed[node]
-            probability[grams[first:end] - node * self.vocab_size] += share[first:end]
+            probability[grams[first:end] - start] += share[first:end]
             confidence[k] = np.log1p(total[node]), freed[node]
         return probability, confidence.reshape(-1)

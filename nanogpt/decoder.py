@@ -6,15 +6,15 @@ sum as in `Transformer.hidden` without them, for one token; tests hold both equa
 waits to be launched, the step is captured once as a CUDA graph and replayed.
 """
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makemore.base import LanguageModel, State
+from makemore.small_work import for_small_work
 from nanogpt.attention import rotation, sinusoids
 from nanogpt.decoder_layer import Layer, Place, StaticPlace, norm_of
 
@@ -22,8 +22,7 @@ WINDOWS = 4  # of an unbounded model are held: what is kept of them moves to the
 EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 AT_FIRST = 64  # tokens there is room for; doubled as needed, so that short answers of a large model take little memory
 
-_lock = threading.RLock()  # one capture at a time, and one change of the process's settings
-_settings: list[tuple[int, bool]] = []  # threads and oneDNN as they were, for each token on its way
+_lock = threading.Lock()  # one capture at a time
 
 
 def make_decoder(model: LanguageModel, state: State) -> "Decoder | None":
@@ -35,27 +34,6 @@ def make_decoder(model: LanguageModel, state: State) -> "Decoder | None":
     if model.training or "triton" in backends or any(type(layer) is not nn.Linear for layer in linear):
         return None
     return (GraphDecoder if model.wte.weight.is_cuda else Decoder)(model, state)
-
-
-@contextlib.contextmanager
-def for_small_work(rows: int) -> Iterator[None]:
-    """Without oneDNN, which takes longer to look up its GELU than torch to compute that of a few rows; and one row on
-    one thread: what is read once from memory gains nothing by a second, which others may keep busy. Both are settings
-    of the process, put back when no token is on its way any more."""
-    with _lock:
-        here = torch.get_num_threads(), torch.backends.mkldnn.enabled
-        _settings.append(_settings[0] if _settings else here)
-        torch.backends.mkldnn.enabled = False
-        if rows == 1:
-            torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _lock:
-            threads, onednn = _settings.pop()
-            if not _settings:
-                torch.backends.mkldnn.enabled = onednn
-                torch.set_num_threads(threads)
 
 
 class Decoder:
@@ -76,7 +54,9 @@ class Decoder:
         self._go_on(state)
 
     def __call__(self, token: Tensor) -> Tensor:
-        return F.linear(self.features(token), *self.head)
+        x = self.features(token)
+        with for_small_work(len(token)):
+            return F.linear(x, *self.head)
 
     def features(self, token: Tensor) -> Tensor:
         """What the head reads, (B, C), instead of its logits; good until the next token."""

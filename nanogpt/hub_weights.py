@@ -75,7 +75,7 @@ def _llama(model: Transformer, settings: dict[str, Any]) -> Counterpart:
             **_never(model, settings),
         },
         settings,
-        "a GPT-2 (learned positions), a Llama or a Qwen3 (RoPE; gated or ReLU²; --bias with RMS norm alone)",
+        "a GPT-2 (learned positions), a Llama or a Qwen3 (RoPE; SwiGLU or ReLU²; --bias with RMS norm and no QK-norm)",
     )
     n_head, tied = settings["n_head"], model.lm_head is None and not by_layer
     eps = model.ln_f.eps or QK_EPS

@@ -49,7 +49,7 @@ def trained(cli, model: str = "mlp", **flags) -> Path:
 
 
 def trained_any(cli, model: str = "mlp", **flags) -> Path:
-    """The same, and of the n-gram model too, which has no sizes."""
+    """The same of any family: of the n-gram model, too, which has no sizes and is counted each time."""
     if model in TINY:
         return trained(cli, model, **flags)
     words = [f"--{name}={value}" for name, value in flags.items() if name != "context"]

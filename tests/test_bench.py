@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from bench import compare
 from tests.conftest import TINY
 from tests.helpers import ok, refused
 
@@ -25,6 +26,21 @@ def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_pat
         assert int(row[8].replace(",", "")) > 0
     assert rows[1][2] == "1" and int(rows[0][2].replace(",", "")) >= 12
     assert (tmp_path / "c/loss.png").read_bytes()[:4] == b"\x89PNG" and "| bigram |" in done.out
+
+
+def test_what_misses_its_time_is_trained_again_and_the_closest_is_taken(monkeypatch):
+    paces, sizes = iter([3.0, 1.5, 0.8]), []
+
+    def measure(name: str, flags: list[str]) -> compare.Result:
+        sizes.append(int(flags[flags.index("--steps") + 1]))
+        return compare.Result(name, {"seconds": 60 * next(paces)}, [], 0, "")
+
+    monkeypatch.setattr(compare, "_step_seconds", lambda flags, seconds: 0.01)
+    monkeypatch.setattr(compare, "_measure", measure)
+    assert compare.compete("mlp", "names", 60).summary == {"seconds": 48}
+    assert sizes == [6000, 2000, 1333]
+    paces = iter([1.05])
+    assert compare.compete("mlp", "names", 60).summary == {"seconds": 63}
 
 
 @pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)

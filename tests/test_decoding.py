@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import nanogpt.decoder
 from data.tokenizers import BOS
 from engine.lora import add_lora
-from nanogpt.decoder import Decoder, GraphDecoder, for_small_work
+from makemore.small_work import for_small_work
+from nanogpt.decoder import Decoder, GraphDecoder
 from tests.variants import FIXED, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
@@ -69,8 +70,8 @@ def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
 @every_transformer
 def test_every_transformer_has_the_fast_decoder(name):
     model = ready(name)
-    neural = getattr(model, "neural", model)
-    assert isinstance(neural.decoder(neural.read(some_tokens(1)).state), Decoder)
+    step = model.decoder(model.read(some_tokens(1)).state)
+    assert isinstance(getattr(step, "neural", step), Decoder)
 
 
 @every_transformer

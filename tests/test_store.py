@@ -193,14 +193,16 @@ def test_the_note_on_files_left_out_is_about_the_folder_as_it_is_now(tmp_path):
 def test_what_is_prepared_changes_only_together_with_the_format(tmp_path):
     """What is cached is not prepared again, so a text of old would go on being split as of old."""
     digest = hashlib.sha256()
-    path = write(tmp_path / "t", "\n".join(WORDS))
-    for how in ({"kind": "lines"}, {"kind": "stream"}, {"kind": "lines", "tokenizer": "bpe:300"}):
-        store = prepare(path, **how)
+    hard = "\ufeff" + "\r\n".join([*WORDS, *WORDS[:9], "", " ", "naïve 漢字", "a\tb\x85c\u2028d"]) + "\n\n"
+    path, other = write(tmp_path / "t", hard), write(tmp_path / "v", "\n".join(WORDS[::7]))
+    ways = [(kind, tokenizer) for kind in ("lines", "stream") for tokenizer in ("char", "byte", "bpe:300")]
+    for kind, tokenizer, val in [*((*way, None) for way in ways), ("lines", "char", other)]:
+        store = prepare(path, kind=kind, tokenizer=tokenizer, val_data=val)
         digest.update(json.dumps([store.tokenizer.to_json(), store.meta["start"]]).encode())
         for split in (store.train, store.val):
             digest.update(split.tokens.array().astype(np.int64).tobytes())
             digest.update(b"" if split.offsets is None else split.offsets.astype(np.int64).tobytes())
-    assert (FORMAT, digest.hexdigest()[:16]) == (2, "3c996d05680ba823")
+    assert (FORMAT, digest.hexdigest()[:16]) == (2, "d851f917fc99814c")
 
 
 def test_what_a_killed_preparation_left_behind_is_no_obstacle(tmp_path):

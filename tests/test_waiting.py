@@ -9,9 +9,10 @@ import nanogpt.decoder
 from data.batches import IGNORE
 from engine.config import Config
 from engine.optimizers import make_optimizers
+from finetune.classify.classifier import POOLINGS, Classifier
 from nanogpt.decoder import GraphDecoder
 from nanogpt.model import Transformer
-from tests.variants import B, build, every_neural, every_transformer, longest
+from tests.variants import VOCAB, B, build, every_neural, every_transformer, longest
 
 
 def without_values(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
@@ -32,23 +33,37 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(Transformer, "_packing", lambda model, valid: None)  # on CPU alone, and it waits
 
 
-@every_neural
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_training_step_waits_for_nothing(name, optimizer):
-    model = build(name).float().train()
+def take_step(model: torch.nn.Module, name: str, optimizer: str) -> None:
+    """Forward, backward, clipping and the optimizers' steps."""
+    model.float().train()
     options = {"optimizer": optimizer, "lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "muon_lr": 1e-2}
     with FakeTensorMode() as mode:
         without_values(model, mode)
         optimizers = make_optimizers(model, Config(model=name.split()[0], **options))
-        tokens = torch.randint(6, model.vocab_size, (B, longest(model)))
+        tokens = torch.randint(6, VOCAB, (B, longest(getattr(model, "body", model))))
         targets = torch.full_like(tokens, IGNORE)
-        state = model.start(None, torch.zeros(B, dtype=torch.int64))
-        loss = model(tokens, targets, state, want_logits=False).nll_sum
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if not p.grad.is_sparse], 1.0)
+        start = getattr(model, "start", None)
+        state = start and start(None, torch.zeros(B, dtype=torch.int64))
+        model(tokens, targets, state, want_logits=False).nll_sum.backward()
+        clipped = [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         for made in optimizers:
             if not isinstance(made, torch.optim.SparseAdam):  # finds out how many rows a batch has met
                 made.step()
+
+
+@every_neural
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_step_waits_for_nothing(name, optimizer):
+    take_step(build(name), name, optimizer)
+
+
+@pytest.mark.parametrize("name", ["transformer default", "lstm", "mlp batch"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_neither_does_a_classifiers(name, pooling):
+    weights = torch.ones(3)
+    made = Classifier(build(name), 3, pooling=pooling, ngrams=3, dropout=0.1, class_weights=weights, lm_weight=0.5)
+    take_step(made, name, "muon")
 
 
 @every_transformer

@@ -82,9 +82,10 @@ class Classifier(nn.Module):
     def _language_loss(self, tokens: Tensor, hidden: Tensor, read: Tensor, labelled: Tensor) -> Tensor:
         """The mean loss over next tokens, times the number of rows, as the class losses are a sum over rows."""
         follows = read[:, 1:]
-        logits = self.body.head(hidden[:, :-1][follows])
+        logits = self.body.head(hidden[:, :-1]).flatten(0, 1)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        nll = F.cross_entropy(logits, tokens[:, 1:][follows], reduction="sum")
+        following = tokens[:, 1:].masked_fill(~follows, IGNORE).flatten()
+        nll = F.cross_entropy(logits, following, ignore_index=IGNORE, reduction="sum")
         return nll * labelled.sum() / follows.sum().clamp_min(1)
 
 
