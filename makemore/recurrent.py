@@ -11,6 +11,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.layers import initialise, make_norm
+from makemore.small_work import for_small_work
 
 
 class Recurrent(LanguageModel):
@@ -101,6 +102,12 @@ class LSTM(Recurrent):
         layer = LSTMCell(n_input, self.n_hidden) if self.written else nn.LSTM(n_input, self.n_hidden, batch_first=True)
         nn.init.ones_(layer.bias_hh_l0.data[self.n_hidden : 2 * self.n_hidden])
         return layer
+
+    def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        if tokens.shape[1] > 1:
+            return super().read_hidden(tokens, state)
+        with for_small_work(len(tokens)):  # oneDNN's LSTM takes half as long again for one token
+            return super().read_hidden(tokens, state)
 
 
 class GRU(Recurrent):
