@@ -12,9 +12,9 @@ _settings: list[tuple[int, bool]] = []  # threads and oneDNN as they were, for e
 
 @contextlib.contextmanager
 def for_small_work(rows: int) -> Iterator[None]:
-    """Without oneDNN, which takes longer to look up its GELU than torch to compute that of a few rows; and one row on
-    one thread: what is read once from memory gains nothing by a second, which others may keep busy. Both are settings
-    of the process, put back when no token is on its way any more."""
+    """Without oneDNN, which takes longer to look up its GELU or LSTM than torch to compute that of a few rows; and one
+    row on one thread: what is read once from memory gains nothing by a second, which others may keep busy. Both are
+    settings of the process, put back when no token is on its way any more."""
     with _lock:
         here = torch.get_num_threads(), torch.backends.mkldnn.enabled
         _settings.append(_settings[0] if _settings else here)

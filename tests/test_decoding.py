@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import makemore.ngram_reader
 import nanogpt.decoder
 from data.tokenizers import BOS
 from engine.lora import add_lora
 from makemore.small_work import for_small_work
 from nanogpt.decoder import Decoder, GraphDecoder
-from tests.variants import FIXED, B, build, close, every_transformer, every_variant, ready, some_tokens
+from tests.variants import FIXED, VARIANTS, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
 @functools.cache
@@ -65,6 +66,12 @@ def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nanogpt.decoder, "AT_FIRST", 2)  # so that its tables have to grow
         assert close(decoded(ready(name), some_tokens(40), first), uncached(name))
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("ngram") or " mixed" in name])
+def test_many_rows_are_looked_up_at_once_to_the_same_end(name, monkeypatch):
+    monkeypatch.setattr(makemore.ngram_reader, "FEW", B - 1)
+    assert close(decoded(ready(name), some_tokens(40), 5), uncached(name))
 
 
 @every_transformer
