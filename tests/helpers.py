@@ -97,9 +97,9 @@ def facts(run: Path, which: str = "last") -> dict:
     return json.loads((run / which / "facts.json").read_text())
 
 
-def metrics(run: Path) -> list[dict]:
+def metrics(run: str | Path = "run") -> list[dict]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
 def left(run: Path) -> dict:

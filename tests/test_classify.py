@@ -8,6 +8,7 @@ import pytest
 
 from data.errors import UserError
 from finetune.classify.options import ClassifyConfig, check
+from tests.helpers import summary
 
 MODULE = "-m finetune.classify"
 QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)
@@ -24,11 +25,6 @@ def sms(tmp_path):
     path = tmp_path / "sms.tsv"
     path.write_text("".join(lines), "utf-8")
     return path
-
-
-def summary(run: str = "run") -> dict:
-    with open(f"{run}/summary.json") as file:
-        return json.load(file)
 
 
 def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):

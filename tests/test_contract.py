@@ -1,7 +1,5 @@
 """The language-model contract, for every family and every option: state, causality, loss, padding."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.batches import IGNORE
-from data.errors import UserError
-from data.tokenizers import NEVER_PREDICTED
-from engine.config import Config
-from engine.registry import build_model
 from kernels import linear_cross_entropy_op
 from makemore import base
 from makemore.layers import make_norm
@@ -21,9 +15,6 @@ from nanogpt.model import Transformer
 from tests.variants import (
     CONTEXT,
     FIXED,
-    POSITIONS,
-    SMALL,
-    VARIANTS,
     VOCAB,
     B,
     build,
@@ -276,121 +267,3 @@ def test_forward_refuses_more_than_the_context(name):
     full = model(some_tokens(model.context))
     with pytest.raises(ValueError, match="more than the context"):
         model(some_tokens(1), state=full.state)
-
-
-@pytest.mark.parametrize("where", ["sinusoidal", "rope", "alibi"])
-def test_a_sliding_window_is_unbounded_and_its_state_does_not_grow(where):
-    model = build("transformer", positions=where, window=4)
-    out = model.read(some_tokens(50))
-    assert model.context is None and out.state["k0"].shape[2] == 3
-
-
-@pytest.mark.parametrize("where", POSITIONS)
-def test_one_layer_sees_its_window_and_nothing_before_it(where):
-    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(10)
-    changed = tokens.clone()
-    changed[:, 4] = 6 + (changed[:, 4] - 5) % (VOCAB - 6)
-    differs = (model(changed).logits - model(tokens).logits).abs().amax((0, 2)) > 1e-9
-    assert differs.tolist() == [t in (4, 5, 6) for t in range(10)]
-
-
-@pytest.mark.parametrize("where", ["rope", "alibi"])
-def test_relative_positions_see_distances_only(where):
-    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(9)
-    assert close(model(tokens[:, 4:]).logits[:, 2:], model(tokens).logits[:, 6:])
-
-
-def attention_by_hand(attn, x, where: str, window: int | None):
-    """Causal attention of x (T, C) in plain loops, from the layer's own weights."""
-    T, hs, groups = len(x), attn.head_size, attn.n_head // attn.n_kv_head
-    heads = F.linear(x, attn.c_attn.weight, attn.c_attn.bias).view(T, -1, hs)
-    q, k, v = heads.split([attn.n_head, attn.n_kv_head, attn.n_kv_head], 1)
-    if where == "rope":  # pairs (i, i + hs / 2) as complex numbers, turned by t / 10000^(2i / hs)
-        turn = torch.outer(torch.arange(T).double(), 10000.0 ** (-torch.arange(0, hs, 2).double() / hs))
-        turn = torch.polar(torch.ones_like(turn), turn)[:, None]
-        q, k = (torch.complex(*z.chunk(2, -1)) * turn for z in (q, k))
-        q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
-    y = torch.zeros(T, attn.n_head, hs).double()
-    for head in range(attn.n_head):
-        slope = 2 ** (-8 * (head + 1) / attn.n_head) if where == "alibi" else 0
-        for t in range(T):
-            seen = range(max(0, t - window + 1) if window else 0, t + 1)
-            scores = [q[t, head] @ k[s, head // groups] / math.sqrt(hs) - slope * (t - s) for s in seen]
-            weights = torch.stack(scores).softmax(0)
-            y[t, head] = sum(w * v[s, head // groups] for w, s in zip(weights, seen, strict=True))
-    return F.linear(y.flatten(1), attn.c_proj.weight, attn.c_proj.bias)
-
-
-@pytest.mark.parametrize("where", POSITIONS)
-@pytest.mark.parametrize("options", [{}, {"window": 3}, {"n_kv_head": 2}, {"window": 4, "n_kv_head": 1}], ids=str)
-def test_attention_is_what_the_papers_say(where, options):
-    model = build("transformer", positions=where, **options)
-    seen = []
-    model.h[0].attn.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output[0])))
-    model(some_tokens(9))
-    ((x, y),) = seen
-    assert close(y[1], attention_by_hand(model.h[0].attn, x[1], where, options.get("window")))
-
-
-def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant():
-    for qk_norm in (False, True):
-        model, tokens = build("transformer", qk_norm=qk_norm, bias=False), some_tokens(8)
-        before = model(tokens).logits
-        for block in model.h:
-            block.attn.c_attn.weight.data[: 2 * 16] *= 10
-        assert close(model(tokens).logits, before) == qk_norm
-
-
-@pytest.mark.parametrize("name", ["bigram", "mlp", "cnn", "gru fused", "transformer untied"])
-def test_a_fresh_model_predicts_every_character_about_equally_and_no_special(name):
-    torch.manual_seed(0)
-    model = build_model(Config(**{**SMALL, "model": name.split()[0], "norm": "layer", **VARIANTS[name]}), 40)
-    p = model.eval()(some_tokens(8)).logits.softmax(-1)
-    assert p[..., list(NEVER_PREDICTED)].sum(-1).max() < 0.01
-    loss = -p[..., 6:].log().mean()
-    assert abs(loss.item() - math.log(35)) < 0.15
-
-
-@pytest.mark.parametrize("model", ["mlp", "cnn", "rnn", "lstm", "gru", "transformer"])
-@pytest.mark.parametrize("how", ["normal", "xavier", "kaiming", "orthogonal"])
-def test_an_initialisation_draws_every_matrix_as_it_says(model, how):
-    sizes = {"n_embd": 64, "n_hidden": 64, "activation": "relu", "norm": "none", "tie_head": False}
-    torch.manual_seed(0)
-    made = build_model(Config(**{**SMALL, **sizes, "model": model, "weight_init": how}), 100)
-    for name, weight in made.named_parameters():
-        if weight.ndim < 2 or name.startswith(("wte", "wpe")) or (how == "normal" and name.endswith("c_proj.weight")):
-            continue
-        rows, columns = weight.shape
-        gain = 5 / 3 if model in ("lstm", "gru") else math.sqrt(2)  # theirs is tanh whatever is asked for
-        wanted = {"normal": 0.02, "xavier": math.sqrt(2 / (rows + columns)), "kaiming": gain / math.sqrt(columns)}
-        if how == "orthogonal":
-            gram = weight @ weight.T if rows <= columns else weight.T @ weight
-            assert torch.allclose(gram, torch.eye(min(rows, columns)), atol=1e-4), name
-        else:
-            assert weight.std().item() == pytest.approx(wanted[how], rel=0.1), name
-
-
-@pytest.mark.parametrize("tie_head", [True, False])
-@pytest.mark.parametrize("how", ["default", "torch", "normal", "xavier", "kaiming", "orthogonal"])
-def test_no_initialisation_of_the_transformer_starts_far_from_even_odds(how, tie_head):
-    sizes = {"context": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "tie_head": tie_head}
-    torch.manual_seed(0)
-    model = build_model(Config(model="transformer", weight_init=how, **sizes), 60)
-    tokens = torch.randint(6, 60, (16, 33))
-    assert model(tokens[:, :-1], tokens[:, 1:]).nll_sum.item() / (16 * 32) < math.log(55) + 1
-
-
-WRONG = {
-    "heads": ({"model": "transformer", "n_embd": 15}, "n_embd 15 is not divisible by n_head 4"),
-    "kv heads": ({"model": "transformer", "n_kv_head": 3}, "n_head 4 is not divisible by n_kv_head 3"),
-    "rope pairs": ({"model": "transformer", "n_embd": 12, "positions": "rope"}, "has to be even"),
-    "swiglu": ({"model": "mlp", "activation": "swiglu"}, "swiglu is the Transformer's"),
-    "fused gelu": ({"model": "rnn", "activation": "gelu"}, "knows tanh and relu, not gelu; use --cells written"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_sizes_and_options_that_do_not_go_together_are_refused(case):
-    options, message = WRONG[case]
-    with pytest.raises(UserError, match=message):
-        build_model(Config(**SMALL | options), VOCAB)

@@ -17,15 +17,11 @@ from engine import load_run
 from engine.generate import Sampling
 from finetune.instruct.chat import Chat
 from tests.conftest import NAMES, ROOT
-from tests.helpers import left, ok, refused, warnings_of
+from tests.helpers import left, metrics, ok, refused, summary, warnings_of
 
 MODULE = "-m finetune.instruct"
 TINY = ("--n-layer", 1, "--n-head", 2, "--n-embd", 16)
 QUICK = (*TINY, "--steps", 8, "--eval-interval", 4, "--batch-size", 8, "--warmup", 2)
-
-
-def summary(run="run"):
-    return json.load(open(f"{run}/summary.json"))
 
 
 def generations(path="run/generations.jsonl"):
@@ -68,16 +64,12 @@ def test_train_evaluate_and_ask(cli, greetings, template):
     assert len(lines) == 10 and set(lines[0]) == {"task", "messages", "wanted", "answer", "exact"}
     assert lines[0]["messages"][0]["role"] == "user" and lines[0]["messages"][0]["content"].startswith("Greet.\n")
     assert sum(line["exact"] for line in lines) / 10 == found["test"]["exact_match"]
-    assert "val_exact_match" in metrics_of("run")[-1]
+    assert "val_exact_match" in metrics("run")[-1]
     again = json.loads(ok(cli(MODULE, "--eval-only", "--out", "run", "--generations", "again.jsonl")).out)
     assert again["loss"] == pytest.approx(found["test"]["loss"], rel=1e-6) and generations("again.jsonl") == lines
     other = json.loads(ok(cli(MODULE, "--eval-only", "--out", "run", "--data", greetings)).out)
     assert other["examples"] == 2 * len(NAMES) and other["data"] == "greetings"
     assert ok(cli("sample.py", "run", "--chat", "--message", "Leave.")).out.endswith("\n")
-
-
-def metrics_of(run):
-    return [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
 
 
 def test_it_learns_and_then_answers(cli, taught):
@@ -233,7 +225,7 @@ def test_adapters_are_saved_alone_and_used_everywhere(cli, taught, greetings, pa
 def test_preferences(cli, taught, pairs):
     flags = ("--dpo", "--data", pairs, "--init", "run", "--lr", 1e-3, "--dpo-beta", 0.5)
     ok(cli(MODULE, *flags, "--steps", 20, "--eval-interval", 10, "--batch-size", 8, "--out", "liked"))
-    lines = metrics_of("liked")
+    lines = metrics("liked")
     assert lines[0]["val_loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-5)
     assert lines[0]["val_margin"] == pytest.approx(0, abs=1e-5) and lines[-1]["val_margin"] > 0
     found = summary("liked")["test"]
@@ -242,7 +234,7 @@ def test_preferences(cli, taught, pairs):
     assert told["margin"] == pytest.approx(found["margin"], rel=1e-4) and told["accuracy"] == found["accuracy"]
     ok(cli(MODULE, *flags, "--steps", 20, "--eval-interval", 10, "--batch-size", 8, "--out", "short"))
     ok(cli(MODULE, "--resume", "--out", "short", "--steps", 30))
-    resumed = metrics_of("short")
+    resumed = metrics("short")
     assert resumed[:3] == [line | {"seconds": s["seconds"]} for line, s in zip(lines, resumed, strict=False)]
     assert ok(cli("sample.py", "liked", "--chat", "--message", "Leave.\nemma")).out == "bye\n"
 

@@ -1,0 +1,78 @@
+"""How a Transformer attends: positions, windows and grouped heads against the papers written out, and QK-norm."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.variants import (
+    POSITIONS,
+    VOCAB,
+    build,
+    close,
+    some_tokens,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["sinusoidal", "rope", "alibi"])
+def test_a_sliding_window_is_unbounded_and_its_state_does_not_grow(where):
+    model = build("transformer", positions=where, window=4)
+    out = model.read(some_tokens(50))
+    assert model.context is None and out.state["k0"].shape[2] == 3
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_one_layer_sees_its_window_and_nothing_before_it(where):
+    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(10)
+    changed = tokens.clone()
+    changed[:, 4] = 6 + (changed[:, 4] - 5) % (VOCAB - 6)
+    differs = (model(changed).logits - model(tokens).logits).abs().amax((0, 2)) > 1e-9
+    assert differs.tolist() == [t in (4, 5, 6) for t in range(10)]
+
+
+@pytest.mark.parametrize("where", ["rope", "alibi"])
+def test_relative_positions_see_distances_only(where):
+    model, tokens = build("transformer", positions=where, window=3, n_layer=1), some_tokens(9)
+    assert close(model(tokens[:, 4:]).logits[:, 2:], model(tokens).logits[:, 6:])
+
+
+def attention_by_hand(attn, x, where: str, window: int | None):
+    """Causal attention of x (T, C) in plain loops, from the layer's own weights."""
+    T, hs, groups = len(x), attn.head_size, attn.n_head // attn.n_kv_head
+    heads = F.linear(x, attn.c_attn.weight, attn.c_attn.bias).view(T, -1, hs)
+    q, k, v = heads.split([attn.n_head, attn.n_kv_head, attn.n_kv_head], 1)
+    if where == "rope":  # pairs (i, i + hs / 2) as complex numbers, turned by t / 10000^(2i / hs)
+        turn = torch.outer(torch.arange(T).double(), 10000.0 ** (-torch.arange(0, hs, 2).double() / hs))
+        turn = torch.polar(torch.ones_like(turn), turn)[:, None]
+        q, k = (torch.complex(*z.chunk(2, -1)) * turn for z in (q, k))
+        q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
+    y = torch.zeros(T, attn.n_head, hs).double()
+    for head in range(attn.n_head):
+        slope = 2 ** (-8 * (head + 1) / attn.n_head) if where == "alibi" else 0
+        for t in range(T):
+            seen = range(max(0, t - window + 1) if window else 0, t + 1)
+            scores = [q[t, head] @ k[s, head // groups] / math.sqrt(hs) - slope * (t - s) for s in seen]
+            weights = torch.stack(scores).softmax(0)
+            y[t, head] = sum(w * v[s, head // groups] for w, s in zip(weights, seen, strict=True))
+    return F.linear(y.flatten(1), attn.c_proj.weight, attn.c_proj.bias)
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"n_kv_head": 2}, {"window": 4, "n_kv_head": 1}], ids=str)
+def test_attention_is_what_the_papers_say(where, options):
+    model = build("transformer", positions=where, **options)
+    seen = []
+    model.h[0].attn.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output[0])))
+    model(some_tokens(9))
+    ((x, y),) = seen
+    assert close(y[1], attention_by_hand(model.h[0].attn, x[1], where, options.get("window")))
+
+
+def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant():
+    for qk_norm in (False, True):
+        model, tokens = build("transformer", qk_norm=qk_norm, bias=False), some_tokens(8)
+        before = model(tokens).logits
+        for block in model.h:
+            block.attn.c_attn.weight.data[: 2 * 16] *= 10
+        assert close(model(tokens).logits, before) == qk_norm
