@@ -31,8 +31,8 @@ class Config:
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
     preset: str | None = None
-    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu (nanoGPT's CPU README), gpt2, modern (a
-    Transformer's parts; modern is the default)."""
+    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
+    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
 
     # the model
     n_layer: int = 4

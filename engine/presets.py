@@ -66,8 +66,13 @@ _NANOGPT_CPU: Defaults = {
     "eval_interval": 250, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 0.1, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0, "dropout": 0.0, "bias": False,
 }  # fmt: skip
+_NANOGPT: Defaults = _NANOGPT_CPU | {  # its config/train_shakespeare_char.py, the "baby GPT"
+    "n_layer": 6, "n_head": 6, "n_embd": 384, "n_hidden": 384, "context": 256, "batch_size": 64, "steps": 5000,
+    "dropout": 0.2,
+}  # fmt: skip
+_PEERS = {"makemore": _MAKEMORE, "nanogpt-cpu": _NANOGPT_CPU, "nanogpt": _NANOGPT}
 TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
-PRESETS = ("makemore", "nanogpt-cpu", *TRANSFORMERS)
+PRESETS = (*_PEERS, *TRANSFORMERS)
 
 
 def preset(name: str, model: str) -> Defaults:
@@ -77,4 +82,4 @@ def preset(name: str, model: str) -> Defaults:
     if name in TRANSFORMERS:
         return dict(TRANSFORMERS[name])
     parts = _GPT2 | {"activation": "gelu"} if model == "transformer" else {}  # on CPU the exact GELU is the faster one
-    return parts | (_MAKEMORE | _MAKEMORE_FAMILY.get(model, {}) if name == "makemore" else _NANOGPT_CPU)
+    return parts | _PEERS[name] | (_MAKEMORE_FAMILY.get(model, {}) if name == "makemore" else {})

@@ -125,9 +125,10 @@ def test_presets_bring_their_optimizer_with_its_own_defaults():
     for preset in ([], ["--preset", "modern"]):
         other, _ = parse([*preset, "--optimizer", "adamw", "--n-embd", "32"])
         assert (other.optimizer, other.momentum, other.weight_decay, other.n_embd) == ("adamw", 0.9, 0.1, 32)
-    for preset in ("makemore", "nanogpt-cpu"):
+    for preset, sizes in {"makemore": (4, 64), "nanogpt-cpu": (4, 128), "nanogpt": (6, 384)}.items():
         peer, _ = parse(["--preset", preset])
         assert (peer.optimizer, peer.positions, peer.qk_norm, peer.activation) == ("adamw", "learned", False, "gelu")
+        assert (peer.n_layer, peer.n_embd) == sizes
 
 
 @pytest.mark.parametrize(
