@@ -6,6 +6,7 @@ sum as in `Transformer.hidden` without them, for one token; tests hold both equa
 waits to be launched, the step is captured once as a CUDA graph and replayed.
 """
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.errors import warn
 from makemore.base import LanguageModel, State
 from makemore.small_work import for_small_work
 from nanogpt.attention import rotation, sinusoids
@@ -143,26 +145,37 @@ class Decoder:
 
 class GraphDecoder(Decoder):
     """The same on a GPU. The captured step has fixed shapes: attention is to all the room, what is not to be seen
-    masked. It is captured anew where the room has grown."""
+    masked. It is captured anew where the room has grown. Where it cannot be captured, a warning says so, and the
+    operations are launched one by one."""
 
     def __init__(self, model: LanguageModel, state: State):
         self.captured, self.taken = 0, 0  # the room that the graph has; steps so far
+        self.eager = EAGER  # of them without a graph
         super().__init__(model, state)
 
     def _step(self, token: Tensor) -> Tensor:
         self.taken += 1
-        if self.taken <= EAGER:
+        if self.taken > self.eager and self.captured != self.room:
+            self._capture(token)
+        if self.taken <= self.eager:
             return super()._step(token)
-        if self.captured != self.room:
-            self.token, self.at = token.clone(), token.new_full((1,), self.filled)
-            before = {name: part.clone() for name, part in self.last.items()}
-            self.replay, self.result = capture(self._static_step, token.device)
-            self.last = {name: _into(self.last[name], part) for name, part in before.items()}
-            self.captured = self.room
         self.token.copy_(token)
         self.at.fill_(self.filled)
         self.replay()
         return self.result
+
+    def _capture(self, token: Tensor) -> None:
+        self.token, self.at = token.clone(), token.new_full((1,), self.filled)
+        before = {name: part.clone() for name, part in self.last.items()}
+        try:
+            self.replay, self.result = capture(self._static_step, token.device)
+        except RuntimeError as error:  # CUDA's errors and too little memory are RuntimeErrors too
+            reason = str(error).partition("\n")[0]
+            warn(f"decoding goes on without a CUDA graph, which is slower: capturing a step failed with '{reason}'")
+            self.eager, self.last = math.inf, before
+        else:
+            self.last = {name: _into(self.last[name], part) for name, part in before.items()}
+            self.captured = self.room
 
     def _static_step(self) -> Tensor:
         back = self.at - torch.arange(self.room, device=self.at.device)

@@ -5,7 +5,9 @@ import signal
 
 import pytest
 
-from bench import compare
+from bench import compare, speedrun
+from engine.flags import parse
+from engine.registry import build_model
 from tests.conftest import TINY
 from tests.helpers import ok, refused
 
@@ -41,6 +43,18 @@ def test_what_misses_its_time_is_trained_again_and_the_closest_is_taken(monkeypa
     assert sizes == [6000, 2000, 1333]
     paces = iter([1.05])
     assert compare.compete("mlp", "names", 60).summary == {"seconds": 63}
+
+
+@pytest.mark.parametrize("row", ["SHAKESPEARE", "NAMES", "BABY"])
+def test_the_speedruns_models_are_of_the_sizes_that_they_are_said_to_be(row):
+    config, _ = parse(getattr(speedrun, row))
+    alone = parse([*getattr(speedrun, row), "--hash-ngrams", "0", "--mix-ngram", "0"])[0]
+    inside = [p.numel() for name, p in build_model(alone, 71).named_parameters() if "wte" not in name]
+    if row == "BABY":
+        assert (config.n_layer, config.n_head, config.n_embd, config.context) == (6, 6, 384, 256)
+        assert 10.5e6 < sum(inside) < 10.7e6
+    else:
+        assert sum(inside) < 0.85e6 and config.mix_ngram == 0
 
 
 @pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)

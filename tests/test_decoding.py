@@ -114,6 +114,23 @@ def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
     assert close(logits, model.read(tokens).logits[:, first:])
 
 
+@every_transformer
+def test_a_step_that_cannot_be_captured_is_launched_as_before(name, monkeypatch, capsys):
+    def fails(step, device):
+        step()  # as the warm-up does
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
+
+    monkeypatch.setattr(nanogpt.decoder, "EAGER", 3)
+    monkeypatch.setattr(nanogpt.decoder, "capture", fails)
+    model = getattr(ready(name), "neural", ready(name))
+    tokens = some_tokens(40)
+    step = GraphDecoder(model, model.read(tokens[:, :5]).state)
+    logits = torch.stack([step(token) for token in tokens[:, 5:].unbind(1)], 1)
+    assert close(logits, model.read(tokens).logits[:, 5:])
+    message = "warning: decoding goes on without a CUDA graph, which is slower: capturing a step failed with "
+    assert capsys.readouterr().err == f"{message}'CUDA out of memory.'\n"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @every_transformer
 def test_a_captured_step_gives_the_same(name, monkeypatch):
