@@ -38,15 +38,12 @@ SHAKESPEARE = [
     *_SMALL, "--data", "shakespeare", "--context", "64", "--batch-size", "16", "--steps", "80", "--eval-interval", "80",
     "--lr", "2e-2", "--hash-ngrams", "6", "--hash-rows", "65536",
 ]  # fmt: skip
-_COUNTED = [
-    "--batch-size", "8", "--lr", "1e-2", "--muon-lr", "0.015", "--hash-ngrams", "10", "--hash-rows", "65536",
-    "--mix-ngram", "7",
-]  # fmt: skip
-BEST_OF_STREAM = [*_SMALL, "--context", "128", *_COUNTED]
+_COUNTED = ["--lr", "1e-2", "--muon-lr", "0.015", "--hash-ngrams", "10", "--hash-rows", "65536", "--mix-ngram", "7"]
+BEST_OF_STREAM = [*_SMALL, "--context", "128", "--batch-size", "8", *_COUNTED]
 MIXED = [*BEST_OF_STREAM, "--data", "shakespeare", "--steps", "970", "--eval-interval", "970"]
 BABY = [
-    *_MODERN, "--n-layer", "6", "--n-head", "6", "--n-embd", "384", "--context", "256", *_COUNTED,
-    "--data", "shakespeare", "--steps", "490", "--eval-interval", "490",
+    *_MODERN, "--n-layer", "6", "--n-head", "6", "--n-embd", "384", "--context", "256", "--batch-size", "4", *_COUNTED,
+    "--data", "shakespeare", "--steps", "980", "--eval-interval", "490",
     "--compile", "off",  # to compile would take longer than the run
 ]  # fmt: skip
 NAMES = [
