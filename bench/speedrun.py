@@ -11,7 +11,7 @@ names: on makemore's own split (see bench.makemore_losses), without counts to th
 reaches after 5,000 steps, timed before and after ours; then the test loss after less than three minutes, with counts.
 decoding: characters a second, see bench.decoding.
 baby: nanoGPT's model for a GPU (6 layers, 384 wide, context 256), mixed with counts, to the 1.4697 that nanoGPT has on
-an A100 after three minutes. Left out where there is no GPU, unless asked for: two cores take a quarter of an hour.
+an A100 after three minutes. Left out where there is no GPU, unless asked for: two cores take twenty minutes.
 """
 
 import argparse
