@@ -111,6 +111,7 @@ def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
         patch.setattr(nanogpt.decoder, "capture", replayed)
         step = GraphDecoder(model, model.read(tokens[:, :first]).state)
         logits = torch.stack([step(token) for token in tokens[:, first:].unbind(1)], 1)
+    assert bool(step.captured) == (40 - first > 3)
     assert close(logits, model.read(tokens).logits[:, first:])
 
 
@@ -142,6 +143,7 @@ def test_a_captured_step_gives_the_same(name, monkeypatch):
     assert isinstance(step, GraphDecoder)
     with torch.inference_mode():
         logits = torch.stack([step(token) for token in tokens[:, 5:].unbind(1)], 1)
+    assert step.captured
     assert close(logits, model.read(tokens).logits[:, 5:])
 
 
