@@ -71,11 +71,19 @@ class Loader:
     def _batch(self, items: np.ndarray) -> Batch:
         raise NotImplementedError
 
+    def _begin_epoch(self) -> None:
+        self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
+        if self.position > len(self._order):
+            raise UserError(
+                f"the run stands at item {self.position:,} of an epoch that has {len(self._order):,}: its "
+                "checkpoint is damaged, or not of this text"
+            )
+
     def _take(self, count: int) -> np.ndarray:
         pieces = []
         while count:
             if self._order is None:
-                self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
+                self._begin_epoch()
             piece = self._order[self.position : self.position + count]
             pieces.append(piece)
             count -= len(piece)

@@ -1,12 +1,14 @@
 """How this project speaks to its user: a mistake of theirs, and a thing worth a warning."""
 
+import contextlib
 import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any, TextIO
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -15,8 +17,9 @@ class UserError(Exception):
 
 
 def warn(message: str) -> None:
-    """Print one warning line on standard error."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """Print one warning line on standard error, where somebody reads it."""
+    with contextlib.suppress(OSError):
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -25,26 +28,81 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def run_command(main: Callable[[], int]) -> int:
-    """The exit code of a command: 2 with one message for a mistake of the user or a disk that is full, 130 for
-    Ctrl-C."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+class Output:
+    """A standard stream whose reader may leave, as a closed terminal or `head` does. From the first error on, what is
+    written is dropped and the program goes on: for commands whose work is more than what they print."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _leave_to_nobody(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _leave_to_nobody(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run_command(main: Callable[[], int], outlives_readers: bool = False) -> int:
+    """The exit code of a command: 2 with one message for a mistake of the user or a file that cannot be read or
+    written, 130 for Ctrl-C. With `outlives_readers` it does its work whether anybody reads what it prints or not."""
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
         # Lines appear at once through a pipe too, and what the terminal cannot show is shown as its code.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    if outlives_readers:
+        sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_to_nobody(sys.stdout)
         return 0
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.filename is None and error.errno not in FULL:
             raise
-        place = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{place}; free some space and try again", file=sys.stderr)
+        _say(f"error: {fault(error)}")
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         return 130
+
+
+def fault(error: OSError) -> str:
+    """What a message says of a disk that is full, a file that may not be written, and the like."""
+    place = f": {error.filename}" if error.filename else ""
+    way_out = "; free some space and try again" if error.errno in FULL else ""
+    return f"{error.strerror or type(error).__name__}{place}{way_out}"
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
+
+
+def _leave_to_nobody(stream: TextIO) -> None:
+    """Drop all that `stream` still holds and is given."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Point standard streams that are closed to nowhere: the next file that is opened would take their number, and
+    what is written for the user would go into it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))

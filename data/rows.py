@@ -52,7 +52,7 @@ class RowLoader(Loader):
 
     def next(self) -> Batch:
         if self._order is None:
-            self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
+            self._begin_epoch()
         taken = self._order[self.position : self.position + self.batch_size * self.world]
         self.position += len(taken)
         if self.position == len(self._order):

@@ -5,46 +5,55 @@ A folder without its manifest is not complete. Replacing renames twice, so at ev
 under one of three names, and `find` knows them.
 """
 
+import contextlib
 import hashlib
 import json
-import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from data.disk import remove, rename, sync_folder, write_file
 from data.errors import UserError
-from engine.folder import write_file
+from data.json_files import Whole, check_schema, parse_json, read_json
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
+BELONGS_TO = "belongs_to.json"  # what `engine.identity` says of the run
+FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None)}
 READS = 5  # a reader tries again when a training run replaces the checkpoint under its eyes
 
 
-def save(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
-    """Replace checkpoint `folder` by the named safetensors files and `facts` (JSON)."""
+def save(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], belongs_to: dict[str, Any] | None = None
+) -> None:
+    """Replace checkpoint `folder` by the named safetensors files and `facts` (JSON). `belongs_to` is the identity of
+    the run."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     # Left over from a save that was cut off: `.new` is worth keeping only where it is all there is.
     settle(folder)
     new.mkdir()
     try:
         files = {f"{name}.safetensors": safetensors.torch.save(_contiguous(group)) for name, group in tensors.items()}
-        files["facts.json"] = json.dumps(facts, indent=1).encode()
+        files |= {"facts.json": json.dumps(facts, indent=1).encode(), BELONGS_TO: json.dumps(belongs_to).encode()}
         for name, content in files.items():
             write_file(new / name, content)
         manifest = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
         write_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_folder(new)
+        sync_folder(new)
     except OSError:
-        shutil.rmtree(new, ignore_errors=True)  # a full disk: the old checkpoint stays, and gets its space back
+        with contextlib.suppress(OSError):
+            remove(new)  # a full disk: the old checkpoint stays, and gets its space back
         raise
     if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        rename(folder, old)
+    rename(new, folder)
+    sync_folder(folder.parent)
+    with contextlib.suppress(OSError):
+        remove(old)
 
 
 def find(folder: Path) -> Path | None:
@@ -58,34 +67,77 @@ def find(folder: Path) -> Path | None:
 
 
 def settle(folder: Path) -> None:
-    """Clear up after a save that was cut off, so that `folder` itself is the checkpoint again."""
+    """Clear up after a save that was cut off, so that `folder` itself is the checkpoint again. UserError where it is a
+    link: what it points to would be replaced."""
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a symbolic link, and a run writes into its own folder alone: put the folder itself there "
+            "(the run directory as a whole may be a link)"
+        )
     found = find(folder)
     if found not in (folder, None):
-        os.rename(found, folder)
+        rename(found, folder)
     for name in (folder.name + ".new", folder.name + ".old"):
-        shutil.rmtree(folder.with_name(name), ignore_errors=True)
+        remove(folder.with_name(name))
+
+
+def belongs_to(folder: Path) -> dict[str, Any] | None:
+    """The identity of the run that a checkpoint belongs to; None where it does not say (format 1)."""
+    return _steadily(folder, _belongs_to)
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a checkpoint, from the file's header alone; none where there is no checkpoint."""
+    return _steadily(folder, _shapes)
 
 
 def load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The named safetensors files and the facts of a checkpoint, every file checked against the manifest.
 
     Raises UserError naming the file that is missing, cut short, altered, or not this project's."""
+    return _steadily(folder, lambda folder: _load(folder, names))
+
+
+def _steadily(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in checkpoint `folder`, asked again where a save comes in between."""
     for _ in range(READS):
         before = _manifest_bytes(folder)
         try:
-            return _load(folder, names)
+            return read(folder)
         except UserError:
             if _manifest_bytes(folder) == before:
-                raise  # not a save that came in between: the checkpoint itself is damaged
-    return _load(folder, names)
+                raise  # the checkpoint itself is damaged
+    return read(folder)
+
+
+def _belongs_to(folder: Path) -> dict[str, Any] | None:
+    if (found := find(folder)) is None:
+        return None
+    manifest = read_json(found / MANIFEST, dict)
+    if BELONGS_TO not in manifest:
+        return None
+    return parse_json(_checked(found, BELONGS_TO, manifest), found / BELONGS_TO, (dict, None))
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    if (found := find(folder)) is None:
+        return {}
+    path = found / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or 'there is no such file'}") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged: it is not a safetensors file ({error})") from error
 
 
 def _load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     found = find(folder)
     if found is None:
         raise UserError(f"no checkpoint in {folder}")
-    manifest = _read_json(found / MANIFEST)
-    facts = json.loads(_checked(found, "facts.json", manifest))
+    manifest = read_json(found / MANIFEST, dict)
+    facts = parse_json(_checked(found, "facts.json", manifest), found / "facts.json", FACTS)
     tensors = {}
     for name in names:
         content = _checked(found, f"{name}.safetensors", manifest)
@@ -106,40 +158,19 @@ def _manifest_bytes(folder: Path) -> bytes | None:
 
 def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     path, expected = folder / name, manifest.get(name)
-    if not isinstance(expected, dict):
+    if expected is None:
         raise UserError(f"{folder / MANIFEST} does not list {name}: not a checkpoint of this project, or damaged")
+    check_schema(expected, {"size": Whole(), "sha256": str}, str(folder / MANIFEST), name)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) != expected.get("size"):
-        raise UserError(f"{path} is damaged: {len(content)} bytes instead of {expected.get('size')}")
-    if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
-        raise UserError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+    if len(content) != expected["size"]:
+        raise UserError(f"{path} is damaged: {len(content)} bytes instead of {expected['size']}")
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the one in {folder / MANIFEST}")
     return content
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; not a checkpoint of this project, or damaged"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(read, dict):
-        raise UserError(f"{path} is damaged: not a JSON object")
-    return read
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

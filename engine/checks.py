@@ -13,10 +13,15 @@ _AT_LEAST_ONE = (
     "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "window", "steps", "batch_size",
     "grad_accum", "eval_interval", "eval_tokens", "patience", "hash_rows",
 )  # fmt: skip
+_SIZES = (
+    "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "window", "batch_size", "hash_rows",
+)  # fmt: skip
 _BELOW_ONE = ("dropout", "label_smoothing", "beta1", "beta2", "momentum")
 _NOT_NEGATIVE = ("weight_decay", "grad_clip", "warmup")
 _POSITIVE = ("lr", "muon_lr")
 MAX_SEED = 2**63 - 1
+MAX_CONTEXT = 1 << 20  # tables of positions are as long
+MAX_SIZE = 2**31 - 1
 
 
 def flag(name: str) -> str:
@@ -29,6 +34,9 @@ def check_values(config: Config) -> None:
     for name in _AT_LEAST_ONE:
         value = getattr(config, name)
         _demand(value is None or value >= 1, name, value, "at least 1")
+    for name in _SIZES:
+        value, most = getattr(config, name), MAX_CONTEXT if name == "context" else MAX_SIZE
+        _demand(value is None or value <= most, name, value, f"at most {most:,}")
     for name in _BELOW_ONE:
         _demand(0 <= getattr(config, name) < 1, name, getattr(config, name), "at least 0 and below 1")
     for name in _NOT_NEGATIVE:

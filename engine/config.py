@@ -168,6 +168,8 @@ MODEL_FIELDS = {
 CHANGEABLE = {
     "steps", "eval_interval", "eval_tokens", "patience", "device", "compile", "attention", "norm_kernel", "log",
 }  # fmt: skip
+# Where a run's text is found: --resume takes another place where the text is the same.
+WHERE_THE_TEXT_LIES = {"data", "val_data"}
 # Whose kernels run: a matter of the machine, not of the model.
 BACKENDS = ("attention", "norm_kernel")
 # Flags about this call, not about the run: never stored.

@@ -1,9 +1,10 @@
 """The command line into a `Config`, over layers of defaults, with the names of the flags given. Imports no torch."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,23 @@ def stored(config: Config) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in CALL_ONLY}
 
 
-def config_of(folder: Path, kind: type[Config] = Config) -> Config:
-    """The configuration of the run in `folder`."""
-    return kind(**run_settings(folder, kind))
+def config_of(
+    folder: Path, kind: type[Config] = Config, check: Callable[[Config, set[str]], None] = lambda config, given: None
+) -> Config:
+    """The configuration of the run in `folder`; `check` is what another command asks of its own flags besides."""
+    config = kind(**run_settings(folder, kind))
+    with _of_file(folder / "config.json"):
+        check(config, set())
+    return config
+
+
+@contextlib.contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    """Inside, a mistake in a setting is a mistake in `path`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
@@ -67,6 +82,8 @@ def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
     settings = _stored_settings(values, str(path), kind)
     if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
+    with _of_file(path):
+        check_values(kind(**settings))
     return settings
 
 

@@ -1,62 +1,101 @@
-"""A run directory on disk: what it holds, how it is made, described and found. Imports no torch.
+"""A run directory on disk: what it holds, how it is made, locked, described and found. Imports no torch.
 
 runs/<name>/  config.json  tokenizer.json  metrics.jsonl  summary.json  samples.txt  loss.png
               best/  model.safetensors
               last/  model.safetensors  trainer.safetensors
+              lock   while a process writes into it
 """
 
-import errno
+import contextlib
 import json
-import os
 import shlex
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.disk import remove, replace_file
+from data.errors import FULL, UserError
+from data.json_files import Whole, check_schema, read_json
+from data.locks import hold
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
 
 RUNS = Path("runs")
-FORMAT = 1
+LOCK = "lock"
+FORMATS = {
+    1: "the first one",
+    2: "checkpoints say which settings, tokenizer and labels they belong to (engine/identity.py)",
+}
+FORMAT = max(FORMATS)  # what is written; older ones are read for ever
+MAX_VOCABULARY = 1 << 24
+_FACTS = {
+    "format": Whole(1),
+    "config": dict,
+    "data": {"key": str, "folder": str, "name": str, "start": str},
+    "vocab_size": Whole(1, MAX_VOCABULARY),
+    "classify?": {"labels": [str]},
+    "instruct?": {"template": str},
+}
 _OURS = (
-    "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
+    LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
     "generations.jsonl", "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
 )  # fmt: skip
 
 
+@contextlib.contextmanager
 def create(
     out: str | None, overwrite: bool, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], **task: Any
-) -> Path:
-    """Make the directory of a new run and write down what it is. Never replaces a run unless told to.
+) -> Iterator[Path]:
+    """The directory of a new run, made and described, and locked as long as the context lasts. Never replaces a run
+    unless told to.
 
     `data` tells the text: its key, name, folder in the cache and start text; `task` what a fine-tuned run is for."""
-    folder = Path(out) if out else _next_free("-".join([*task, config["model"], data["name"]]))
+    folder = Path(out) if out else RUNS
     try:
-        occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        if occupied and not overwrite:
-            raise UserError(f"{folder} already exists; use --resume to go on with it, --overwrite, or another --out")
-        if occupied:
-            _clear(folder)
+        if not out:
+            folder = _make_next_free("-".join([*task, config["model"], data["name"]]))
+        _check_free(folder, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(writing(folder))
+            _check_free(folder, overwrite)  # another process may have been faster
+            _clear(folder)
+            _describe(folder, config, tokenizer, data, task)
+            held = stack.pop_all()
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where it is empty
+        if error.errno in FULL:
             raise
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
+    with held:
+        yield folder
+
+
+def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The right to write into the run `folder`, which one process has at a time. UserError says who has it."""
+    return hold(folder / LOCK, f"the run {folder}")
+
+
+def _describe(
+    folder: Path, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], task: dict[str, Any]
+) -> None:
+    """Write down what a new run is, and read it back: a run that cannot be read must not begin."""
     facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": tokenizer.vocab_size, **task}
     try:
         replace_file(folder / "tokenizer.json", json.dumps(tokenizer.to_json()).encode())
         write_facts(folder, facts)
     except OSError:  # a full disk: leave nothing half made
         _clear(folder)
-        folder.rmdir()
         raise
-    return folder
+    read = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
+    if read != (tokenizer.to_json(), json.loads(json.dumps(facts))):
+        raise RuntimeError(f"{folder} does not say what was written into it")
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Replace `config.json`."""
-    replace_file(folder / "config.json", json.dumps(facts, indent=1).encode())
+    replace_file(folder / "config.json", json.dumps(facts | {"format": FORMAT}, indent=1).encode())
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -64,32 +103,35 @@ def read_facts(folder: Path) -> dict[str, Any]:
     run, or one that cannot be read."""
     path = folder / "config.json"
     try:
-        if not folder.is_dir():
-            raise UserError(f"no run directory {folder}{_suggest()}")
-        facts = json.loads(path.read_text("utf-8"))
-        if facts["format"] != FORMAT:
-            raise UserError(f"{path} has format {facts['format']}; this version reads {FORMAT}")
-        texts = [facts["data"][name] for name in ("key", "folder", "name", "start")]
-        if not (isinstance(facts["config"], dict) and isinstance(facts["vocab_size"], int)):
-            raise ValueError("config or vocab_size is missing")
-        if "instruct" in facts:
-            texts.append(facts["instruct"]["template"])
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("data is not described")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a run directory: it has no config.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or not a run's ({type(error).__name__}: {error})") from error
+        is_there, has_file = folder.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not is_there:
+        raise UserError(f"no run directory {folder}{_suggest()}")
+    if not has_file:
+        raise UserError(f"{folder} is not a run directory: it has no config.json")
+    facts = read_json(path, {"format": Whole(1)})
+    if facts["format"] > FORMAT:
+        raise UserError(f"{path} has format {facts['format']}; this version reads up to {FORMAT}: take a newer one")
+    check_schema(facts, _FACTS, str(path))
+    if Path(facts["data"]["folder"]).name != facts["data"]["folder"]:
+        raise UserError(f"{path} is damaged: data.folder is no name of a folder in the cache")
     return facts
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The run's tokenizer. Raises UserError naming the file."""
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The run's tokenizer, which has `vocab_size` ids as `config.json` says. Raises UserError naming the file."""
     path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    stored = read_json(path)
     try:
-        return from_json(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from error
+        tokenizer = from_json(stored)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(f"{path} has {tokenizer.vocab_size} ids, config.json {vocab_size}")
+    return tokenizer
 
 
 def sample_command(folder: Path) -> str:
@@ -102,41 +144,50 @@ def resume_command(folder: Path, program: str = "train.py") -> str:
     return f"python {program} --resume --out {shlex.quote(str(folder))}"
 
 
-def _next_free(what: str) -> Path:
+def _make_next_free(what: str) -> Path:
+    """The first of runs/<what>-1, -2, ... that is not there, made now: two processes never get the same."""
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in what)
+    RUNS.mkdir(exist_ok=True)
     n = 1
-    while (folder := RUNS / f"{name}-{n}").exists():
-        n += 1
-    return folder
+    while True:
+        folder = RUNS / f"{name}-{n}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            n += 1
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raise UserError when there is something in the way of a run in `folder` that may not be removed."""
+    if not folder.is_dir():
+        occupied = folder.exists()
+    else:
+        occupied = any(path.name != LOCK for path in folder.iterdir())
+    if not occupied:
+        return
+    if not overwrite:
+        raise UserError(f"{folder} already exists; use --resume to go on with it, --overwrite, or another --out")
+    is_run = folder.is_dir() and (
+        (folder / "config.json").is_file() or {path.name for path in folder.iterdir()} <= _names()
+    )
+    if not is_run:
+        raise UserError(f"{folder} is not a run directory: --overwrite does not touch it; choose another --out")
+
+
+def _names() -> set[str]:
+    """Everything that a run may hold by name, left-overs of a crash included."""
+    return {name + end for name in _OURS for end in ("", ".new")}
 
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote, and nothing else; `config.json` last, so that a kill in between leaves a run to
     clear."""
-    ours = {name + end for name in _OURS for end in ("", ".new")}
-    if not folder.is_dir() or not ((folder / "config.json").is_file() or {p.name for p in folder.iterdir()} <= ours):
-        raise UserError(f"{folder} is not a run directory: --overwrite does not touch it; choose another --out")
-    for name in sorted(ours, key=lambda name: name == "config.json"):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    for name in sorted(_names() - {LOCK}, key=lambda name: name == "config.json"):
+        remove(folder / name)
 
 
 def _suggest() -> str:
     if RUNS.is_dir() and (names := sorted(str(path) for path in RUNS.iterdir() if (path / "config.json").is_file())):
         return f"; there are: {', '.join(names[-5:])}"
     return ""
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write and flush to the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace one file: readers see the old content or the new, never part of it."""
-    new = path.with_name(path.name + ".new")
-    write_file(new, content)
-    os.replace(new, path)

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
-from engine.folder import replace_file
+from data.disk import append_line, replace_file
+from data.errors import UserError, warn
+from data.json_files import Whole, parse_json
+
+LINE = {"step": Whole(), "train_loss": (float, None), "val_loss": float}
 
 
 class Metrics:
@@ -17,28 +20,34 @@ class Metrics:
         self._send = _LOGGERS[log](folder, config or {})
 
     def cut_back(self, step: int) -> None:
-        """Drop lines after `step`, and torn ones: what happened after the save that a run resumes from."""
-        lines = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
-        replace_file(self.path, "".join(lines).encode())
+        """Drop lines after `step`, and torn ones, with a warning: what happened after the save that a run resumes
+        from."""
+        lines, torn = self._lines()
+        if torn:
+            warn(f"{self.path}: {torn} torn line{'s' * (torn > 1)} dropped")
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        replace_file(self.path, "".join(kept).encode())
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines so far."""
-        found = []
-        for line in self.path.read_text("utf-8", "replace").splitlines() if self.path.exists() else []:
-            try:
-                read = json.loads(line)
-                if not isinstance(read["step"], int):
-                    break
-            except (ValueError, KeyError, TypeError):
-                break
-            found.append(read)
-        return found
+        return self._lines()[0]
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
         self._send(line)
+
+    def _lines(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines, and how many others there are."""
+        whole, torn = [], 0
+        text = self.path.read_text("utf-8", "replace") if self.path.exists() else ""
+        for line in text.split("\n"):
+            try:
+                if line:
+                    whole.append(parse_json(line, self.path, LINE))
+            except UserError:
+                torn += 1
+        return whole, torn
 
 
 def check_log(log: str) -> None:

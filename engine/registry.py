@@ -62,6 +62,11 @@ def refuse_foreign_flags(config: Config, given: set[str]) -> None:
         raise UserError(f"--carry-state means nothing to --model {config.model}; it is for rnn, lstm and gru")
 
 
+def layers(config: Config) -> int | None:
+    """How many layers the model of `config` has; None for a family without."""
+    return config.n_layer if "n_layer" in flags_of(family(config)) else None
+
+
 def build_model(config: Config, vocab_size: int, special: Special = OURS) -> LanguageModel:
     """A freshly initialised model for a vocabulary of this size, its specials being `special`. Raises UserError for
     sizes and options that do not go together."""

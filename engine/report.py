@@ -1,5 +1,6 @@
 """The end of a run: samples marked by whether the data has them, the summary, the picture of the loss."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.disk import replace_file
+from data.errors import UserError
+from data.json_files import read_json
 from data.store import Split, Store
 from engine import runtime
 from engine.config import Config
-from engine.folder import replace_file
 from engine.metrics import Metrics
-from engine.runs import Run, load_weights, until_end
+from engine.runs import Run, until_end
 from engine.trainer import Progress
+from engine.weights import load_weights
 from makemore.base import LanguageModel, count_parameters
 
 N_LINES = 20
@@ -34,7 +38,7 @@ def finish(
     facts = load_weights(model, path / "best")
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text = samples(best, store)
-    (path / "samples.txt").write_text(text + "\n", "utf-8")
+    replace_file(path / "samples.txt", (text + "\n").encode("utf-8"))
     summary = describe(model, progress, config)
     write_summary(path, summary)
     draw_loss(metrics, path)
@@ -98,9 +102,8 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """What `summary.json` says, or nothing where a run has not ended."""
     try:
-        read = json.loads((folder / "summary.json").read_text("utf-8"))
-        return read if isinstance(read, dict) else {}
-    except (OSError, ValueError):
+        return read_json(folder / "summary.json", dict)
+    except UserError:
         return {}
 
 
@@ -130,4 +133,11 @@ def draw_loss(metrics: Metrics, folder: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(folder / "loss.png", dpi=120)
+    write_picture(folder / "loss.png", figure)
+
+
+def write_picture(path: Path, figure: Any) -> None:
+    """Replace a PNG by what `figure`, of matplotlib, shows."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    replace_file(path, content.getvalue())

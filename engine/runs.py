@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import gpt2
 from data.errors import UserError
@@ -19,48 +19,12 @@ from engine.evaluate import Evaluation
 from engine.flags import config_of
 from engine.folder import read_facts, read_tokenizer
 from engine.generate import Sampling, generate, score
-from engine.lora import LoRALinear, fold
-from engine.registry import build_model
+from engine.identity import check_identity, identity
+from engine.registry import build_model, layers
 from engine.runtime import choose_device
+from engine.weights import check_finite, check_sizes, load_weights
 from makemore.base import LanguageModel
 from nanogpt import pretrained
-
-
-def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Load checkpoint `folder` into `model` and return its facts. Raises UserError when the two do not fit."""
-    tensors, facts = checkpoint.load(folder, ("model",))
-    fit_weights(model, tensors["model"], folder)
-    return facts
-
-
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of `model`: all but what training leaves alone (that is in `base/`)."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    fixed = getattr(model, "fixed", ())
-    return {n: tensor for n, tensor in model.state_dict().items() if n not in frozen and not n.startswith(fixed)}
-
-
-def keep_frozen(model: nn.Module, path: Path) -> None:
-    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
-    if len(kept := trained_weights(model)) < len(model.state_dict()):
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
-        checkpoint.save(path / "base", {"model": frozen}, {})
-
-
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Put `weights`, read from checkpoint `folder` of a run, and those of the run's `base/` into `model`; UserError
-    naming `folder` when they are another model's. Adapters go into the weights of a model that has none."""
-    if checkpoint.find(folder.parent / "base"):
-        weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
-    if not any(isinstance(module, LoRALinear) for module in model.modules()):
-        weights = fold(weights)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:3]
-        raise UserError(
-            f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, first))}"
-        ) from error
 
 
 @dataclass
@@ -212,7 +176,9 @@ def load_gpt2(
     chosen, _ = choose_device(device)
     check_backends(config, chosen)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    model.load_state_dict(pretrained.read_weights(folder, config.context))
+    weights = pretrained.read_weights(folder, config.context)
+    check_finite(weights, folder)
+    model.load_state_dict(weights)
     facts = {"step": 0, "val_loss": None, "val_bits_per_char": None}
     return Run(folder, model.to(chosen).eval(), tokenizer, config, "\n", facts, chosen)
 
@@ -240,15 +206,19 @@ def load_run(
             f"{folder} labels texts and writes none: python -m finetune.classify --out {folder} --predict TEXT"
         )
     config = dataclasses.replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
-    tokenizer = read_tokenizer(folder)
-    if tokenizer.vocab_size != facts["vocab_size"]:
-        raise UserError(
-            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, config.json {facts['vocab_size']}"
-        )
+    tokenizer = read_tokenizer(folder, facts["vocab_size"])
+    if not facts["data"]["start"] and config.kind == "stream":
+        raise UserError(f"{folder / 'config.json'} is damaged: data.start, which an empty prompt begins with, is empty")
     chosen, _ = choose_device(device)
     check_backends(config, chosen)
-    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
+
+    def build() -> LanguageModel:
+        return build_model(config, tokenizer.vocab_size, tokenizer.special)
+
     try:
+        check_identity(folder / which, identity(facts, tokenizer))
+        check_sizes(build, layers(config), folder / which)
+        model = build()
         about = load_weights(model, folder / which)
     except UserError as error:
         other = "last" if which == "best" else "best"

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import signal
+import threading
 
 import torch
 
@@ -128,9 +129,16 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def may_handle(signum: int) -> bool:
+    """Whether this thread may install a handler for a signal that is not to be ignored."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(signum) not in (signal.SIG_IGN, None)
+
+
 class Signals:
     """Inside, the first SIGINT, SIGTERM or SIGHUP (a closed terminal) only raises a flag, and the second leaves
-    at once."""
+    at once. What was inherited ignored, as under nohup, stays ignored; outside of the main thread Python has no
+    handlers, and signals are whoever's they were."""
 
     HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -138,7 +146,7 @@ class Signals:
         self.received: int | None = None
 
     def __enter__(self) -> "Signals":
-        self._before = {s: signal.signal(s, self._handle) for s in self.HANDLED}
+        self._before = {s: signal.signal(s, self._handle) for s in self.HANDLED if may_handle(s)}
         return self
 
     def __exit__(self, *_) -> None:

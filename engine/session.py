@@ -1,26 +1,32 @@
 """What `train.py` does: start a run, go on with one, or evaluate one."""
 
 import contextlib
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.batches import Loader, counting_arrays, eval_batches
-from data.errors import UserError, warn
+from data.errors import FULL, UserError, fault, warn
 from data.prepare import prepare, read_notes
 from data.store import Store
+from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, report, runtime
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
-from engine.config import CHANGEABLE, MODEL_FIELDS, Config
+from engine.config import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
 from engine.eval_only import evaluate_run
 from engine.evaluate import evaluate
+from engine.identity import check_identity, identity
 from engine.metrics import Metrics, check_log
-from engine.registry import build_model, is_counted, refuse_foreign_flags
-from engine.runs import Run, keep_frozen, load_parent, load_weights
+from engine.registry import build_model, is_counted, layers, refuse_foreign_flags
+from engine.runs import Run, load_parent
 from engine.texts import long_lines, make_loader, store_of_run, with_context
 from engine.trainer import Progress, Trainer
+from engine.weights import check_sizes, keep_frozen, load_weights
 from makemore.base import LanguageModel, count_parameters
 from makemore.mixture import Mixture
 
@@ -52,52 +58,68 @@ def start_run(config: Config, given: set[str]) -> Path:
         model.load_state_dict(parent.model.state_dict())
     count_to_mix(model, store)
     loader = None if is_counted(config) else make_loader(config, store)
-    path = folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store))
-    metrics = Metrics(path, config.log, flags.stored(config))
-    read_notes(store.meta["notes"] + long_lines(config, store))
-    _introduce(config, store, model, device, path)
-    if loader is None:
-        progress = _count(model, config, store, device, path, metrics)
-    else:
-        trainer = _trainer(model, loader, config, store, device, path, metrics)
-        keep_frozen(model, path)
-        train(trainer)
-        progress = trainer.progress
-    report.finish(model, progress, config, store, device, path, metrics)
+    with folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store)) as path:
+        ours = identity(folder.read_facts(path), store.tokenizer)
+        metrics = Metrics(path, config.log, flags.stored(config))
+        read_notes(store.meta["notes"] + long_lines(config, store))
+        _introduce(config, store, model, device, path)
+        if loader is None:
+            progress = _count(model, config, store, device, path, metrics, ours)
+        else:
+            trainer = _trainer(model, loader, config, store, device, path, metrics, ours)
+            keep_frozen(model, path, ours)
+            train(trainer)
+            progress = trainer.progress
+        report.finish(model, progress, config, store, device, path, metrics)
     return path
 
 
 def resume_run(config: Config, given: set[str]) -> Path:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    path = Path(config.out)
-    facts = folder.read_facts(path)
-    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    for name in ("base", "best", "last"):
-        checkpoint.settle(path / name)
-    tokenizer = folder.read_tokenizer(path)
-    store = store_of_run(config, facts, tokenizer)
-    if store.tokenizer.to_json() != tokenizer.to_json():
-        raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
-    torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    count_to_mix(model, store)
-    check_log(config.log)
-    metrics = Metrics(path, config.log, flags.stored(config))
-    if is_counted(config):
-        _introduce(config, store, model, device, path)
-        metrics.cut_back(-1)
-        progress = _count(model, config, store, device, path, metrics)
-    else:
-        trainer = _trainer(model, make_loader(config, store), config, store, device, path, metrics)
-        restore(trainer, path, config)
-        folder.write_facts(path, facts | {"config": flags.stored(config)})
-        _introduce(config, store, model, device, path)
-        train(trainer)
-        progress = trainer.progress
-    report.finish(model, progress, config, store, device, path, metrics)
+    with going_on(config, given) as (path, facts, tokenizer, device):
+        check_sizes(lambda: build_model(config, tokenizer.vocab_size, tokenizer.special), layers(config), path / "last")
+        store = store_of_run(config, facts, tokenizer)
+        if store.tokenizer.to_json() != tokenizer.to_json():
+            raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
+        torch.manual_seed(config.seed)
+        model = build_model(config, tokenizer.vocab_size, tokenizer.special)
+        count_to_mix(model, store)
+        metrics = Metrics(path, config.log, flags.stored(config))
+        ours = identity(facts, tokenizer)
+        if is_counted(config):
+            folder.write_facts(path, facts | {"config": flags.stored(config)})
+            _introduce(config, store, model, device, path)
+            metrics.cut_back(-1)
+            progress = _count(model, config, store, device, path, metrics, ours)
+        else:
+            trainer = _trainer(model, make_loader(config, store), config, store, device, path, metrics, ours)
+            restore(trainer, path, config, given)
+            folder.write_facts(path, facts | {"config": flags.stored(config)})
+            _introduce(config, store, model, device, path)
+            train(trainer)
+            progress = trainer.progress
+        report.finish(model, progress, config, store, device, path, metrics)
     return path
+
+
+@contextlib.contextmanager
+def going_on(config: Config, given: set[str]) -> Iterator[tuple[Path, dict[str, Any], Tokenizer, torch.device]]:
+    """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its folder, its facts, its
+    tokenizer, and the device."""
+    path = Path(config.out)
+    folder.read_facts(path)
+    with folder.writing(path):
+        facts = folder.read_facts(path)
+        refuse_contradictions(config, given, facts["config"], CHANGEABLE | WHERE_THE_TEXT_LIES, "--resume")
+        as_now = json.loads(json.dumps(flags.stored(config)))
+        if any(facts["config"].get(name, value) != value for name, value in as_now.items() if name not in given):
+            raise UserError(f"{path} was changed by another process just now; try again")
+        check_log(config.log)
+        device, _ = runtime.choose_device(config.device)
+        check_backends(config, device)
+        for name in ("base", "best", "last"):
+            checkpoint.settle(path / name)
+        yield path, facts, folder.read_tokenizer(path, facts["vocab_size"]), device
 
 
 def count_to_mix(model: LanguageModel, store: Store) -> None:
@@ -112,15 +134,20 @@ def _told(store: Store) -> dict[str, str]:
 
 
 def train(trainer: Trainer, program: str = "train.py") -> None:
-    """Train to the end. A signal, a loss that diverges and memory that is out end in a message that says how to go on
-    (with `program`)."""
+    """Train to the end. A signal, a loss that diverges, memory that is out and a disk that fails end in a message that
+    says how to go on (with `program`)."""
     try:
         trainer.train()
     except runtime.Interrupted:
-        with contextlib.suppress(BrokenPipeError):  # the same Ctrl-C may have ended who reads this
+        with contextlib.suppress(OSError):  # the same Ctrl-C may have ended who reads this
             command = folder.resume_command(trainer.folder, program)
             print(f"saved at step {trainer.progress.step}; go on with: {command}", flush=True)
         raise
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        command = folder.resume_command(trainer.folder, program)
+        raise UserError(f"{fault(error)}. What was saved before is whole; go on with: {command}") from error
     except (MemoryError, RuntimeError) as error:
         if not runtime.is_out_of_memory(error):
             raise
@@ -129,9 +156,19 @@ def train(trainer: Trainer, program: str = "train.py") -> None:
         ) from error
 
 
-def restore(trainer: Trainer, path: Path, config: Config) -> None:
+def restore(trainer: Trainer, path: Path, config: Config, given: set[str]) -> None:
     """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only)."""
+    _restore(trainer, path, config)
+    if "steps" in given and config.steps < trainer.progress.step:
+        raise UserError(
+            f"--steps {config.steps} is less than the {trainer.progress.step} that {path} has done already; give at "
+            "least as many"
+        )
+
+
+def _restore(trainer: Trainer, path: Path, config: Config) -> None:
     if config.checkpoint == "best":
+        check_identity(path / "best", trainer.belongs_to)
         facts = load_weights(trainer.model, path / "best")
         step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]
         trainer.progress = Progress(step=step, evaluated=step, best_step=step, best_val=loss, best_bits=bits)
@@ -142,9 +179,10 @@ def restore(trainer: Trainer, path: Path, config: Config) -> None:
         if config.init:  # the weights it started from are not in it
             raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
         trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
-        keep_frozen(trainer.model, path)
+        keep_frozen(trainer.model, path, trainer.belongs_to)
         return
     try:
+        check_identity(path / "last", trainer.belongs_to, exact=True)
         trainer.resume(path / "last")
     except UserError as error:
         way_out = "; --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
@@ -164,14 +202,22 @@ def _trainer(
     device: torch.device,
     path: Path,
     metrics: Metrics,
+    ours: dict[str, Any],
 ) -> Trainer:
     runtime.move_and_compile(model, device, config.compile)
     batches = eval_batches(store.val, config.context, config.eval_tokens, model.history)
-    return Trainer(model, loader, batches, store.tokenizer.characters(), config, path, device, metrics)
+    characters = store.tokenizer.characters()
+    return Trainer(model, loader, batches, characters, config, path, device, metrics, belongs_to=ours)
 
 
 def _count(
-    model: LanguageModel, config: Config, store: Store, device: torch.device, path: Path, metrics: Metrics
+    model: LanguageModel,
+    config: Config,
+    store: Store,
+    device: torch.device,
+    path: Path,
+    metrics: Metrics,
+    ours: dict[str, Any],
 ) -> Progress:
     """Fit a model that counts: one step, and its only checkpoint is the best one and the last one."""
     started = time.perf_counter()
@@ -192,10 +238,11 @@ def _count(
     metrics.write({"step": 1, "train_loss": None, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char,
                    "tokens": len(targets), "seconds": round(seconds, 3)})  # fmt: skip
     order = f"order {model.order}, " if hasattr(model, "order") else ""
-    print(f"counted {len(targets):,} tokens in {seconds:.2f} s: {order}val {found.loss:.4f}")
     facts = {"step": 1, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}
     for name in ("best", "last"):
-        checkpoint.save(path / name, {"model": model.state_dict()}, facts)
+        checkpoint.save(path / name, {"model": model.state_dict()}, facts, ours)
+    with contextlib.suppress(OSError):
+        print(f"counted {len(targets):,} tokens in {seconds:.2f} s: {order}val {found.loss:.4f}")
     return progress
 
 

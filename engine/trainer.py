@@ -15,16 +15,27 @@ from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
+from data.json_files import Whole, check_schema
 from engine import checkpoint, runtime
 from engine.config import Config
 from engine.evaluate import Evaluation, evaluate
 from engine.metrics import Metrics
 from engine.optimizers import make_optimizers
-from engine.runs import fit_weights, trained_weights
 from engine.schedules import lr_factor
+from engine.weights import load_state, trained_weights
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 
+_NUMBER = (float, None)
+TRAINER_FACTS = {  # of a `last/`, beside those that every checkpoint has
+    "progress": {
+        "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
+        "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
+        "worse": Whole(), "val_tokens": Whole(),
+    },
+    "loader": {"epoch": Whole(), "position": Whole()},
+    "optimizer": dict,
+}  # fmt: skip
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for it
 
 
@@ -49,7 +60,8 @@ class Progress:
 class Trainer:
     """Trains `model` on `loader`'s batches as `config` says, evaluates, saves into `folder`, and resumes exactly.
 
-    `judge` measures whatever else is wanted at an evaluation, by names that go into `metrics.jsonl`."""
+    `belongs_to` is the run's identity, which goes into every checkpoint. `judge` measures whatever else is wanted at an
+    evaluation, by names that go into `metrics.jsonl`."""
 
     def __init__(
         self,
@@ -62,9 +74,11 @@ class Trainer:
         device: torch.device,
         metrics: Metrics,
         judge: Callable[[], dict[str, float]] = dict,
+        belongs_to: dict[str, Any] | None = None,
     ):
         self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
         self.config, self.folder, self.device, self.metrics, self.judge = config, folder, device, metrics, judge
+        self.belongs_to = belongs_to
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
         self.optimizers = make_optimizers(model, config)
@@ -192,14 +206,15 @@ class Trainer:
         if is_best:
             progress.best_val, progress.best_bits, progress.best_step = found.loss, found.bits_per_char, progress.step
         progress.worse = 0 if is_best else progress.worse + 1
-        self._report(found, is_best)
+        judged = self.judge()
+        self._write_metrics(found, judged)
         if is_best:
             self.save_best(found)
         self.save_last()
+        self._show(found, judged, is_best)
 
-    def _report(self, found: Evaluation, is_best: bool) -> None:
+    def _write_metrics(self, found: Evaluation, judged: dict[str, float]) -> None:
         progress = self.progress
-        judged = self.judge()
         self.metrics.write(
             {
                 "step": progress.step,
@@ -212,9 +227,12 @@ class Trainer:
                 **judged,
             }
         )
+
+    def _show(self, found: Evaluation, judged: dict[str, float], is_best: bool) -> None:
+        progress = self.progress
         train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
         mark = "  best" if is_best else ""
-        with contextlib.suppress(BrokenPipeError):  # who read the output has left: train on
+        with contextlib.suppress(OSError):  # who read the output has left: train on
             self.bar.write(
                 f"step {progress.step:5d}  {train}val {found.loss:.4f}  "
                 + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in judged.items())
@@ -233,11 +251,12 @@ class Trainer:
 
     def save_best(self, found: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}
-        checkpoint.save(self.folder / "best", {"model": trained_weights(self.model)}, facts)
+        checkpoint.save(self.folder / "best", {"model": trained_weights(self.model)}, facts, self.belongs_to)
 
     def save_last(self) -> None:
         tensors, facts = self.state()
-        checkpoint.save(self.folder / "last", {"model": trained_weights(self.model), "trainer": tensors}, facts)
+        parts = {"model": trained_weights(self.model), "trainer": tensors}
+        checkpoint.save(self.folder / "last", parts, facts, self.belongs_to)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load_state` needs besides the weights: tensors by name, and JSON."""
@@ -260,14 +279,15 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Go on where the checkpoint `folder` (a `last/`) was saved, bit for bit."""
         tensors, facts = checkpoint.load(folder, ("model", "trainer"))
-        fit_weights(self.model, tensors["model"], folder)
+        check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
+        load_state(self.model, tensors["model"], folder)
         kept = tensors["trainer"]
         try:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
             self._load_optimizers(kept, facts["optimizer"])
             torch.set_rng_state(kept["rng.cpu"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in kept:
             torch.cuda.set_rng_state(kept["rng.cuda"], self.device)
@@ -285,4 +305,16 @@ class Trainer:
                 part, *path = key.split(".", 3)
                 if part == "optimizer" and path[0] == str(n):
                     whole["state"].setdefault(int(path[1]), {})[path[2]] = value
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for i, kept in whole["state"].items():
+                _check_moments(kept, parameters[i])
             optimizer.load_state_dict(whole)
+
+
+def _check_moments(kept: dict[str, Any], parameter: Tensor) -> None:
+    """Raise ValueError unless what an optimizer remembers of `parameter` has its shape, or is one finite number."""
+    for name, value in kept.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weights {tuple(parameter.shape)}")
+        if not isinstance(value, Tensor | int | float | None):
+            raise ValueError(f"{name} is {value!r}")

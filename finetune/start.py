@@ -14,10 +14,10 @@ from data.errors import UserError, warn
 from data.rows import HasTokens, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
-from engine import checkpoint, flags, folder, runtime
+from engine import flags, runtime
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
-from engine.config import CHANGEABLE, MODEL_FIELDS, Config
+from engine.config import MODEL_FIELDS, Config
 from engine.metrics import Metrics, check_log
 from engine.registry import is_counted, refuse_foreign_flags
 from engine.runs import Run, load_parent
@@ -38,19 +38,6 @@ def begin(config: Config, given: set[str]) -> tuple[torch.device, Run | None]:
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
     return device, parent_of(config, given) if config.init else None
-
-
-def begin_again(config: Config, given: set[str]) -> tuple[Path, dict[str, Any], Tokenizer, torch.device]:
-    """Check what `--resume` asks for: the run's folder, its facts, its tokenizer, and the device."""
-    path = Path(config.out)
-    facts = folder.read_facts(path)
-    refuse_contradictions(config, given, facts["config"], CHANGEABLE, "--resume")
-    check_log(config.log)
-    device, _ = runtime.choose_device(config.device)
-    check_backends(config, device)
-    for name in ("base", "best", "last"):
-        checkpoint.settle(path / name)
-    return path, facts, folder.read_tokenizer(path), device
 
 
 def parent_of(config: Config, given: set[str]) -> Run:
@@ -80,9 +67,10 @@ def trainer_of_rows(
     path: Path,
     device: torch.device,
     judge: Callable[[], dict[str, float]],
+    ours: dict[str, Any],
 ) -> Trainer:
     """A trainer on the rows of 'train', evaluated on those of 'val', and the lines that introduce the run: on `what`.
-    `characters` and `judge` are the trainer's."""
+    `characters` and `judge` are the trainer's, `ours` the run's identity."""
     runtime.move_and_compile(model, device, config.compile)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(
@@ -92,7 +80,7 @@ def trainer_of_rows(
     )
     loader = RowLoader(rows["train"], config.batch_size, config.seed, pad)
     metrics = Metrics(path, config.log, flags.stored(config))
-    return Trainer(model, loader, eval_rows(rows["val"], pad), characters, config, path, device, metrics, judge)
+    return Trainer(model, loader, eval_rows(rows["val"], pad), characters, config, path, device, metrics, judge, ours)
 
 
 def check_unknown(unknown: int, texts: Iterable[str], side: str, config: Config) -> None:

@@ -19,7 +19,7 @@ from engine.config import Config
 from engine.lora import LoRALinear, add_lora, fold
 from engine.optimizers import make_optimizers
 from engine.registry import build_model
-from engine.runs import trained_weights
+from engine.weights import trained_weights
 from finetune.instruct.answers import answer_all, by_task, exact, exactly_right, table
 from finetune.instruct.material import encode, row_of, within
 from finetune.instruct.options import InstructConfig

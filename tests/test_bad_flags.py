@@ -99,7 +99,8 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--config", "."], ["--config .", "directory"]),
         (["--init", "nowhere"], ["nowhere"]),
         (["--log", "wandb"], ["pip install wandb"]),
-        (["--n-embd", 8 * 10**10], ["memory"]),
+        (["--n-embd", 8 * 10**10], ["--n-embd is 80000000000", "at most 2,147,483,647"]),
+        (["--n-embd", 2 * 10**9], ["memory"]),
     ],
     ids=words_of,
 )

@@ -13,7 +13,7 @@ from engine.config import Config
 from engine.lora import LoRALinear, add_lora
 from engine.optimizers import make_optimizers
 from engine.registry import build_model
-from engine.runs import trained_weights
+from engine.weights import trained_weights
 from finetune.classify import measure
 from finetune.classify.build import class_weights, freeze_all_but
 from finetune.classify.classifier import POOLINGS, Classifier, NGramBag

@@ -32,6 +32,11 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def drop_identity(checkpoint: Path) -> None:
+    (checkpoint / "belongs_to.json").unlink()
+    rewrite(checkpoint / "manifest.json", lambda files: {n: f for n, f in files.items() if n != "belongs_to.json"})
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "facts.json", "manifest.json"])
 @pytest.mark.parametrize(
     "damage", [flip, truncate, Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_text("[]")],
@@ -67,6 +72,8 @@ def test_the_checkpoint_of_another_model_is_refused(cli, tmp_path, model, foreig
         ok(cli("train.py", *words, "--data", "names.txt", "--kind", "lines"))
     shutil.rmtree(tmp_path / "run/best")
     shutil.copytree(tmp_path / "other/best", tmp_path / "run/best")
+    refused(cli("sample.py", "run"), "run/config.json says", "run/best was trained with")
+    drop_identity(tmp_path / "run/best")  # as checkpoints of format 1 are
     refused(cli("sample.py", "run"), "run/best is not a checkpoint of this run's model")
 
 

@@ -197,7 +197,6 @@ def test_what_may_change_on_resuming_changes_nothing_in_the_training(cli, tmp_pa
         (["--model", "gru"], ["--model gru (the run has mlp)"]),
         (["--seed", 3, "--n-embd", 16], ["--n-embd 16 (the run has 8)", "--seed 3 (the run has 1337)"]),
         (["--batch-size=5"], ["--batch-size 5 (the run has 4)"]),
-        (["--data", "text.txt"], ["--data text.txt (the run has names.txt)"]),
         (["--kind", "stream"], ["--kind stream (the run has lines)"]),
         (["--tokenizer", "byte"], ["--tokenizer byte (the run has char)"]),
         (["--optimizer", "sgd"], ["--optimizer sgd (the run has adamw)"]),

@@ -17,12 +17,13 @@ from data.rows import Row, by_length, collate
 from data.tokenizers import Tokenizer
 from engine import flags, folder, runtime
 from engine.backends import check_backends
-from engine.registry import build_model
-from engine.runs import load_weights
+from engine.identity import check_identity, identity
+from engine.registry import build_model, layers
+from engine.weights import check_sizes, load_weights
 from finetune.classify import measure
 from finetune.classify.build import build_classifier
 from finetune.classify.classifier import Classifier
-from finetune.classify.options import USE_FLAGS, ClassifyConfig
+from finetune.classify.options import USE_FLAGS, ClassifyConfig, check
 from finetune.classify.task import encode, read_task
 from finetune.start import UNKNOWN_ALLOWED
 
@@ -50,13 +51,20 @@ class Labeller:
 def load_labeller(path: str | Path, which: str = "best", device: str = "auto", **backends: str) -> Labeller:
     """Load a run of finetune.classify. Raises UserError naming the file that is missing, damaged or foreign."""
     path = Path(path)
-    labels = read_classifier_facts(path)["classify"]["labels"]
-    config = dataclasses.replace(flags.config_of(path, ClassifyConfig), **backends)
-    tokenizer = folder.read_tokenizer(path)
+    facts = read_classifier_facts(path)
+    labels = facts["classify"]["labels"]
+    config = dataclasses.replace(flags.config_of(path, ClassifyConfig, check), **backends)
+    tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     chosen, _ = runtime.choose_device(device)
     check_backends(config, chosen)
-    body = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    model = build_classifier(config, body, torch.ones(len(labels)))
+
+    def build() -> Classifier:
+        body = build_model(config, tokenizer.vocab_size, tokenizer.special)
+        return build_classifier(config, body, torch.ones(len(labels)))
+
+    check_identity(path / which, identity(facts, tokenizer))
+    check_sizes(build, layers(config), path / which)
+    model = build()
     load_weights(model, path / which)
     return Labeller(model.to(chosen).eval(), tokenizer, config, labels, chosen)
 

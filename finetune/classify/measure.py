@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.report import write_picture
+
 NGRAMS = range(1, 5)
 BUCKETS = 1 << 18
 MAX_SHOWN = 60  # classes of a confusion matrix that are named and counted in its picture
@@ -121,4 +123,4 @@ def draw_confusion(found: dict[str, Any], path: Path) -> None:
     for row, column in np.argwhere(counts) if len(labels) <= MAX_SHOWN else ():
         color = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
-    figure.savefig(path, dpi=120)
+    write_picture(path, figure)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,17 @@ from data.errors import UserError
 from data.rows import Row
 from data.tokenizers import Tokenizer
 from engine import flags, folder, report, session
-from engine.registry import build_model
-from engine.runs import keep_frozen, load_weights
+from engine.identity import identity
+from engine.registry import build_model, layers
 from engine.trainer import Trainer
+from engine.weights import check_sizes, keep_frozen, load_weights
 from finetune.classify import measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
 from finetune.classify.labeller import probabilities, read_classifier_facts
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.classify.task import Task, encode_task, read_task
-from finetune.start import begin, begin_again, tokenizer_for, trainer_of_rows
+from finetune.start import begin, tokenizer_for, trainer_of_rows
 from makemore.base import LanguageModel
 
 PROGRAM = "-m finetune.classify"
@@ -40,26 +42,33 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
     if parent:
         body.load_state_dict(parent.state_dict())
     model = build_classifier(config, body, _class_weights(config, task))
-    trainer = _trainer(model, rows, task, config, tokenizer, device, create(config, task, tokenizer))
-    keep_frozen(model, trainer.folder)
-    return _finish(trainer, rows, task, config, tokenizer)
+    with create(config, task, tokenizer) as path:
+        trainer = _trainer(model, rows, task, config, tokenizer, device, path)
+        keep_frozen(model, path, trainer.belongs_to)
+        return _finish(trainer, rows, task, config, tokenizer)
 
 
 def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    path, facts, tokenizer, device = begin_again(config, given)
-    read_classifier_facts(path)
-    task = read_task(config)
-    if task.key != facts["data"]["key"]:
-        raise UserError(f"the examples of {config.data} have changed since the run began; start a new run")
-    torch.manual_seed(config.seed)
+    with session.going_on(config, given) as (path, facts, tokenizer, device):
+        read_classifier_facts(path)
+        task = read_task(config)
+        if task.key != facts["data"]["key"]:
+            raise UserError(f"the examples of {config.data} have changed since the run began; start a new run")
+        torch.manual_seed(config.seed)
+        weights = _class_weights(config, task)
+        check_sizes(lambda: _build(config, tokenizer, weights), layers(config), path / "last")
+        model = _build(config, tokenizer, weights)
+        rows = encode_task(task, tokenizer, config)
+        trainer = _trainer(model, rows, task, config, tokenizer, device, path)
+        session.restore(trainer, path, config, given)
+        folder.write_facts(path, facts | {"config": flags.stored(config)})
+        return _finish(trainer, rows, task, config, tokenizer)
+
+
+def _build(config: ClassifyConfig, tokenizer: Tokenizer, weights: torch.Tensor) -> Classifier:
     body = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    model = build_classifier(config, body, _class_weights(config, task))
-    rows = encode_task(task, tokenizer, config)
-    trainer = _trainer(model, rows, task, config, tokenizer, device, path)
-    session.restore(trainer, path, config)
-    folder.write_facts(path, facts | {"config": flags.stored(config)})
-    return _finish(trainer, rows, task, config, tokenizer)
+    return build_classifier(config, body, weights)
 
 
 def settled(
@@ -76,8 +85,8 @@ def settled(
     return dataclasses.replace(config, context=asked or min(longest, LONGEST))
 
 
-def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> Path:
-    """The run directory, with all that labelling needs."""
+def create(config: ClassifyConfig, task: Task, tokenizer: Tokenizer) -> AbstractContextManager[Path]:
+    """The run directory, locked, with all that labelling needs."""
     data = {"key": task.key, "folder": "", "name": task.name, "start": ""}
     return folder.create(
         config.out, config.overwrite, flags.stored(config), tokenizer, data, classify={"labels": task.labels}
@@ -103,7 +112,8 @@ def _trainer(
     sizes = ", ".join(f"{len(examples):,} {side}" for side, examples in task.sides.items())
     what = f"{task.name}: {sizes}, {len(task.labels)} classes"
     no_text = np.zeros(len(task.labels), np.int64)  # a label has no characters
-    return trainer_of_rows(model, rows, pad, what, no_text, config, path, device, judge)
+    ours = identity(folder.read_facts(path), tokenizer)
+    return trainer_of_rows(model, rows, pad, what, no_text, config, path, device, judge, ours)
 
 
 def _finish(

@@ -11,9 +11,9 @@ import torch
 
 from data.batches import IGNORE
 from data.conversations import Conversation
+from data.disk import replace_file
 from data.rows import Row, by_length, collate
 from data.tokenizers import Special
-from engine.folder import replace_file
 from engine.generate import Sampling, generate
 from engine.runs import until_end
 from finetune.instruct.templates import Template

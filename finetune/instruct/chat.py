@@ -11,6 +11,7 @@ from data.conversations import Turn
 from data.errors import UserError
 from engine.generate import Sampling
 from engine.runs import Run
+from engine.runtime import may_handle
 from finetune.instruct.templates import Template, without_oldest
 
 COMMANDS = ("/reset", "/quit")
@@ -125,6 +126,9 @@ def _answer(chat: Chat, message: str) -> None:
 def _noticing_ctrl_c() -> Iterator[list[int]]:
     """A list that is empty until Ctrl-C is pressed: an exception in the midst of a model's step could get lost."""
     pressed: list[int] = []
+    if not may_handle(signal.SIGINT):
+        yield pressed
+        return
     before = signal.signal(signal.SIGINT, lambda signum, frame: pressed.append(signum))
     try:
         yield pressed

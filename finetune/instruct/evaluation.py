@@ -12,11 +12,12 @@ from data.rows import eval_rows
 from engine import flags, folder
 from engine.config import BACKENDS
 from engine.evaluate import evaluate
-from engine.runs import load_run, load_weights
+from engine.runs import load_run
+from engine.weights import load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import answer_all, by_task, exact, write_generations
 from finetune.instruct.material import Material, Side, encode, read_all, read_material
-from finetune.instruct.options import USE_FLAGS, InstructConfig
+from finetune.instruct.options import USE_FLAGS, InstructConfig, check
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
 
@@ -62,7 +63,7 @@ def evaluate_run(config: InstructConfig, given: set[str]) -> int:
     ):
         raise UserError(f"cannot write --generations {config.generations}: name a file in a folder that is there")
     run = load_run(path, config.checkpoint or "best", config.device, *(getattr(config, name) for name in BACKENDS))
-    own, template = flags.config_of(path, InstructConfig), Template(run.template, run.tokenizer)
+    own, template = flags.config_of(path, InstructConfig, check), Template(run.template, run.tokenizer)
     if "data" in given:
         name, items = read_all(config)
     else:

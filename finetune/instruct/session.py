@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, report, session
+from engine.identity import identity
 from engine.lora import add_lora
-from engine.registry import build_model
-from engine.runs import keep_frozen, load_weights
+from engine.registry import build_model, layers
 from engine.trainer import Trainer
+from engine.weights import check_sizes, keep_frozen, load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.evaluation import evaluate_side, own_material
@@ -21,7 +23,7 @@ from finetune.instruct.material import Material, Side, both, encode_material, re
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
-from finetune.start import begin, begin_again, tokenizer_for, trainer_of_rows
+from finetune.start import begin, tokenizer_for, trainer_of_rows
 from makemore.base import LanguageModel
 
 PROGRAM = "-m finetune.instruct"
@@ -56,29 +58,31 @@ def start_run(config: InstructConfig, given: set[str]) -> int:
     config = dataclasses.replace(config, context=_context(config, given, material, template, parent))
     sides = encode_material(material, template, config)
     model = build(config, tokenizer, parent)
-    path = create(config, material, tokenizer)
-    if config.dpo:
-        checkpoint.save(path / "base", {"model": model.state_dict()}, {})  # the reference, to go on with
-    else:
-        keep_frozen(model, path)
     work = Work(config, material, template, sides, model, device)
-    return _finish(_trainer(work, path), work)
+    with create(config, material, tokenizer) as path:
+        trainer = _trainer(work, path)
+        if config.dpo:
+            checkpoint.save(path / "base", {"model": model.state_dict()}, {}, trainer.belongs_to)  # the reference
+        else:
+            keep_frozen(model, path, trainer.belongs_to)
+        return _finish(trainer, work)
 
 
 def resume_run(config: InstructConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    path, facts, tokenizer, device = begin_again(config, given)
-    material = own_material(config, facts)
-    template = Template(config.template, tokenizer)
-    sides = encode_material(material, template, config)
-    model = build(config, tokenizer)
-    if config.dpo:
-        load_weights(model, path / "base")
-    work = Work(config, material, template, sides, model, device)
-    trainer = _trainer(work, path)
-    session.restore(trainer, path, config)
-    folder.write_facts(path, facts | {"config": flags.stored(config)})
-    return _finish(trainer, work)
+    with session.going_on(config, given) as (path, facts, tokenizer, device):
+        material = own_material(config, facts)
+        template = Template(config.template, tokenizer)
+        sides = encode_material(material, template, config)
+        check_sizes(lambda: build(config, tokenizer), layers(config), path / "last")
+        model = build(config, tokenizer)
+        if config.dpo:
+            load_weights(model, path / "base")
+        work = Work(config, material, template, sides, model, device)
+        trainer = _trainer(work, path)
+        session.restore(trainer, path, config, given)
+        folder.write_facts(path, facts | {"config": flags.stored(config)})
+        return _finish(trainer, work)
 
 
 def build(config: InstructConfig, tokenizer: Tokenizer, parent: LanguageModel | None = None) -> LanguageModel:
@@ -103,8 +107,8 @@ def tell_markers_apart(model: LanguageModel) -> None:
         table.weight[markers] += spread.std() * torch.randn(2, table.weight.shape[1])
 
 
-def create(config: InstructConfig, material: Material, tokenizer: Tokenizer) -> Path:
-    """The run directory, with all that answering needs."""
+def create(config: InstructConfig, material: Material, tokenizer: Tokenizer) -> AbstractContextManager[Path]:
+    """The run directory, locked, with all that answering needs."""
     data = {"key": material.key, "folder": "", "name": material.name, "start": ""}
     return folder.create(
         config.out, config.overwrite, flags.stored(config), tokenizer, data, instruct={"template": config.template}
@@ -132,7 +136,8 @@ def _trainer(work: Work, path: Path) -> Trainer:
     characters = work.template.tokenizer.characters()
     characters = np.zeros_like(characters) if config.dpo else characters  # a preference is no text
     judge = _judge(work, model)
-    return trainer_of_rows(model, rows, work.pad, what, characters, config, path, work.device, judge)
+    ours = identity(folder.read_facts(path), work.template.tokenizer)
+    return trainer_of_rows(model, rows, work.pad, what, characters, config, path, work.device, judge, ours)
 
 
 def _judge(work: Work, model: torch.nn.Module) -> Callable[[], dict[str, float]]:

@@ -1,0 +1,90 @@
+"""Files written so that a crash, a full disk or a link in their place loses nothing.
+
+Every OSError from here names its file, which `write` and `fsync` by themselves do not.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TRIES, PAUSE = 10, 0.05  # seconds; on Windows a file that somebody reads cannot be renamed for a moment
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an OSError without a file name gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file and flush it to the disk. Raises FileExistsError where there is one, or a link."""
+    with naming(path), open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace one file: readers see the old content or the new, never part of it. A link is replaced, not followed."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)  # left over from a crash, or a link to somewhere else
+    write_file(new, content)
+    patiently(lambda: os.replace(new, path))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a file of its own. Raises OSError (ELOOP) where `path` is a link."""
+    with naming(path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path))
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link (never what it points to), where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename a folder."""
+    patiently(lambda: os.rename(old, new))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of files to the disk, where the system can: on Windows a folder cannot be opened, and some
+    file systems have no such call."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            error.filename = str(folder)
+            raise
+    finally:
+        os.close(handle)
+
+
+def patiently(act: Callable[[], None]) -> None:
+    """Do `act`, again for half a second while it is not permitted."""
+    for _ in range(TRIES - 1):
+        try:
+            return act()
+        except PermissionError:
+            time.sleep(PAUSE)
+    act()

@@ -1,0 +1,114 @@
+"""Reading JSON that a stranger may have written: checked against a schema, and any fault is one sentence.
+
+A schema is a type (`float` takes whole numbers too), `None`, a `Whole`, a tuple of schemas of which one has to fit, a
+list of one schema for every item, or a dict of schemas by key; a key that ends in "?" may be missing, and keys that the
+schema does not name are left alone. Numbers are finite.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+
+MAX_BYTES = 256 << 20  # a tokenizer of a million tokens takes 30 MB
+SHOWN = 60  # characters of a wrong value in a message
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `least` to `most`."""
+
+    least: int = 0
+    most: int = 2**63 - 1
+
+
+def read_json(path: Path, schema: Any = None) -> Any:
+    """What the JSON file `path` holds. Raises UserError naming the file, and the key where the schema does not fit."""
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{path} is damaged: {size:,} bytes are too many for what it should hold")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return parse_json(content, path, schema)
+
+
+def parse_json(content: bytes | str, path: Path | str, schema: Any = None) -> Any:
+    """The same of the content of `path`."""
+    try:
+        found = json.loads(content, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
+    if schema is not None:
+        check_schema(found, schema, str(path))
+    return found
+
+
+def check_schema(value: Any, schema: Any, path: str, key: str = "") -> None:
+    """Raise UserError, naming `path` and the key, unless `value` is as `schema` says."""
+    where = f"{path} is damaged: {key or 'what it holds'}"
+    if not _is(value, schema):
+        raise UserError(f"{where} is {_shown(value)}; it has to be {_said(schema)}")
+    if isinstance(schema, tuple):
+        fitting = next(part for part in schema if _is(value, part))
+        check_schema(value, fitting, path, key)
+    elif isinstance(schema, list):
+        for n, item in enumerate(value):
+            check_schema(item, schema[0], path, f"{key}[{n}]")
+    elif isinstance(schema, dict):
+        for name, part in schema.items():
+            wanted = name.removesuffix("?")
+            whole_key = f"{key}.{wanted}" if key else wanted
+            if wanted in value:
+                check_schema(value[wanted], part, path, whole_key)
+            elif not name.endswith("?"):
+                raise UserError(f"{path} is damaged: {whole_key} is missing")
+
+
+def _is(value: Any, schema: Any) -> bool:
+    """Whether `value` is of the kind that the outermost part of `schema` asks for."""
+    if isinstance(schema, tuple):
+        return any(_is(value, part) for part in schema)
+    if isinstance(schema, Whole):
+        return type(value) is int and schema.least <= value <= schema.most
+    if schema is None or schema is Any:
+        return value is None or schema is Any
+    if schema is float:
+        return type(value) in (int, float) and _is_finite(value)
+    return type(value) is (schema if isinstance(schema, type) else type(schema))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _said(schema: Any) -> str:
+    if isinstance(schema, tuple):
+        return " or ".join(map(_said, schema))
+    if isinstance(schema, Whole):
+        most = "" if schema.most == Whole().most else f" to {schema.most:,}"
+        return f"a whole number from {schema.least:,}{most}" if most else f"a whole number, at least {schema.least:,}"
+    if schema is None:
+        return "null"
+    kind = schema if isinstance(schema, type) else type(schema)
+    return {float: "a finite number", int: "a whole number", str: "a text", dict: "an object", list: "a list",
+            bool: "true or false"}[kind]  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return _said(type(value))
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number that JSON has")

@@ -1,0 +1,109 @@
+"""One writer at a time: a lock that the kernel frees when its holder dies, however it dies."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.errors import UserError, warn
+
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_LOCKED_BYTE = 1 << 30  # far behind what the file says: on Windows a locked byte cannot be read
+PAUSE = 0.2  # seconds between looks at a lock that is waited for
+
+
+@contextlib.contextmanager
+def hold(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` inside, and remove it afterwards. `what` is how a message calls what it guards.
+
+    Where another process, or another thread, holds it: UserError saying who and since when, or with `wait` one line and
+    then patience. A file system without locks costs one warning."""
+    handle = _acquire(path, what, wait)
+    try:
+        yield
+    finally:
+        _release(handle, path)
+
+
+def _acquire(path: Path, what: str, wait: bool) -> int:
+    said = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _lock(handle)
+        except OSError as error:
+            holder = _holder(handle)
+            if error.errno in _NO_LOCKS:
+                warn(f"{path.parent} lies on a file system without locks: see to it that nobody else writes {what}")
+                return handle
+            os.close(handle)
+            if error.errno not in _HELD:
+                raise
+            if not wait:
+                raise UserError(f"{what} is being written by {holder}; wait until it ends, or stop it") from None
+            if not said:
+                warn(f"{what} is being written by {holder}: waiting for it")
+            said = True
+            time.sleep(PAUSE)
+            continue
+        except BaseException:
+            os.close(handle)
+            raise
+        if _is_still(handle, path):
+            _sign(handle)
+            return handle
+        os.close(handle)  # its last holder removed the file after it was opened here
+
+
+def _release(handle: int, path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows removes no open file, and a folder may be gone
+        os.unlink(path)
+    os.close(handle)
+    if os.name == "nt":
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    """Whether `path` is the file that was opened."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(handle), there)
+
+
+def _sign(handle: int) -> None:
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(holder).encode())
+
+
+def _holder(handle: int) -> str:
+    """Who holds the lock, as far as the file says."""
+    try:
+        os.lseek(handle, 0, os.SEEK_SET)
+        found = json.loads(os.read(handle, 1000))
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _lock(handle: int) -> None:
+    """Take the lock or raise OSError at once."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

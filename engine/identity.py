@@ -1,0 +1,52 @@
+"""What a checkpoint belongs to: the settings, the tokenizer, the text and the labels of its run.
+
+Every checkpoint carries this in its manifest, so that a `config.json` edited by hand, or a tokenizer put in the place
+of another, is noticed before it makes something else of the weights.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.tokenizers import Tokenizer
+from engine import checkpoint
+from engine.config import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
+
+# What matters to training alone: whoever samples, scores or labels may find it changed.
+_TRAINING_ONLY = GRADIENT_ONLY | {"dropout", "seed", "init"}
+_OF_EVERY_RUN = ("format", "config", "data", "vocab_size")  # what else config.json says is what the run is for
+
+
+def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of the run that `config.json` describes with `facts`: what must not change without its weights."""
+    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in CHANGEABLE | WHERE_THE_TEXT_LIES}}
+    ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
+    ours["text"] = facts["data"]["key"]
+    ours["start"] = facts["data"]["start"]
+    ours["task"] = {name: value for name, value in facts.items() if name not in _OF_EVERY_RUN}
+    return json.loads(json.dumps(ours))  # as it comes back from the disk
+
+
+def check_identity(folder: Path, ours: dict[str, Any], exact: bool = False) -> None:
+    """Raise UserError, with the way out, where checkpoint `folder` belongs to another run than `ours`. `exact`: also
+    where only training is another one, which sampling and scoring do not mind. Checkpoints of format 1 do not say."""
+    theirs = checkpoint.belongs_to(folder)
+    if not isinstance(theirs, dict):
+        return
+    run = folder.parent
+    settings = theirs.get("settings") if isinstance(theirs.get("settings"), dict) else {}
+    ignored = set() if exact else _TRAINING_ONLY
+    names = settings.keys() & ours["settings"].keys() - ignored
+    for name in sorted(names, key=lambda name: (name != "model", name)):
+        if settings[name] != ours["settings"][name]:
+            raise UserError(
+                f"{run / 'config.json'} says {name} {ours['settings'][name]}, but {folder} was trained with "
+                f"{settings[name]}: put that back. A new run may start from it with --init"
+            )
+    if theirs.get("tokenizer") != ours["tokenizer"]:
+        raise UserError(f"{run / 'tokenizer.json'} is not the tokenizer that {folder} was trained with: put that back")
+    for key, what in (("task", "labels or template"), ("start", "start text"), ("text", "text")):
+        if theirs.get(key) != ours[key]:
+            raise UserError(f"{run / 'config.json'} has not the {what} that {folder} was trained with: put that back")

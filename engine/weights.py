@@ -1,0 +1,83 @@
+"""Weights between a model and the checkpoints of its run: what is stored where, and what may be loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+from engine import checkpoint
+from engine.lora import LoRALinear, fold
+
+
+def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Load checkpoint `folder` into `model` and return its facts. Raises UserError when the two do not fit."""
+    tensors, facts = checkpoint.load(folder, ("model",))
+    load_state(model, tensors["model"], folder)
+    return facts
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of `model`: all but what training leaves alone (that is in `base/`)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    fixed = getattr(model, "fixed", ())
+    return {n: tensor for n, tensor in model.state_dict().items() if n not in frozen and not n.startswith(fixed)}
+
+
+def keep_frozen(model: nn.Module, path: Path, belongs_to: dict[str, Any] | None) -> None:
+    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
+    if len(kept := trained_weights(model)) < len(model.state_dict()):
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+        checkpoint.save(path / "base", {"model": frozen}, {}, belongs_to)
+
+
+def load_state(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Put `weights`, read from checkpoint `folder` of a run, and those of the run's `base/` into `model`; UserError
+    naming `folder` when they are another model's, or not finite. Adapters go into the weights of a model that has
+    none."""
+    if checkpoint.find(folder.parent / "base"):
+        weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
+    check_finite(weights, folder)
+    if not any(isinstance(module, LoRALinear) for module in model.modules()):
+        weights = fold(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:3]
+        raise UserError(
+            f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, first))}"
+        ) from error
+
+
+def check_finite(weights: dict[str, Tensor], folder: Path) -> None:
+    """Raise UserError naming a weight that is infinite or no number: nothing that is computed with it is worth
+    showing."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"{folder} holds weights that are not finite ({wrong:,} of {tensor.numel():,} in {name}): take another "
+                "checkpoint, or train again"
+            )
+
+
+def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Path) -> None:
+    """Raise UserError when the model that `build` makes has other shapes than checkpoint `folder` and its `base/`, by
+    the files' headers, before any memory is taken for it. `n_layer`: the layers that it would have, if it has any."""
+    there = checkpoint.shapes(folder.parent / "base") | checkpoint.shapes(folder)
+    config = folder.parent / "config.json"
+    if not there:
+        return  # said by whoever loads it
+    if n_layer is not None and n_layer > len(there):
+        raise UserError(f"{config} asks for {n_layer:,} layers, and {folder} has {len(there)} tensors in all")
+    with torch.device("meta"):
+        model = build()
+    for name, tensor in model.state_dict().items():
+        # A model wrapped for training calls its parts otherwise, and counts are as many as were seen.
+        if name in there and tuple(tensor.shape) != there[name] and tensor.numel():
+            raise UserError(
+                f"{folder} is not a checkpoint of this run's model: {name} has the shape {there[name]}, {config} asks "
+                f"for {tuple(tensor.shape)}"
+            )
