@@ -6,13 +6,13 @@ Never more than a chunk of text is held, whatever the size. The vocabulary is th
 import array
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data import reading, vocabulary
+from data import packed, reading, vocabulary
 from data.bpe import BPETokenizer, whole_words
 from data.errors import UserError
 from data.tokenizers import Tokenizer
@@ -23,34 +23,41 @@ SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 class Builder:
     """Writes one store of `files` (training text, then perhaps validation text), all but its `meta.json`.
 
-    `val_fraction` is the part of a single text that becomes validation: its end, or lines by their hash."""
+    `digests` has the SHA-256 that every file must have whenever it is read. `val_fraction` is the part of a single text
+    that becomes validation: its end, or lines by their hash."""
 
     def __init__(
         self,
         files: list[list[Path]],
+        digests: Mapping[Path, bytes],
         kind: str,
         tokenizer: str,
         encoding: str,
         given: Tokenizer | None,
         val_fraction: float,
     ):
-        self.files, self.kind, self.tokenizer_name, self.encoding = files, kind, tokenizer, encoding
+        self.files, self.digests = files, digests
+        self.kind, self.tokenizer_name, self.encoding = kind, tokenizer, encoding
         self.given, self.val_fraction, self.has_val_text = given, val_fraction, len(files) > 1
         self.notes: list[str] = []
         # Characters outside the vocabulary, with counts, a side each.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
         self.characters = {"train": 0, "val": 0}
+        self.c1: set[str] = set()  # control characters of a text that may be cp1252
 
     def write(self, folder: Path, name: str) -> dict:
         """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
-        size = sum(path.stat().st_size for text in self.files for path in text)
+        paths = [path for text in self.files for path in text]
+        size = sum(path.stat().st_size for path in paths)
         passes = (2 if self.kind == "stream" else 3) + (
             self.given is None and vocabulary.reads_words(self.tokenizer_name)
         )
         hidden = size < SHOW_PROGRESS or None
-        with tqdm(total=passes * size, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
+        total = None if any(map(packed.is_packed, paths)) else passes * size
+        with tqdm(total=total, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
             meta = self._stream(folder) if self.kind == "stream" else self._lines(folder)
         self._note_unknown()
+        self.notes += reading.note_c1(self.c1, "the text")
         return meta | {"notes": self.notes}
 
     def _stream(self, folder: Path) -> dict:
@@ -142,7 +149,9 @@ class Builder:
         return [chosen]
 
     def _chunks(self, text: int) -> Iterator[str]:
-        for chunk in reading.read_chunks(self.files[text], self.encoding):
+        for chunk in reading.read_chunks(self.files[text], self.encoding, self.digests):
+            if not chunk.isascii() and reading.may_be_cp1252(self.encoding):
+                self.c1.update(reading.C1.findall(chunk))
             yield chunk
             self.bar.update(len(chunk))
 

@@ -1,13 +1,13 @@
 """Conversations to learn answers from: reading them from JSON and JSONL, and pairs of a better and a worse answer."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import reading
+from data import packed, reading
 from data.errors import UserError, nearest
-from data.examples import json_lines
+from data.json_items import json_items
+from data.sources import path_of
 
 ROLES = ("system", "user", "assistant")
 
@@ -88,32 +88,17 @@ def drop_duplicates(items: list[Any]) -> list[Any]:
 
 def _read(data: str, encoding: str, parse: Callable[[dict, str], Any]) -> tuple[str, list]:
     reading.check_encoding(encoding)
-    path = Path(data).expanduser()
-    if path.suffix.lower() not in (".json", ".jsonl"):
+    path = path_of(data) or Path(data)
+    if packed.unpacked_name(path).suffix.lower() not in (".json", ".jsonl"):
         raise UserError(f"{data} holds no conversations: give 'strings' (bundled) or a .json or .jsonl file")
-    items = _json(path, encoding) if path.suffix.lower() == ".json" else _jsonl(path, encoding)
     found = []
-    for item, where in items:
+    for where, item in json_items(path, encoding):
         if not isinstance(item, dict):
             raise UserError(f"{where} is no object, but a {type(item).__name__}")
         found.append(parse(item, where))
     if not found:
         raise UserError(f"{data} holds no examples")
-    return path.resolve().stem, found
-
-
-def _json(path: Path, encoding: str) -> Iterator[tuple[Any, str]]:
-    try:
-        read = json.loads("".join(reading.read_chunks([path], encoding)))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(read, list):
-        raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
-    return ((item, f"{path} example {n}") for n, item in enumerate(read, 1))
-
-
-def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Any, str]]:
-    return ((item, f"{path} line {n}") for n, item in json_lines(path, encoding))
+    return packed.unpacked_name(path.resolve()).stem, found
 
 
 def _conversation(item: dict, where: str) -> Conversation:

@@ -3,15 +3,15 @@
 import csv
 import hashlib
 import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import reading
+from data import packed, reading
 from data.errors import UserError, nearest
-from data.sources import resolve
+from data.json_items import json_items
+from data.sources import path_of, resolve
 
 SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
@@ -38,24 +38,26 @@ def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple
 
     Raises UserError naming file and line for whatever is missing or malformed."""
     reading.check_encoding(encoding)
-    path = BUNDLED if data == "surnames" else resolve(data).folder or Path(data).expanduser()
+    path = BUNDLED if data == "surnames" else resolve(data).folder or path_of(data) or Path(data)
     if path.is_dir():
         if given := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
             raise UserError(f"{given[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
         found = list(_folder(path, encoding))
     else:
-        readers = {".tsv": _tsv, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}
-        if path.suffix.lower() not in readers:
+        readers = {".tsv": _tsv, ".csv": _csv, ".json": _json, ".jsonl": _json}
+        suffix = packed.unpacked_name(path).suffix.lower()
+        if suffix not in readers:
             raise UserError(
                 f"{data} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
             )
-        found = list(readers[path.suffix.lower()](path, columns, encoding))
+        found = list(readers[suffix](path, columns, encoding))
     if not found:
         raise UserError(f"{data} holds no examples")
     for example in found:
         if not example.text.strip() or not example.label.strip():
             raise UserError(f"{example.where} has an empty {'label' if example.text.strip() else 'text'}")
-    return (data if data == "surnames" else path.resolve().stem), found
+        reading.check_characters(example.label, example.where)  # of a folder it is the name of a file
+    return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), found
 
 
 def labels_of(examples: list[Example], name: str) -> list[str]:
@@ -121,7 +123,7 @@ def _folder(path: Path, encoding: str) -> Iterator[Example]:
     for file in files:
         for n, line in _numbered(file, encoding):
             if line.strip():
-                yield Example(line.strip(), file.stem, f"{file} line {n}")
+                yield Example(line.strip(), packed.unpacked_name(file).stem, f"{file} line {n}")
 
 
 def _tsv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
@@ -132,7 +134,7 @@ def _tsv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
 
 
 def _csv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    reader = csv.reader(io.StringIO(_whole(path, encoding), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(reading.read_whole(path, encoding), newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
@@ -188,29 +190,8 @@ def _no_column(path: Path, wanted: str, header: list[str]) -> int:
 
 
 def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    try:
-        read = json.loads(_whole(path, encoding))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(read, list):
-        raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
-    for n, item in enumerate(read, 1):
-        yield _item(item, columns, f"{path} example {n}")
-
-
-def _jsonl(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    for n, item in json_lines(path, encoding):
-        yield _item(item, columns, f"{path} line {n}")
-
-
-def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
-    """Each line's number and value. Raises UserError naming the line that is not JSON."""
-    for n, line in _numbered(path, encoding):
-        if line.strip():
-            try:
-                yield n, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path} line {n} is not JSON: {error}") from error
+    for where, item in json_items(path, encoding):
+        yield _item(item, columns, where)
 
 
 def _item(item: object, columns: Columns, where: str) -> Example:
@@ -228,8 +209,4 @@ def _item(item: object, columns: Columns, where: str) -> Example:
 
 
 def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    yield from enumerate(_whole(path, encoding).split("\n"), 1)
-
-
-def _whole(path: Path, encoding: str) -> str:
-    return "".join(reading.read_chunks([path], encoding))
+    return reading.numbered_lines([reading.read_whole(path, encoding)])

@@ -73,14 +73,13 @@ def _prepare(
     for text in texts:
         readable, skipped = reading.text_files(text, encoding)
         files.append(readable)
-        if skipped and text.folder:
-            left_out.append(f"{skipped} of the {len(text.files)} files in {text.folder} are not {encoding}: left out")
+        left_out += reading.left_out(text, skipped, encoding)
     made_by = json.dumps(vocabulary.to_json()) if vocabulary else tokenizer
-    key = _key(files, f"{store.FORMAT} {kind} {made_by} {encoding} {val_fraction}")
+    key, digests = _key(files, f"{store.FORMAT} {kind} {made_by} {encoding} {val_fraction}", encoding)
     name = texts[0].name
     folder = sources.cache_folder() / "prepared" / f"{name[:40]}-{key}"
     if not (folder / "meta.json").is_file():
-        _build(folder, Builder(files, kind, tokenizer, encoding, vocabulary, val_fraction), key, name)
+        _build(folder, Builder(files, digests, kind, tokenizer, encoding, vocabulary, val_fraction), key, name)
     found = store.open_store(folder)
     # What was left out of a folder is no part of the text, so neither of what is cached.
     found.meta["notes"] = left_out + found.meta["notes"]
@@ -101,18 +100,17 @@ def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _key(files: list[list[Path]], how: str) -> str:
-    """A hash of the bytes of every file, of where texts and files begin, and of how they are read."""
-    digest = hashlib.sha256(how.encode())
+def _key(files: list[list[Path]], how: str, encoding: str) -> tuple[str, dict[Path, bytes]]:
+    """A hash of the bytes of every file, of where texts and files begin, and of how they are read; and the SHA-256 of
+    every file, which is to stay the same in all that is read of it."""
+    sha, digests = hashlib.sha256(how.encode()), {}
     for text in files:
-        digest.update(b"text")
+        sha.update(b"text")
         for path in text:
-            try:
-                with open(path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()[:16]
+            digests[path], has_lone_returns = reading.fingerprint(path, encoding)
+            sha.update(digests[path])
+            sha.update(b"lone returns" if has_lone_returns else b"")
+    return sha.hexdigest()[:16], digests
 
 
 def main() -> int:

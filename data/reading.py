@@ -1,14 +1,22 @@
 """Files into clean text, a chunk at a time: decoding, byte-order marks, line ends, and what is not text."""
 
 import codecs
+import contextlib
+import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data.errors import UserError, nearest
-from data.sources import SPOOL_PREFIX, Text
+from data import packed
+from data.errors import UserError, nearest, warn
+from data.sources import SPOOL_PREFIX, Text, cache_folder
 
 CHUNK = 1 << 22  # bytes read at a time: the largest piece of any text that is ever held while preparing it
+IN_MEMORY = 1 << 30  # bytes that a packed file of examples, which are held in memory, may unpack to
+NAMED = 3  # files left out of a folder
+C1 = re.compile("[\x80-\x9f]")  # control characters that no text has; in cp1252 their bytes are letters and quotes
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
 
@@ -29,28 +37,118 @@ def shown(path: Path) -> str:
     return "standard input" if path.name.startswith(SPOOL_PREFIX) else str(path)
 
 
-def text_files(text: Text, encoding: str) -> tuple[list[Path], int]:
-    """The files of `text` that can be read, and how many of a folder's are not text. A file named by itself is kept
+def text_files(text: Text, encoding: str) -> tuple[list[Path], list[Path]]:
+    """The files of `text` that can be read, and those of a folder that are not text. A file named by itself is kept
     whatever it holds: reading it gives the precise error."""
     if text.folder is None and len(text.files) == 1:
-        return list(text.files), 0
+        return list(text.files), []
+    for path in text.files:
+        packed.check_unpacker(path)
     readable = [path for path in text.files if _is_text(path, encoding)]
     if not readable:
         raise UserError(f"the folder {text.folder} holds no {encoding} text among its {len(text.files)} files")
-    return readable, len(text.files) - len(readable)
+    return readable, sorted(set(text.files) - set(readable))
 
 
-def read_chunks(files: Iterable[Path], encoding: str) -> Iterator[str]:
-    """The files' text in pieces: no byte-order mark, "\\r\\n" as "\\n", a line end between files.
+def left_out(text: Text, skipped: list[Path], encoding: str) -> list[str]:
+    """A note that names the first of the `skipped` files of a folder, if there are any."""
+    if not skipped or not text.folder:
+        return []
+    names = ", ".join(str(path.relative_to(text.folder)) for path in skipped[:NAMED])
+    more = f" and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+    count = f"{len(skipped):,} of the {len(text.files):,} files in {text.folder}"
+    return [f"{count} are not {encoding}: left out ({names}{more})"]
 
-    Raises UserError with the byte offset for what is not `encoding`, and for NUL bytes (a binary file)."""
+
+def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
+    """The SHA-256 of a file's bytes on the disk, and whether it is an unpacked file with line ends that are a "\\r"
+    alone. (Earlier versions read those as characters and had no packed files, so what they cached is another text.)"""
+    sha, lone, held = hashlib.sha256(), False, ""
+    plain = "\r\n".encode(encoding) == b"\r\n"  # the byte of a "\r" is then no part of another character
+    decoder = codecs.getincrementaldecoder("latin-1" if plain else encoding)("replace")
+    try:
+        with open(path, "rb") as file:
+            while raw := file.read(CHUNK):
+                sha.update(raw)
+                if not lone and not packed.is_packed(path) and (not plain or held or b"\r" in raw):
+                    with contextlib.suppress(UnicodeError):  # reading it gives the message
+                        text = held + decoder.decode(raw)
+                        held = "\r" if text.endswith("\r") else ""
+                        lone = text.count("\r") - len(held) != text.count("\r\n")
+    except OSError as error:
+        raise UserError(f"cannot read {shown(path)}: {error.strerror}") from error
+    return sha.digest(), lone or bool(held)
+
+
+def read_chunks(files: Iterable[Path], encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[str]:
+    """The files' text in pieces: unpacked, no byte-order mark, "\\r\\n" and "\\r" as "\\n", a line end between files.
+
+    Raises UserError with the byte offset for what is not `encoding`, for NUL bytes (a binary file), and at the end of
+    a file that no longer has its SHA-256 of `digests`."""
     unfinished = False
     for path in files:
-        for n, chunk in enumerate(_file_chunks(path, encoding)):
+        for n, chunk in enumerate(_file_chunks(path, encoding, None if digests is None else digests[path])):
             if n == 0 and unfinished:
                 yield "\n"
             unfinished = not chunk.endswith("\n")
             yield chunk
+
+
+def numbered_lines(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each line with its number from 1, empty ones too. Of a long line only itself is held."""
+    n, pieces = 1, []
+    for chunk in chunks:
+        first, *more = chunk.split("\n")
+        pieces.append(first)
+        for line in more:
+            yield n, "".join(pieces)
+            n, pieces = n + 1, [line]
+    yield n, "".join(pieces)
+
+
+def read_whole(path: Path, encoding: str) -> str:
+    """All of one file of examples. Warns of control characters that mean that it is cp1252."""
+    pieces, size = [], 0
+    for chunk in read_chunks([path], encoding):
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > IN_MEMORY and packed.is_packed(path):
+            raise UserError(f"{shown(path)} unpacks to more than {IN_MEMORY:,} characters: too many to hold in memory")
+    text = "".join(pieces)
+    for note in note_c1(set(C1.findall(text)) if may_be_cp1252(encoding) else set(), shown(path)):
+        warn(note)
+    return text
+
+
+def may_be_cp1252(encoding: str) -> bool:
+    """Whether `encoding` makes control characters of the bytes in which cp1252 has letters and quotes."""
+    return codecs.lookup(encoding).name == "iso8859-1"
+
+
+def note_c1(characters: set[str], called: str) -> list[str]:
+    """A note on these control characters of a text, if there are any."""
+    if not characters:
+        return []
+    some = " ".join(map(repr, sorted(characters)[:8])) + (" ..." if len(characters) > 8 else "")
+    return [f"{called} has control characters that no text has ({some}); it looks like Windows': see --encoding cp1252"]
+
+
+def whole_characters(text: str) -> str:
+    """`text` without lone surrogates. Bytes that are not the terminal's encoding arrive as such: what they are in UTF-8
+    is taken for them, else U+FFFD."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raise UserError naming `where` when `text` has half of a character: a lone surrogate, as an escape in JSON may
+    be. No reader lets one in: two texts put together would make another character of two halves."""
+    if not text.isascii() and (half := _SURROGATE.search(text)):
+        raise UserError(f"{where} has half of a character (\\u{ord(half[0]):04x}): it is not text")
 
 
 def read_lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -63,36 +161,42 @@ def read_lines(chunks: Iterable[str]) -> Iterator[str]:
         yield rest.rstrip()
 
 
-def _file_chunks(path: Path, encoding: str) -> Iterator[str]:
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {shown(path)}: {error.strerror}") from error
-    with file:
-        decoder = codecs.getincrementaldecoder(encoding)("strict")
-        done, first, held_return = 0, True, ""
-        while True:
-            raw = file.read(CHUNK)
-            done += len(raw)
-            try:
-                text = held_return + decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
-            except UnicodeError as error:  # UTF-16 that does not say its byte order
-                raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
-            if not text.isascii() and _SURROGATE.search(text):
-                raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
-            if "\0" in text:
-                raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
-            if first and text:
-                text, first = text.removeprefix("\ufeff"), False
-            # A "\r" at a chunk's end may be half of a "\r\n": hold it back until the next chunk tells.
-            held_return = "\r" if text.endswith("\r") and raw else ""
-            text = text.removesuffix("\r") if held_return else text
-            if text:
-                yield text.replace("\r\n", "\n")
-            if not raw:
-                return
+def _file_chunks(path: Path, encoding: str, digest: bytes | None = None) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    done, first, held_return = 0, True, ""
+    limit = _free_space() if packed.is_packed(path) else None
+    for raw in itertools.chain(packed.read_bytes(path, CHUNK, shown(path), digest), [b""]):
+        done += len(raw)
+        if limit is not None and done > limit:
+            raise UserError(
+                f"{shown(path)} unpacks to more than the {limit:,} bytes that are free where texts are prepared "
+                f"({cache_folder()}); free some space, or name another folder in $CHARLM_CACHE"
+            )
+        try:
+            text = held_return + decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
+        except UnicodeError as error:  # UTF-16 that does not say its byte order
+            raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
+        if not text.isascii() and _SURROGATE.search(text):
+            raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
+        if "\0" in text:
+            raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        # A "\r" at a chunk's end may be half of a "\r\n": hold it back until the next chunk tells.
+        held_return = "\r" if text.endswith("\r") and raw else ""
+        text = text.removesuffix("\r") if held_return else text
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if text:
+            yield text
+
+
+def _free_space() -> int:
+    """Bytes that are free on the disk of the cache: the bound on what a packed file may unpack to."""
+    folder = cache_folder().absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
@@ -104,9 +208,11 @@ def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
         return UserError(
             f"{shown(path)} is not text: it has NUL bytes and byte {offset} is not {encoding} (a binary file?)"
         )
-    return UserError(
-        f"{shown(path)} is not {encoding}: invalid byte at offset {offset}; name its encoding, as in --encoding latin-1"
-    )
+    # Of the bytes that are no UTF-8, those that latin-1 makes control characters of, and cp1252 quotes and letters.
+    windows = any("\udc80" <= character <= "\udc9f" for character in near.decode("utf-8", "surrogateescape"))
+    likely = "cp1252" if windows else "latin-1"
+    where = f"{shown(path)} is not {encoding}: invalid byte at offset {offset}"
+    return UserError(f"{where}; name its encoding, as in --encoding {likely}")
 
 
 def _is_text(path: Path, encoding: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data import packed
 from data.errors import UserError, nearest
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
@@ -60,8 +61,19 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "li
 
 
 def cache_folder() -> Path:
-    """Where downloads and prepared texts are kept: `$CHARLM_CACHE`, else `~/.cache/charlm`."""
-    return Path(os.environ.get("CHARLM_CACHE") or Path.home() / ".cache" / "charlm")
+    """Where downloads and prepared texts are kept: `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else
+    `~/.cache/charlm`. Raises UserError where there is no home."""
+    if own := os.environ.get("CHARLM_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # a relative one is to be ignored, says the XDG Base Directory Specification
+        return Path(shared, "charlm")
+    try:
+        return Path.home() / ".cache" / "charlm"
+    except RuntimeError as error:
+        raise UserError(
+            "this user has no home folder to keep prepared texts in; name a folder for them in $CHARLM_CACHE"
+        ) from error
 
 
 def cache_subfolder(name: str) -> Path:
@@ -90,7 +102,7 @@ def resolve(data: str) -> Text:
         return Text(data, _standard_library(), "stream")
     if data == "-":
         return Text("stdin", (_spool_standard_input(),), temporary=True)
-    path = _path(data)
+    path = path_of(data)
     if path is None or not path.exists():
         raise UserError(
             f"no such file, folder or data set: '{data[:200]}'; by name there are: {', '.join(KINDS)}."
@@ -103,10 +115,10 @@ def resolve(data: str) -> Text:
         return Text(path.resolve().name or "root", files, folder=path)
     if not path.is_file():
         raise UserError(f"{data} is neither a file nor a folder; to read from a pipe use --data -")
-    return Text(path.stem, (path,))
+    return Text(packed.unpacked_name(path).stem, (path,))
 
 
-def _path(data: str) -> Path | None:
+def path_of(data: str) -> Path | None:
     """The path that `data` writes, or None when it cannot be one (empty, too long, an unknown ~user)."""
     try:
         path = Path(data).expanduser()

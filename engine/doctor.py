@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 import kernels
-from data.errors import run_command
+from data.errors import UserError, run_command
 from data.sources import cache_folder
 from engine import runtime
 
@@ -31,7 +31,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "MPS", "yes" if torch.backends.mps.is_available() else "no"
     yield "bfloat16", "native" if _has_bfloat16() else "not native here"
     yield "C++ compiler", runtime.c_compiler() or "none (torch.compile on CPU needs one)"
-    yield "cache", str(cache_folder())
+    yield "cache", _cache()
     yield "$CHARLM_DATA", os.environ.get("CHARLM_DATA") or "not set (data sets by name are downloaded)"
 
 
@@ -78,6 +78,13 @@ def main() -> int:
     for line in advice():
         print(f"  - {line}")
     return 0
+
+
+def _cache() -> str:
+    try:
+        return str(cache_folder())
+    except UserError as error:
+        return f"none: {error}"
 
 
 def _version(package: str) -> str | None:

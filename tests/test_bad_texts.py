@@ -92,9 +92,10 @@ def test_too_many_lanes_say_how_many_fit(cli, tmp_path):
     [
         b"\xef\xbb\xbfanna\nnan\nana\nnaan\n",
         b"anna\r\nnan\r\nana\r\nnaan\r\n",
+        b"anna\rnan\rana\rnaan\r",
         b"anna  \nnan\t\n\n  \nana \nnaan",
     ],
-    ids=["bom", "crlf", "blanks"],
+    ids=["bom", "crlf", "cr", "blanks"],
 )
 def test_the_ways_of_writing_lines_make_no_difference(cli, tmp_path, content):
     for name, text in (("odd", content), ("plain", b"anna\nnan\nana\nnaan\n")):
@@ -103,8 +104,9 @@ def test_the_ways_of_writing_lines_make_no_difference(cli, tmp_path, content):
     assert left(tmp_path / "odd") == left(tmp_path / "plain")
 
 
-def test_windows_line_ends_make_no_difference_in_a_stream(cli, tmp_path, text):
-    (tmp_path / "odd.txt").write_bytes(text.read_bytes().replace(b"\n", b"\r\n"))
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"], ids=["windows", "mac"])
+def test_other_line_ends_make_no_difference_in_a_stream(cli, tmp_path, text, end):
+    (tmp_path / "odd.txt").write_bytes(text.read_bytes().replace(b"\n", end))
     ok(cli("train.py", *quick(**STREAM | {"data": "odd.txt", "out": "odd"})))
     assert left(tmp_path / "odd") == left(trained(cli, **STREAM))
 
@@ -142,11 +144,11 @@ def test_one_warning_that_counts(cli, tmp_path, content, flags, warning):
     assert warning in told
 
 
-def test_files_of_a_folder_that_are_not_text_are_counted_each_time(cli, tmp_path):
+def test_files_of_a_folder_that_are_not_text_are_named_each_time(cli, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("the cat sat on the mat\n" * 9)
     assert warnings_of(ok(cli("train.py", *quick(data="notes", context=8, out="first")))) == []
     (tmp_path / "notes/b.png").write_bytes(b"\x89PNG\0\0")
     (tmp_path / "notes/c.zip").write_bytes(b"PK\3\4\0\0")
     (told,) = warnings_of(ok(cli("train.py", *quick(data="notes", context=8))))
-    assert "2 of the 3 files in notes" in told
+    assert "2 of the 3 files in notes" in told and "(b.png, c.zip)" in told

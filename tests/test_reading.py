@@ -26,6 +26,11 @@ def read(content: bytes, encoding: str = "utf-8", chunk: int = 1 << 22) -> str:
         return "".join(reading.read_chunks([path], encoding))
 
 
+def clean(text: str) -> str:
+    """`text` with one kind of line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def fill(folder: Path, files: dict[str, bytes]) -> sources.Text:
     """A folder with these files, as `--data` sees it."""
     for name, content in files.items():
@@ -41,15 +46,14 @@ def fill(folder: Path, files: dict[str, bytes]) -> sources.Text:
 @example(text="a\r\nb\r\r\n\r", chunk=2)
 @example(text="\r\n", chunk=1)
 def test_a_text_reads_the_same_in_chunks_of_any_size(encoding, text, chunk):
-    assert read(text.encode(encoding), encoding, chunk) == text.replace("\r\n", "\n")
+    assert read(text.encode(encoding), encoding, chunk) == clean(text)
 
 
 @FIXED
 @given(text=TEXTS, chunk=CHUNKS)
 def test_a_byte_order_mark_is_not_text(text, chunk):
-    clean = text.replace("\r\n", "\n")
-    assert read(b"\xef\xbb\xbf" + text.encode(), "utf-8", chunk) == clean
-    assert read(("\ufeff" + text).encode("utf-16-be"), "utf-16-be", chunk) == clean
+    assert read(b"\xef\xbb\xbf" + text.encode(), "utf-8", chunk) == clean(text)
+    assert read(("\ufeff" + text).encode("utf-16-be"), "utf-16-be", chunk) == clean(text)
 
 
 def test_a_byte_order_mark_later_on_is_text():
@@ -117,16 +121,25 @@ def test_a_folder_is_read_in_sorted_order_with_a_line_end_between_files(tmp_path
     assert "".join(reading.read_chunks(paths, "utf-8")) == "one\ntwo\nthree\nfour\n"
 
 
-def test_files_of_a_folder_that_are_not_text_are_counted_and_left_out(tmp_path):
+def test_files_of_a_folder_that_are_not_text_are_named_and_left_out(tmp_path):
     files = {"a.txt": b"text", "nul.bin": b"a\0b", "image": b"\x89PNG\r\n\xff", "wide.txt": "wide".encode("utf-16")}
     paths, skipped = reading.text_files(fill(tmp_path, files), "utf-8")
-    assert [path.name for path in paths] == ["a.txt"] and skipped == 3
+    assert [path.name for path in paths] == ["a.txt"]
+    assert [path.name for path in skipped] == ["image", "nul.bin", "wide.txt"]
 
 
 def test_a_wide_encoding_leaves_out_what_is_not_in_it(tmp_path):
     files = {"plain.txt": b"plain text!", "wide.txt": "wide".encode("utf-16")}
     paths, skipped = reading.text_files(fill(tmp_path, files), "utf-16")
-    assert [path.name for path in paths] == ["wide.txt"] and skipped == 1
+    assert [path.name for path in paths] == ["wide.txt"]
+    assert [path.name for path in skipped] == ["plain.txt"]
+
+
+def test_a_note_names_the_first_three_files_left_out(tmp_path):
+    text = fill(tmp_path, {"a.txt": b"text"} | {f"deep/{n}.bin": b"\0" for n in range(5)})
+    (note,) = reading.left_out(text, reading.text_files(text, "utf-8")[1], "utf-8")
+    assert note.endswith("are not utf-8: left out (deep/0.bin, deep/1.bin, deep/2.bin and 2 more)")
+    assert note.startswith("5 of the 6 files")
 
 
 def test_hidden_files_folders_and_pipes_are_left_out(tmp_path):
@@ -164,3 +177,43 @@ def test_the_message_of_the_command_line_names_file_and_offset(cli, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"fine so far \x80 and on\n" * 9)
     ended = cli("train.py", "--data", "bad.txt", "--steps", 1)
     assert ended.code == 2 and re.fullmatch(r"error: bad\.txt is not utf-8: invalid byte at offset 12;.*\n", ended.err)
+
+
+@FIXED
+@given(text=TEXTS, chunk=CHUNKS, encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "latin-1", "gb18030"]))
+@example(text="a\r", chunk=1, encoding="utf-8")
+@example(text="a\r\n", chunk=2, encoding="utf-8")
+@example(text="\u0d0d", chunk=9, encoding="utf-16-le")
+def test_a_fingerprint_tells_line_ends_that_earlier_versions_read_as_characters(
+    tmp_path_factory, text, chunk, encoding
+):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(text.encode(encoding, "replace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "CHUNK", chunk)
+        assert reading.fingerprint(path, encoding)[1] == ("\r" in text.replace("\r\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (b"\x93caf\xe9\x94", "cp1252"),
+        (b"caf\xe9", "latin-1"),
+        ("\u0141\u00f3d\u017a \u201c".encode() + b"\xe9", "latin-1"),  # bytes 0x80 to 0x9f of good UTF-8 mean nothing
+    ],
+)
+def test_the_encoding_that_is_proposed_has_the_bytes(content, encoding):
+    with pytest.raises(UserError, match=f"as in --encoding {encoding}$"):
+        read(content)
+
+
+@pytest.mark.parametrize("given", ["a\udcc3\udca9b", "a\u00e9b"])
+def test_bytes_of_utf_8_that_a_shell_passed_on_are_characters(given):
+    assert reading.whole_characters(given) == "a\u00e9b"
+
+
+@pytest.mark.parametrize("given", ["a\udcffb", "a\ud83db", "a\ude00b"])
+def test_no_lone_surrogate_is_left(given):
+    assert reading.whole_characters(given) == "a\ufffdb"
+    with pytest.raises(UserError, match="x.json line 3 has half of a character"):
+        reading.check_characters(given, "x.json line 3")

@@ -1,5 +1,6 @@
 """The README keeps its word: its tree is complete, and its commands run as they stand there."""
 
+import gzip
 import json
 import re
 import shlex
@@ -51,6 +52,7 @@ def texts(tmp_path):
     for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(prose, "utf-8")
+    (tmp_path / "letters.txt.gz").write_bytes(gzip.compress(prose.encode()))
     (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
     said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import pwd
 import socket
 import tempfile
 import threading
@@ -13,6 +14,7 @@ import pytest
 from data import sources
 from data.errors import UserError
 from data.prepare import prepare
+from tests.helpers import ok, refused
 
 
 @pytest.fixture
@@ -159,6 +161,37 @@ def test_a_misspelled_data_set_suggests_the_nearest():
 def test_what_is_no_path_at_all_is_a_readable_mistake(data):
     with pytest.raises(UserError):
         prepare(data)
+
+
+@pytest.mark.parametrize(
+    ("places", "folder"),
+    [
+        ({"CHARLM_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"CHARLM_CACHE": "", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/charlm"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/charlm"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/c"}, "/c/.cache/charlm"),
+    ],
+)
+def test_where_the_cache_is(monkeypatch, places, folder):
+    for name in ("CHARLM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    assert str(sources.cache_folder()) == folder
+
+
+def test_a_user_without_a_home_is_told_what_to_name(cli, text, monkeypatch):
+    """As in a container that runs under a number that no user has."""
+
+    def nobody(_):
+        raise KeyError
+
+    for name in ("CHARLM_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    refused(cli("-m data.prepare", "--data", text), "no home folder", "$CHARLM_CACHE")
+    refused(cli("train.py", "--data", text), "no home folder", "$CHARLM_CACHE")
+    assert "no home folder" in ok(cli("-m engine.doctor")).out
 
 
 @pytest.fixture

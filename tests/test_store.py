@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import reading
 from data.errors import UserError
 from data.prepare import prepare
 from data.store import FORMAT, open_store
 from data.tokenizers import EOS, UNK
 from tests.conftest import NAMES, ROOT
+from tests.helpers import at_call
 
 WORDS = random.Random(1).sample([f"{a}{b}" for a in NAMES for b in NAMES], 350)
 
@@ -144,6 +146,54 @@ def test_bytes_and_encodings(tmp_path):
     assert store.tokenizer.vocab_size == 262
 
 
+@pytest.mark.parametrize("kind", ["stream", "lines"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("change", [b"more\n", b""], ids=["grows", "is emptied"])
+def test_a_text_that_changes_while_it_is_read_is_named_and_nothing_is_kept(tmp_path, monkeypatch, kind, nth, change):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    content = "\n".join(WORDS).encode()
+    path = Path(write(tmp_path / "log.txt", content))
+
+    def grow() -> None:
+        path.write_bytes(content + change if change else change)
+
+    with at_call(reading, "read_chunks", nth, grow):
+        if kind == "stream" and nth == 3:  # a stream is read twice
+            prepare(str(path), kind=kind)
+            return
+        with pytest.raises(UserError, match=r"log\.txt (changed while it was read|is empty)"):
+            prepare(str(path), kind=kind)
+    assert not list((tmp_path / "cache").rglob("*.*"))
+    path.write_bytes(content)
+    assert "".join(lines_of(prepare(str(path), kind="lines"), "train")).count("more") == 0
+
+
+def test_a_file_that_changes_while_bpe_is_learned_from_it_is_named(tmp_path):
+    path = write(tmp_path / "log.txt", "one and two " * 99)
+    with at_call(reading, "read_chunks", 2, lambda: write(Path(path), "one and two " * 98 + "one and owt ")):
+        with pytest.raises(UserError, match=r"log\.txt changed while it was read"):
+            prepare(path, tokenizer="bpe:260")
+
+
+def test_returns_alone_are_line_ends_and_change_the_key_of_their_text_only(tmp_path):
+    unix = prepare(write(tmp_path / "unix", "\n".join(WORDS)), kind="lines")
+    mac = prepare(write(tmp_path / "mac", "\r".join(WORDS)), kind="lines")
+    assert lines_of(mac, "train") == lines_of(unix, "train") and lines_of(mac, "val") == lines_of(unix, "val")
+    # As an earlier version made them: a "\r" was a character, and what it cached is not to be found.
+    how = hashlib.sha256(f"{FORMAT} lines char utf-8 0.1".encode() + b"text")
+    for store, name in ((unix, "unix"), (mac, "mac")):
+        old = how.copy()
+        old.update(hashlib.sha256((tmp_path / name).read_bytes()).digest())
+        assert (store.key == old.hexdigest()[:16]) == (name == "unix")
+
+
+def test_control_characters_of_a_text_that_is_cp1252_are_noted(tmp_path):
+    path = write(tmp_path / "t", "\u201csome text\u201d ".encode("cp1252") * 99)
+    (note,) = prepare(path, encoding="latin-1").meta["notes"]
+    assert "'\\x93' '\\x94'" in note and "--encoding cp1252" in note
+    assert prepare(path, encoding="cp1252").meta["notes"] == []
+
+
 def test_the_same_text_is_prepared_once_wherever_it_lies(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     first = prepare(write(tmp_path / "t.txt", "once and again " * 40))
@@ -185,7 +235,7 @@ def test_the_note_on_files_left_out_is_about_the_folder_as_it_is_now(tmp_path):
     write(tmp_path / "a.txt", "some text to read " * 20)
     assert prepare(str(tmp_path)).meta["notes"] == []
     write(tmp_path / "b.bin", b"\0\1\2")
-    assert prepare(str(tmp_path)).meta["notes"] == [f"1 of the 2 files in {tmp_path} are not utf-8: left out"]
+    assert prepare(str(tmp_path)).meta["notes"] == [f"1 of the 2 files in {tmp_path} are not utf-8: left out (b.bin)"]
     (tmp_path / "b.bin").unlink()
     assert prepare(str(tmp_path)).meta["notes"] == []
 

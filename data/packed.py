@@ -1,0 +1,174 @@
+"""The bytes of a file, a chunk at a time: unpacked where it is packed, and hashed as they are read.
+
+What a packed file unpacks to may be larger than all memory: never more than a chunk of it is held.
+"""
+
+import bz2
+import gzip
+import hashlib
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from data.errors import UserError
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+READ = 1 << 16  # packed bytes read at a time
+ZSTD_READ = 1 << 10  # the same of Zstandard, where the library bounds no output: 4 bytes may stand for 128 KB
+XZ_MEMORY = 256 << 20  # bytes: a file that asks for a larger dictionary is refused (xz -9 takes 65 MB)
+
+
+class Changed(UserError):
+    """A file has other bytes than it had when its text was first looked at."""
+
+
+def unpacked_name(path: Path) -> Path:
+    """`path` without the suffix that says how it is packed: 'a/poems.txt' for 'a/poems.txt.gz'."""
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the name of `path` says that it is packed."""
+    return path.suffix.lower() in PACKED
+
+
+def check_unpacker(path: Path) -> None:
+    """Raise UserError where `path` is packed in a way that takes a package which is not installed."""
+    if path.suffix.lower() == ".zst":
+        _zstd()
+
+
+def read_bytes(path: Path, size: int, called: str, digest: bytes | None = None) -> Iterator[bytes]:
+    """What `path` holds, unpacked, at most about `size` bytes at a time. `called` is its name in messages.
+
+    Raises UserError for a file that cannot be read or is damaged, and `Changed` at the end where its bytes on the disk,
+    all of them, have not the SHA-256 `digest`."""
+    try:
+        with open(path, "rb") as plain:
+            file = plain if digest is None else _Hashed(plain)
+            unpack = _UNPACKERS.get(path.suffix.lower(), _plain)
+            yield from unpack(file, size)
+            if digest is not None and file.digest() != digest:
+                raise Changed(
+                    f"{called} changed while it was read; prepare its text again when nothing writes to it any more"
+                )
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, _Damaged) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read {called}: {error.strerror}") from error
+        raise UserError(f"{called} is no whole {path.suffix} file, or damaged: {error}") from error
+
+
+class _Damaged(Exception):
+    """What a decompressor says of bytes that it cannot unpack."""
+
+
+class _Hashed:
+    """A file that is read from its beginning, with the SHA-256 of all of it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._sha = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._sha.update(content)
+        return content
+
+    def digest(self) -> bytes:
+        """The digest, after reading what is left."""
+        while self.read(READ):
+            pass
+        return self._sha.digest()
+
+
+class _Decompressor(Protocol):
+    eof: bool
+    needs_input: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+def _plain(file: BinaryIO, size: int) -> Iterator[bytes]:
+    return iter(lambda: file.read(size), b"")
+
+
+def _gzip(file: BinaryIO, size: int) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        yield from _plain(unpacked, size)
+
+
+def _bz2(file: BinaryIO, size: int) -> Iterator[bytes]:
+    return _streams(file, bz2.BZ2Decompressor, size, READ)
+
+
+def _xz(file: BinaryIO, size: int) -> Iterator[bytes]:
+    return _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY), size, READ)
+
+
+def _zst(file: BinaryIO, size: int) -> Iterator[bytes]:
+    return _streams(file, _zstd(), size, ZSTD_READ)
+
+
+_UNPACKERS = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}
+
+
+def _streams(file: BinaryIO, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
+    """The content of all streams of a file, which stand one after the other, `size` bytes or a little more at a
+    time."""
+    decompressor, held = make(), bytearray()
+    while True:
+        if decompressor.eof:
+            data = decompressor.unused_data.lstrip(b"\0") or file.read(read).lstrip(b"\0")  # xz pads with zeros
+            if not data:
+                break
+            decompressor = make()
+        elif decompressor.needs_input:
+            data = file.read(read)
+            if not data:
+                raise EOFError("it ends too early")
+        else:
+            data = b""
+        held += decompressor.decompress(data, size)
+        if len(held) >= size:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
+
+def _zstd() -> Callable[[], _Decompressor]:
+    """What makes a decompressor of Zstandard: Python's own from 3.14 on, else that of a package."""
+    try:
+        from compression import zstd
+
+        make, wrong = zstd.ZstdDecompressor, zstd.ZstdError
+    except ImportError:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError("a .zst file takes a package that is not installed: pip install zstandard") from error
+
+        make, wrong = lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+    class Zstandard:
+        needs_input = True
+
+        def __init__(self) -> None:
+            self._frame = make()
+
+        def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+            try:
+                return self._frame.decompress(data)
+            except wrong as error:
+                raise _Damaged(error) from error
+
+        @property
+        def eof(self) -> bool:
+            return self._frame.eof
+
+        @property
+        def unused_data(self) -> bytes:
+            return self._frame.unused_data
+
+    return Zstandard
