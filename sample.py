@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from data.errors import UserError, run_command
+from data.reading import whole_characters
 from engine.checks import MAX_SEED
 
 
@@ -123,19 +124,24 @@ def check(options: Options) -> None:
 def text_of(value: str, flag: str) -> str:
     """The text itself, or that of the file after an @."""
     if not value.startswith("@"):
-        # Bytes that are not the terminal's encoding arrive as lone surrogates, which no text has.
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return whole_characters(value)
     try:
-        return Path(value[1:]).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+        text = Path(value[1:]).read_bytes().decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     except OSError as error:
         raise UserError(f"cannot read {value[1:]} ({flag}): {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{value[1:]} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
 
 
+def stop_of(options: Options) -> str | None:
+    """The text that ends a sample."""
+    return None if options.stop is None else whole_characters(options.stop)
+
+
 def batch(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
     """Draw all samples together, then print them."""
-    for text in run.generate(prompt, num, stop=options.stop, **drawn):
+    for text in run.generate(prompt, num, stop=stop_of(options), **drawn):
         print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
         if not options.json and not run.is_lines and num > 1:
             print("-" * 60)
@@ -146,7 +152,7 @@ def stream(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
     for n in range(num):
         seed = None if options.seed is None else options.seed + n
         print(prompt, end="", flush=True)
-        for piece in run.pieces(prompt, stop=options.stop, **(drawn | {"seed": seed})):
+        for piece in run.pieces(prompt, stop=stop_of(options), **(drawn | {"seed": seed})):
             print(piece, end="", flush=True)
         print()
 
@@ -155,7 +161,7 @@ def chat(run, options: Options, sampling) -> int:
     """Talk in the terminal, or answer the one message."""
     from finetune.instruct.chat import Chat, converse
 
-    partner = Chat(run, sampling, options.max_new_tokens, options.seed, options.stop, options.unknown)
+    partner = Chat(run, sampling, options.max_new_tokens, options.seed, stop_of(options), options.unknown)
     if options.message is None:
         return converse(partner)
     pieces = partner.ask(text_of(options.message, "--message"))

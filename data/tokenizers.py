@@ -99,6 +99,9 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: Iterable[str]):
         self.alphabet = "".join(sorted(set(characters)))
+        if any("\ud800" <= character <= "\udfff" for character in self.alphabet):
+            # Two of them beside each other in JSON are read as one character, and every id behind is another.
+            raise UserError("not a tokenizer of this project: its alphabet has halves of characters (surrogates)")
         self.vocab_size = N_SPECIALS + len(self.alphabet)
         codes = _code_points(self.alphabet)
         # A flat table over all of Unicode: 4.4 MB of it, and one gather encodes 59 million characters a second.

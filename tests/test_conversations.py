@@ -126,6 +126,32 @@ def test_files_that_hold_no_conversations_are_refused(tmp_path, name, content, m
         read_conversations(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"prompt": "a\ud83d", "completion": "b"},
+        {"prompt": "a", "completion": "\ude00"},
+        {"instruction": "a", "input": "\ud83d", "output": "b"},
+        {"messages": [{"role": "system", "content": "\ud83d"}, ASK, SAY]},
+        {"messages": [ASK, {"role": "assistant", "content": "\ud83d"}]},
+        {"prompt": "a", "completion": "b", "task": "\ud83d"},
+        {"prompt": "a", "completion": "b", "\ud83d": 1},
+        {"prompt": "a", "chosen": "b", "rejected": "\ud83d"},
+        {"prompt": [{"role": "user", "content": "\ud83d"}], "chosen": "b", "rejected": "c"},
+    ],
+)
+def test_half_of_a_character_is_refused_wherever_it_stands(tmp_path, item):
+    read = read_pairs if "chosen" in item else read_conversations
+    for name, place in (("data.jsonl", "line 1"), ("data.json", "example 1")):
+        with pytest.raises(UserError, match=f"{name} {place} has half of a character"):
+            read(written(tmp_path, [item], name))
+
+
+def test_a_home_of_nobody_is_a_readable_mistake():
+    with pytest.raises(UserError, match="no-such-user"):
+        read_conversations("~no-such-user/chat.jsonl")
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere.json"):
         read_conversations(str(tmp_path / "nowhere.json"))

@@ -71,6 +71,40 @@ def test_the_bundled_surnames_are_as_many_and_as_distinct_as_promised():
     assert len(drop_duplicates(examples)) == len(examples) and len(list(BUNDLED.iterdir())) == len(counts)
 
 
+HALVES = {"high": "\\ud83d", "low": "x\\uDE00", "turned": "\\ude00\\ud83d"}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+@pytest.mark.parametrize("item", ['{"text": "a%s", "label": "b"}', '{"text": "a", "label": "%s"}', '{"%s": 1}'])
+def test_half_of_a_character_is_refused_wherever_it_stands(tmp_path, half, item):
+    good = '{"text": "whole \\ud83d\\ude00", "label": "b"}'
+    for name, content, place in (
+        ("x.jsonl", f"{good}\n{item % half}\n", "line 2"),
+        ("x.json", f"[{good}, {item % half}]", "example 2"),
+    ):
+        with pytest.raises(UserError, match=f"{name} {place} has half of a character"):
+            read_examples(str(write(tmp_path / name, content)), PLAIN)
+
+
+def test_a_pair_of_escapes_is_a_character(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"text": "\\ud83d\\ude00", "label": "\\\\ud83d"}\n')
+    assert pairs(path) == [("\U0001f600", "\\ud83d")]
+
+
+def test_a_name_of_a_class_that_is_no_text_is_refused(tmp_path):
+    write(tmp_path / "sp\udce4m.txt", "free money\n")  # a name in latin-1, as the system gives it
+    with pytest.raises(UserError, match="line 1 has half of a character"):
+        read_examples(str(tmp_path), PLAIN)
+
+
+def test_line_ends_of_old_macs_and_control_characters_of_cp1252(tmp_path, capsys):
+    path = tmp_path / "x.tsv"
+    path.write_bytes(b"spam\tfree \x93money\x94\rham\tsee you\rham\tok\r")
+    _, found = read_examples(str(path), PLAIN, "latin-1")
+    assert [example.label for example in found] == ["spam", "ham", "ham"]
+    assert "--encoding cp1252" in capsys.readouterr().err
+
+
 def test_numbers_pass_over_a_header_and_a_label_may_be_any_number(tmp_path):
     path = write(tmp_path / "x.csv", "text,label\none,a\ntwo,b\n")
     assert pairs(path, Columns("1", "2")) == [("one", "a"), ("two", "b")]

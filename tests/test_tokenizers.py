@@ -89,6 +89,14 @@ def test_skip_leaves_unknown_characters_out_and_mask_marks_them(known, text):
     assert tokenizer.decode(masked) == "".join(c if c in known else "\ufffd" for c in text)
 
 
+@pytest.mark.parametrize("halves", ["a\ud83d", "\ude00", "a\ud83d\ude00"])
+def test_halves_of_characters_are_in_no_alphabet(halves):
+    """JSON puts them together again, and the alphabet would be another."""
+    for make in (CharTokenizer, lambda text: from_json({"type": "char", "characters": text})):
+        with pytest.raises(UserError, match="halves of characters"):
+            make(halves)
+
+
 def test_no_byte_is_unknown_not_even_a_lone_surrogate_from_the_shell():
     assert len(ByteTokenizer().encode("a\udcff")) == 4
     with pytest.raises(UserError, match="position 1"):

@@ -12,7 +12,7 @@ import torch
 
 from data.errors import UserError, warn
 from data.examples import Columns, read_examples
-from data.reading import read_chunks, read_lines
+from data.reading import read_chunks, read_lines, whole_characters
 from data.rows import Row, by_length, collate
 from data.tokenizers import Tokenizer
 from engine import flags, folder, runtime
@@ -141,11 +141,10 @@ def _texts(config: ClassifyConfig) -> Iterator[str]:
                 text = line.decode(config.encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise UserError(f"standard input is not {config.encoding}: line {n}; see --encoding") from error
-            if text.strip():
-                yield text
+            yield from filter(str.strip, text.split("\r"))  # a "\r" alone is a line end too
     elif wanted.startswith("@"):
         yield from read_lines(read_chunks([Path(wanted[1:])], config.encoding))
     elif not wanted.strip():
         raise UserError("--predict is empty; give a text, @FILE or -")
     else:
-        yield wanted
+        yield whole_characters(wanted)
