@@ -78,12 +78,30 @@ def _prepare(
     key, digests = _key(files, f"{store.FORMAT} {kind} {made_by} {encoding} {val_fraction}", encoding)
     name = texts[0].name
     folder = sources.cache_folder() / "prepared" / f"{name[:40]}-{key}"
-    if not (folder / "meta.json").is_file():
+    found = open_or_discard(folder)
+    if found is None:
         _build(folder, Builder(files, digests, kind, tokenizer, encoding, vocabulary, val_fraction), key, name)
-    found = store.open_store(folder)
+        found = store.open_store(folder)
     # What was left out of a folder is no part of the text, so neither of what is cached.
     found.meta["notes"] = left_out + found.meta["notes"]
     return found
+
+
+def open_or_discard(folder: Path) -> store.Store | None:
+    """The store in `folder`; None where there is none. One that is damaged is removed, with a warning."""
+    if not (folder / "meta.json").is_file():
+        return None
+    try:
+        return store.open_store(folder)
+    except store.Damaged as damage:
+        aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.part")
+        try:
+            os.replace(folder, aside)
+        except OSError:  # not ours to remove
+            raise damage from None
+        shutil.rmtree(aside, ignore_errors=True)
+        warn(f"the prepared text in {folder} is damaged ({damage.__cause__}); preparing it again")
+        return None
 
 
 def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
@@ -92,10 +110,11 @@ def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
     part.mkdir()
     try:
         meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
-        (part / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        store.seal(part, meta)
         if not (folder / "meta.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
+            store.sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

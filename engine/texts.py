@@ -5,9 +5,9 @@ from typing import Any
 
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
 from data.errors import UserError
-from data.prepare import prepare
+from data.prepare import open_or_discard, prepare
 from data.sources import cache_folder
-from data.store import Store, open_store
+from data.store import Store
 from data.tokenizers import Tokenizer
 from engine import presets
 from engine.config import Config
@@ -15,9 +15,8 @@ from engine.config import Config
 
 def store_of_run(config: Config, facts: dict[str, Any], tokenizer: Tokenizer) -> Store:
     """The text of a run: prepared already, or prepared again and then checked to be the same."""
-    kept = cache_folder() / "prepared" / facts["data"]["folder"]
-    if (kept / "meta.json").is_file():
-        return open_store(kept)
+    if kept := open_or_discard(cache_folder() / "prepared" / facts["data"]["folder"]):
+        return kept
     store = prepare(
         config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
         vocabulary=tokenizer if config.init else None,

@@ -18,7 +18,7 @@ from data.prepare import prepare
 from data.store import FORMAT, open_store
 from data.tokenizers import EOS, UNK
 from tests.conftest import NAMES, ROOT
-from tests.helpers import at_call
+from tests.helpers import at_call, ok, refused, tree, warnings_of
 
 WORDS = random.Random(1).sample([f"{a}{b}" for a in NAMES for b in NAMES], 350)
 
@@ -294,15 +294,89 @@ DAMAGE = {
 }  # fmt: skip
 
 
+def without_sums(folder: Path) -> None:
+    """Make the store what earlier versions wrote."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["files"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_store_is_named_and_not_used(tmp_path, damage):
+def test_a_damaged_store_of_earlier_versions_is_named_and_not_used(tmp_path, damage):
     kept = prepare(write(tmp_path / "t", "\n".join(WORDS)), kind="lines").folder
     folder = shutil.copytree(kept, tmp_path / "copy")
+    without_sums(folder)
+    assert open_store(folder).kind == "lines"
     change, message = DAMAGE[damage]
     change(folder)
     with pytest.raises(UserError, match=message) as error:
         open_store(folder)
     assert str(folder) in str(error.value)
+
+
+def hole(path: Path, start: int, length: int) -> None:
+    """What a crash leaves of a file whose blocks never reached the disk: zeros."""
+    content = bytearray(path.read_bytes())
+    content[start : start + length] = bytes(len(content[start : start + length]))
+    path.write_bytes(content)
+
+
+SILENT = {
+    "zeros": lambda f: hole(f / "train.bin", 0, 1 << 30),
+    "a hole": lambda f: hole(f / "val.bin", 20, 16),
+    "zeros for offsets": lambda f: hole(f / "train.offsets.bin", 0, 1 << 30),
+    "zeros for meta.json": lambda f: hole(f / "meta.json", 0, 1 << 30),
+    "another id": lambda f: hole(f / "train.bin", 8, 1),
+    "another alphabet": lambda f: hole(f / "tokenizer.json", 40, 1),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, *SILENT])
+def test_a_damaged_store_is_prepared_again_with_one_warning(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "t.txt", "\n".join([*WORDS, "zz"]))
+    folder = prepare(path, kind="lines").folder
+    whole = tree(folder)
+    (SILENT.get(damage) or DAMAGE[damage][0])(folder)
+    prepare(path, kind="lines")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert str(folder) in told and "is damaged" in told
+    assert tree(folder) == whole and list((tmp_path / "cache" / "prepared").iterdir()) == [folder]
+
+
+def test_a_run_whose_prepared_text_is_damaged_goes_on_from_the_text(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "t.txt", "\n".join([*WORDS, "zz"]))
+    flags = ("--model", "bigram", "--steps", 2, "--eval-interval", 1, "--kind", "lines")
+    ok(cli("train.py", "--data", "t.txt", "--out", "run", *flags))
+    (folder,) = (tmp_path / "cache" / "prepared").iterdir()
+    whole = tree(folder)
+    for again in ("--resume", "--eval-only"):
+        SILENT["zeros"](folder)
+        (told,) = warnings_of(ok(cli("train.py", again, "--out", "run")))
+        assert str(folder) in told and "is damaged" in told
+        assert tree(folder) == whole
+    SILENT["zeros"](folder)
+    (tmp_path / "t.txt").unlink()
+    refused(cli("train.py", "--resume", "--out", "run"), "is damaged", "no such file")
+
+
+def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    done = []
+
+    def fsync(number: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+
+    def replace(source, target) -> None:
+        assert {"train.bin", "val.bin", "tokenizer.json", "meta.json", Path(source).name} == set(done)
+        done.clear()
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    prepare(write(tmp_path / "t", " ".join(WORDS)))
+    assert done == ["prepared"]
 
 
 _MEASURE = """
