@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from data import reading, sources, store
+from data import cache, reading, sources, store
 from data.build import Builder
 from data.errors import UserError, run_command, warn
 from data.tokenizers import N_SPECIALS, Tokenizer
@@ -132,14 +132,32 @@ def _key(files: list[list[Path]], how: str, encoding: str) -> tuple[str, dict[Pa
     return sha.hexdigest()[:16], digests
 
 
+def _cleared(names: list[str]) -> str:
+    """Free the cache; what there is to say of it."""
+    removed, left = cache.clear(names)
+    for entry in left:
+        warn(f"{entry.path} was written to within a day and may still be: left")
+    return f"freed {cache.in_words(sum(entry.size for entry in removed))} ({len(removed):,} removed)"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Prepare a text ahead of training.")
-    parser.add_argument("--data", required=True, help="a data set by name, a text file, a folder, or -")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", help="a data set by name, a text file, a folder, or -")
+    what.add_argument("--list", action="store_true", help="show what is prepared and downloaded")
+    what.add_argument("--clear", nargs="*", metavar="NAME", help="free it all, or what has these names")
     parser.add_argument("--val-data", help="the validation text (default: a tenth of --data)")
     parser.add_argument("--kind", choices=KINDS, help="default: as the source says, else stream")
     parser.add_argument("--tokenizer", default="char", help="char, byte, bpe:N or gpt2")
     parser.add_argument("--encoding", default="utf-8")
-    made = prepare(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    show, names = options.pop("list"), options.pop("clear")
+    if show or names is not None:
+        if given := [name for name, value in options.items() if value != parser.get_default(name)]:
+            parser.error(f"--{given[0].replace('_', '-')} goes with --data")
+        print(cache.listing() if show else _cleared(names))
+        return 0
+    made = prepare(**options)
     read_notes(made.meta["notes"])
     for side in ("train", "val"):
         split = getattr(made, side)

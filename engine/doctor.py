@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 import kernels
+from data import cache
 from data.errors import UserError, run_command
 from data.sources import cache_folder
 from engine import runtime
@@ -82,7 +83,7 @@ def main() -> int:
 
 def _cache() -> str:
     try:
-        return str(cache_folder())
+        return f"{cache_folder()}, {cache.in_words(cache.size())} (python -m data.prepare --list, --clear)"
     except UserError as error:
         return f"none: {error}"
 

@@ -1,0 +1,138 @@
+"""The cache of downloads and prepared texts: what is in it, its size, and freeing it.
+
+Nothing outside of it is touched: links are neither followed nor removed, and only what this project writes is.
+"""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import UserError, nearest
+from data.sources import cache_folder
+
+UNFINISHED_FOR = 24 * 3600  # seconds after which nobody is taken to write to a part any more
+_PREPARED = re.compile(r"(?P<name>.+)-[0-9a-f]{16}")
+_PART = re.compile(r"(?P<name>.+)-[0-9a-f]{16}\.\w+\.part")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing in the cache. `about` says what it is, `size` is in bytes, `changed` in seconds since the epoch; a
+    `busy` one may be what another process is writing."""
+
+    path: Path
+    name: str
+    about: str
+    size: int
+    changed: float
+    busy: bool = False
+
+
+def entries() -> list[Entry]:
+    """Everything in the cache, downloads first, each kind by name."""
+    return sorted(_downloads(), key=lambda e: e.name) + sorted(_prepared(), key=lambda e: (e.name, e.changed))
+
+
+def size() -> int:
+    """Bytes of the cache."""
+    return sum(entry.size for entry in entries())
+
+
+def listing() -> str:
+    """A table of the cache, with the total."""
+    found = entries()
+    rows = [("name", "what", "size", "last change")]
+    for entry in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
+        rows.append((entry.name, entry.about, in_words(entry.size), when))
+    rows.append(("total", f"{len(found):,} in {cache_folder()}", in_words(sum(e.size for e in found)), ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {about:<{widths[1]}}  {size:>{widths[2]}}  {when}".rstrip()
+        for name, about, size, when in rows
+    )
+
+
+def clear(names: list[str]) -> tuple[list[Entry], list[Entry]]:
+    """Free what has one of these names (as `listing` shows them, or as folders are called), or everything where there
+    are none. Returns what was removed, and what was left since it may still be written to.
+
+    Raises UserError for a name that nothing has."""
+    found = entries()
+    known = {entry.name for entry in found} | {entry.path.name for entry in found}
+    for name in names:
+        if name not in known:
+            raise UserError(f"nothing in {cache_folder()} is called '{name[:200]}'.{nearest(name[:200], known)}")
+    chosen = [entry for entry in found if not names or {entry.name, entry.path.name} & set(names)]
+    for entry in chosen:
+        if not entry.busy:
+            _remove(entry.path)
+    return [e for e in chosen if not e.busy], [e for e in chosen if e.busy]
+
+
+def in_words(size: int) -> str:
+    """`size` bytes for a reader: '1.4 MB'."""
+    for unit, power in (("GB", 9), ("MB", 6), ("KB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except FileNotFoundError:
+        pass  # another process was faster
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror}") from error
+
+
+def _children(name: str) -> Iterator[Path]:
+    folder = cache_folder() / name
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if not path.is_symlink():
+            yield path
+
+
+def _downloads() -> Iterator[Entry]:
+    for path in _children("downloads"):
+        if path.is_file():
+            facts, part = path.stat(), path.suffix == ".part"
+            about = "an unfinished download" if part else "downloaded"
+            name = path.name.split(".")[0]
+            yield Entry(path, name, about, facts.st_size, facts.st_mtime, part and _is_recent(facts.st_mtime))
+
+
+def _prepared() -> Iterator[Entry]:
+    for path in _children("prepared"):
+        part, whole = _PART.fullmatch(path.name), _PREPARED.fullmatch(path.name)
+        if not path.is_dir() or not (part or whole):
+            continue
+        facts = [file.lstat() for file in (path, *path.iterdir())]
+        changed = max(fact.st_mtime for fact in facts)
+        bytes_ = sum(fact.st_size for fact in facts[1:])
+        if part:
+            yield Entry(path, part["name"], "unfinished", bytes_, changed, _is_recent(changed))
+        else:
+            yield Entry(path, whole["name"], _describe(path), bytes_, changed)
+
+
+def _is_recent(changed: float) -> bool:
+    return time.time() - changed < UNFINISHED_FOR
+
+
+def _describe(folder: Path) -> str:
+    """Kind, tokenizer and tokens of a prepared text."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        name = f"bpe:{len(tokenizer['tokens'])}" if tokenizer["type"] == "bpe" else tokenizer["type"]
+        return f"{meta['kind']}, {name}, {sum(meta['tokens'].values()):,} tokens"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "damaged"
