@@ -201,13 +201,23 @@ class Builder:
                 continue
             if sum(found.values()) == self.characters[side]:
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
-                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary")
+                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary; {self._way_out()}")
             shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
             where = "are not in the model's vocabulary" if self.given else "never occur in the training text"
             self.notes.append(
                 f"{sum(found.values()):,} characters of the {what} text ({len(found)} distinct: {shown}) {where}: "
                 "not predicted, and not counted in the loss"
+                + (f"; {self._way_out()}" if 2 * sum(found.values()) > self.characters[side] else "")
             )
+
+    def _way_out(self) -> str:
+        """What to do about a text of which little is in the vocabulary."""
+        if self.given:
+            return "take a text in characters that the model knows, or a model trained with --tokenizer byte"
+        return (
+            "it is in another script than the training text: give one in the same script with --val-data, or use "
+            "--tokenizer byte, which knows every character"
+        )
 
 
 def _hashes(lines: Iterator[str]) -> np.ndarray:

@@ -46,8 +46,18 @@ def test_a_text_of_which_nothing_is_in_the_vocabulary_is_refused(cli, tmp_path, 
     (tmp_path / "cjk.txt").write_text("猫猫猫犬犬犬" * 99, "utf-8")
     trained(cli, **STREAM)
     flags = {"data": "text.txt"} | flags | {"out": "new", "steps": 2}
-    refused(cli("train.py", *(f"--{n.replace('_', '-')}={v}" for n, v in flags.items())), "cjk.txt", "vocabulary")
+    ended = cli("train.py", *(f"--{n.replace('_', '-')}={v}" for n, v in flags.items()))
+    refused(ended, "cjk.txt", "vocabulary", "--tokenizer byte", *([] if "init" in flags else ["with --val-data"]))
     refused(cli("train.py", "--eval-only", "--out", "run", "--val-data", "cjk.txt"), "cjk.txt", "vocabulary")
+
+
+def test_a_last_tenth_in_another_script_says_what_helps(cli, tmp_path):
+    (tmp_path / "two.txt").write_text("the cat sat\n" * 60 + "кот сидел на столе " * 4, "utf-8")
+    (told,) = warnings_of(ok(cli("train.py", *quick("bigram", data="two.txt", context=8))))
+    assert "in another script" in told and "--val-data" in told and "--tokenizer byte" in told
+    (tmp_path / "two.txt").write_text("the cat sat\n" * 60 + "котэ" * 20, "utf-8")  # a tenth, exactly
+    refused(cli("-m data.prepare", "--data", "two.txt"), "in another script", "--val-data", "--tokenizer byte")
+    ok(cli("train.py", *quick("bigram", data="two.txt", context=8, tokenizer="byte", out="new")))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
