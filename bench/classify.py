@@ -5,6 +5,7 @@ python -m bench.classify --data sms_spam.tsv [--seeds 5] [--first 0] [any flags 
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def main() -> None:
         started = time.perf_counter()
         summary = one(args.data, seed, flags)
         numbers = [summary["test"], summary["baselines"]["character n-grams"]]
-        row = [n[key] for n in numbers for key in ("accuracy", "macro_f1")]
+        row = [n.get(key, math.nan) for n in numbers for key in ("accuracy", "macro_f1")]  # a baseline may be left out
         found.append([*row, time.perf_counter() - started])
         print(f"| {seed} | " + " | ".join(f"{x:.4f}" for x in row) + f" | {found[-1][-1]:.0f} |", flush=True)
     for name, of in (("mean", statistics.mean), ("deviation", statistics.stdev)) if len(found) > 1 else ():

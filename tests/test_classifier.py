@@ -14,7 +14,7 @@ from engine.lora import LoRALinear, add_lora
 from engine.optimizers import make_optimizers
 from engine.registry import build_model
 from engine.weights import trained_weights
-from finetune.classify import measure
+from finetune.classify import baselines, measure
 from finetune.classify.build import class_weights, freeze_all_but
 from finetune.classify.classifier import POOLINGS, Classifier, NGramBag
 
@@ -196,14 +196,27 @@ def test_the_bag_counts_ngrams_wherever_they_stand_and_leaves_padding_out():
 
 
 def test_the_majority_baseline_is_the_most_frequent_class():
-    assert measure.majority(np.array([2, 1, 2]), np.zeros(4), 3).tolist() == [2] * 4
+    assert baselines.majority(np.array([2, 1, 2]), np.zeros(4), 3).tolist() == [2] * 4
 
 
 def test_the_ngram_baseline_learns_what_letters_tell():
     vowels = ["aeiou", "eia", "oua", "iiu", "uoe", "aai"] * 5
     others = ["bcd", "dfg", "tpk", "rst", "mnb", "kkp"] * 5
     labels = np.array([0] * 30 + [1] * 30)
-    assert measure.ngram_baseline(vowels + others, labels, ["oiae", "gfd", "uua", "pkt"], 2).tolist() == [0, 1, 0, 1]
+    predicted, _ = baselines.ngram_baseline(vowels + others, labels, ["oiae", "gfd", "uua", "pkt"], 2)
+    assert predicted.tolist() == [0, 1, 0, 1]
+
+
+def test_the_ngram_baseline_has_weights_for_what_occurs_alone_and_reads_texts_in_parts(monkeypatch):
+    texts, labels, sizes = ["ab", "ba", "abc", "cb"] * 3, np.array([0, 1, 0, 1] * 3), []
+    whole, _ = baselines.ngram_baseline(texts, labels, ["abca", "bb", ""], 2)
+    fit = baselines._fit
+    monkeypatch.setattr(baselines, "_fit", lambda *given: sizes.append(given[1:3]) or fit(*given))
+    monkeypatch.setattr(baselines, "LOGITS", 10)  # five texts at a time
+    assert baselines.ngram_baseline(texts, labels, ["abca", "bb", ""], 2)[0].tolist() == whole.tolist()
+    padded = [f" {text} " for text in texts]
+    distinct = {text[i : i + n] for text in padded for n in range(1, 5) for i in range(len(text) - n + 1)}
+    assert sizes == [(len(distinct), 2)]
 
 
 @functools.cache

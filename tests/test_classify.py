@@ -7,8 +7,9 @@ import signal
 import pytest
 
 from data.errors import UserError
+from finetune.classify import baselines
 from finetune.classify.options import ClassifyConfig, check
-from tests.helpers import summary
+from tests.helpers import INT, TERM, at_call, summary
 
 MODULE = "-m finetune.classify"
 QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)
@@ -53,6 +54,36 @@ def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
 
     refused = cli("sample.py", "run")
     assert refused.code == 2 and "labels texts and writes none" in refused.err
+
+
+@pytest.mark.parametrize("stop, code", [(INT, 130), (TERM, -signal.SIGTERM)])
+def test_a_signal_during_the_baselines_leaves_a_whole_run(cli, sms, stop, code):
+    with at_call(baselines, "ngram_baseline", 1, stop):
+        stopped = cli(MODULE, "--data", sms, *QUICK, "--out", "run")
+    assert stopped.code == code and "Traceback" not in stopped.err
+    found = summary()
+    assert found["baselines"] is None and found["test"]["accuracy"] > 0 and "this model " in stopped.out
+    assert open("run/confusion.png", "rb").read(4) == b"\x89PNG" and open("run/loss.png", "rb").read(4) == b"\x89PNG"
+    again = cli(MODULE, "--resume", "--out", "run")
+    assert again.code == 0 and summary()["baselines"]["character n-grams"]["accuracy"] > 0.9
+    assert summary()["test"] == found["test"]
+
+
+def test_a_baseline_that_takes_too_long_is_left_out_and_said(cli, sms, monkeypatch):
+    monkeypatch.setattr(baselines, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(baselines, "TIMES_TRAINING", 0)
+    done = cli(MODULE, "--data", sms, *QUICK, "--out", "run")
+    assert done.code == 0 and "character n-grams  left out: it took longer than 0 s" in done.out
+    assert summary()["baselines"]["character n-grams"] == {"left_out": "it took longer than 0 s"}
+    assert summary()["baselines"]["majority"]["accuracy"] == 0.5
+
+
+def test_a_baseline_that_is_too_large_keeps_its_most_frequent_ngrams(cli, sms, monkeypatch):
+    monkeypatch.setattr(baselines, "MAX_BYTES", 4 * baselines.COPIES * 2 * 30)  # 30 rows of two classes
+    done = cli(MODULE, "--data", sms, *QUICK, "--out", "run")
+    found = summary()["baselines"]["character n-grams"]
+    assert done.code == 0 and found["ngrams"] == 30 < found["of_ngrams"] and found["accuracy"] > 0.7
+    assert f"(the 30 most frequent of {found['of_ngrams']:,} n-grams)" in done.out
 
 
 @pytest.mark.parametrize("train", ["head", "last:1", "lora", "all"])

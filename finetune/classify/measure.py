@@ -1,20 +1,12 @@
-"""How well a classifier does: accuracy, macro-F1, precision and recall by class, and two baselines to set it beside."""
+"""How well a classifier does: accuracy, macro-F1, precision and recall by class, the confusion matrix."""
 
-import math
-import zlib
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from engine.report import write_picture
 
-NGRAMS = range(1, 5)
-BUCKETS = 1 << 18
 MAX_SHOWN = 60  # classes of a confusion matrix that are named and counted in its picture
 
 
@@ -54,52 +46,6 @@ def table(found: dict[str, Any]) -> str:
     for label, row in zip(labels, found["confusion"], strict=True):
         lines.append(f"{label:{width}}  " + " ".join(f"{count or '.':>{cell}}" for count in row))
     return "\n".join(lines)
-
-
-def majority(train: np.ndarray, test: np.ndarray, n_classes: int) -> np.ndarray:
-    """Always the class that is most frequent in training."""
-    return np.full(len(test), np.bincount(train, minlength=n_classes).argmax())
-
-
-def ngram_baseline(texts: list[str], labels: np.ndarray, others: list[str], n_classes: int) -> np.ndarray:
-    """Classes of `others` under logistic regression over the characters' 1- to 4-grams, TF-IDF weighted: what anybody
-    tries first. `labels` (len(texts),)."""
-    counts = [_ngrams(text) for text in texts]
-    frequency = Counter(bucket for found in counts for bucket in found)
-    idf = torch.ones(BUCKETS)
-    buckets = torch.tensor(list(frequency), dtype=torch.int64)
-    idf[buckets] = torch.tensor([math.log((1 + len(texts)) / (1 + n)) + 1 for n in frequency.values()])
-    bag = nn.EmbeddingBag(BUCKETS, n_classes, mode="sum")
-    nn.init.zeros_(bag.weight)
-    bias = nn.Parameter(torch.zeros(n_classes))
-    x, y = _bags(counts, idf), torch.from_numpy(labels)
-    optimizer = torch.optim.LBFGS([bag.weight, bias], max_iter=60, history_size=5, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(bag(*x) + bias, y, reduction="sum") + 0.05 * bag.weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    with torch.no_grad():
-        return (bag(*_bags([_ngrams(text) for text in others], idf)) + bias).argmax(1).numpy()
-
-
-def _ngrams(text: str) -> Counter[int]:
-    text = f" {text} "
-    grams = (text[i : i + n].encode("utf-8", "surrogatepass") for n in NGRAMS for i in range(len(text) - n + 1))
-    return Counter(zlib.crc32(gram) % BUCKETS for gram in grams)  # Python's own hash is another in every process
-
-
-def _bags(counts: list[Counter[int]], idf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What an EmbeddingBag takes: all buckets in a row, where each text begins, and their weights of norm 1 a text."""
-    starts = torch.tensor([0, *np.cumsum([len(found) for found in counts])[:-1]])
-    buckets = torch.tensor([bucket for found in counts for bucket in found], dtype=torch.int64)
-    weights = torch.tensor([1 + math.log(count) for found in counts for count in found.values()]) * idf[buckets]
-    text = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor([len(found) for found in counts]))
-    norms = torch.zeros(len(counts)).index_add(0, text, weights.square()).sqrt()
-    return buckets, starts, weights / norms[text]
 
 
 def draw_confusion(found: dict[str, Any], path: Path) -> None:

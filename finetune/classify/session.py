@@ -16,7 +16,7 @@ from engine.identity import identity
 from engine.registry import build_model, layers
 from engine.trainer import Trainer
 from engine.weights import check_sizes, keep_frozen, load_weights
-from finetune.classify import measure
+from finetune.classify import baselines, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
 from finetune.classify.labeller import probabilities, read_classifier_facts
@@ -126,13 +126,15 @@ def _finish(
     for side in ("val", "test"):
         predicted = probabilities(model, rows[side], pad, trainer.device).argmax(1)
         summary[side] = measure.measure(predicted, task.numbers(side), task.labels)
-    summary["baselines"] = _baselines(task)
-    report.write_summary(path, summary)
+    summary["baselines"] = None
+    report.write_summary(path, summary)  # the run is whole: whoever stops what follows loses the baselines alone
     report.draw_loss(trainer.metrics, path)
-    print(f"\n{measure.table(summary['test'])}\n")
-    for name, found in (*summary["baselines"].items(), ("this model", summary["test"])):
-        print(f"{name:18} accuracy {found['accuracy']:.4f}  macro-F1 {found['macro_f1']:.4f}")
     measure.draw_confusion(summary["test"], path / "confusion.png")
+    print(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
+    summary["baselines"] = baselines.measure_baselines(task, trainer.progress.seconds)
+    report.write_summary(path, summary)
+    for name, found in summary["baselines"].items():
+        print(baselines.line(name, found))
     print(
         f"\non {len(rows['test']):,} test examples, best weights of step {summary['best_step']}; confusion matrix in "
         f"{path / 'confusion.png'}\nlabel a text: python {PROGRAM} --out {shlex.quote(str(path))} --predict 'a text'"
@@ -142,14 +144,3 @@ def _finish(
 
 def _class_weights(config: ClassifyConfig, task: Task) -> torch.Tensor:
     return class_weights(rarity_power(config.class_weights), task.numbers("train"), len(task.labels))
-
-
-def _baselines(task: Task) -> dict[str, dict[str, float]]:
-    train, actual, n = task.numbers("train"), task.numbers("test"), len(task.labels)
-    texts = {side: [e.text for e in examples] for side, examples in task.sides.items()}
-    guesses = {
-        "majority": measure.majority(train, actual, n),
-        "character n-grams": measure.ngram_baseline(texts["train"], train, texts["test"], n),
-    }
-    measured = {name: measure.measure(guess, actual, task.labels) for name, guess in guesses.items()}
-    return {name: {key: found[key] for key in ("accuracy", "macro_f1")} for name, found in measured.items()}

@@ -26,7 +26,8 @@ class Task:
 
     def numbers(self, side: str) -> np.ndarray:
         """The class of each example of a side, (examples,)."""
-        return np.array([self.labels.index(example.label) for example in self.sides[side]], np.int64)
+        number = {label: n for n, label in enumerate(self.labels)}
+        return np.array([number[example.label] for example in self.sides[side]], np.int64)
 
 
 def read_task(config: ClassifyConfig) -> Task:

@@ -1,0 +1,151 @@
+"""Two classifiers to set a trained one beside: the most frequent class, and logistic regression over n-grams."""
+
+import math
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.classify.measure import measure
+from finetune.classify.task import Task
+
+NGRAMS = range(1, 5)
+BUCKETS = 1 << 18
+MAX_BYTES = 500_000_000  # of the regression's weights and of all that L-BFGS keeps of them ...
+COPIES = 40  # ... which is at its peak so many times their size, as measured
+LOGITS = 1 << 20  # computed at a time
+MIN_SECONDS = 10.0  # that the regression may take after however short a training
+TIMES_TRAINING = 2
+
+
+class TookTooLong(Exception):
+    """The regression was not done by its deadline."""
+
+
+def measure_baselines(task: Task, seconds_of_training: float) -> dict[str, dict[str, Any]]:
+    """Accuracy and macro-F1 of each baseline on the test side, by name. The regression may take twice as long as the
+    training did, and at least `MIN_SECONDS`; one that is left out has the reason alone, as `left_out`."""
+    train, actual, n = task.numbers("train"), task.numbers("test"), len(task.labels)
+    seconds = max(MIN_SECONDS, TIMES_TRAINING * seconds_of_training)
+    texts, others = ([e.text for e in task.sides[side]] for side in ("train", "test"))
+    found = {"majority": _scores(majority(train, actual, n), actual, task.labels)}
+    try:
+        predicted, note = ngram_baseline(texts, train, others, n, time.perf_counter() + seconds)
+        found["character n-grams"] = _scores(predicted, actual, task.labels) | note
+    except TookTooLong:
+        found["character n-grams"] = {"left_out": f"it took longer than {seconds:.0f} s"}
+    return found
+
+
+def majority(train: np.ndarray, test: np.ndarray, n_classes: int) -> np.ndarray:
+    """Always the class that is most frequent in training."""
+    return np.full(len(test), np.bincount(train, minlength=n_classes).argmax())
+
+
+def ngram_baseline(
+    texts: list[str], labels: np.ndarray, others: list[str], n_classes: int, deadline: float = math.inf
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Classes of `others` under logistic regression over the characters' 1- to 4-grams, TF-IDF weighted: what anybody
+    tries first. `labels` (len(texts),).
+
+    The weights have a row for each n-gram of `texts`; where that takes more than `MAX_BYTES`, for those that occur in
+    the most texts, and the second result says how many these are and of how many. Raises TookTooLong once
+    `time.perf_counter()` is past `deadline`."""
+    counts = [_ngrams(text, deadline) for text in texts]
+    frequency = np.bincount(np.concatenate([found.buckets for found in counts]), minlength=BUCKETS)
+    occurring = np.flatnonzero(frequency)
+    idf = np.ones(BUCKETS, np.float32)
+    idf[occurring] = np.log((1 + len(texts)) / (1 + frequency[occurring])) + 1
+    room = max(1, MAX_BYTES // (4 * COPIES * n_classes))
+    kept = occurring[np.argsort(-frequency[occurring], kind="stable")[:room]]
+    row = np.full(BUCKETS, -1)
+    row[kept] = np.arange(len(kept))
+    step = max(1, LOGITS // n_classes)
+    parts = [slice(start, start + step) for start in range(0, max(len(texts), len(others)), step)]
+    batches = [(_bags(counts[part], idf, row), torch.from_numpy(labels[part])) for part in parts if counts[part]]
+    logits = _fit(batches, len(kept), n_classes, deadline)
+    found = [_bags([_ngrams(text, deadline) for text in others[part]], idf, row) for part in parts if others[part]]
+    predicted = torch.cat([logits(bags).argmax(1) for bags in found]).numpy()
+    note = {} if len(kept) == len(occurring) else {"ngrams": len(kept), "of_ngrams": len(occurring)}
+    return predicted, note
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    """What the report says of a baseline, or of the model."""
+    if "left_out" in found:
+        return f"{name:18} left out: {found['left_out']}"
+    some = f"  (the {found['ngrams']:,} most frequent of {found['of_ngrams']:,} n-grams)" if "ngrams" in found else ""
+    return f"{name:18} accuracy {found['accuracy']:.4f}  macro-F1 {found['macro_f1']:.4f}{some}"
+
+
+class _Counts(NamedTuple):
+    """The n-grams of one text: their buckets (n,) and how often each occurs (n,)."""
+
+    buckets: np.ndarray
+    counts: np.ndarray
+
+
+class _Bags(NamedTuple):
+    """What `embedding_bag` takes: rows of all texts in turn (n,), where each text begins (texts,), and weights (n,)."""
+
+    rows: Tensor
+    starts: Tensor
+    weights: Tensor
+
+
+def _scores(predicted: np.ndarray, actual: np.ndarray, labels: list[str]) -> dict[str, float]:
+    found = measure(predicted, actual, labels)
+    return {key: found[key] for key in ("accuracy", "macro_f1")}
+
+
+def _ngrams(text: str, deadline: float) -> _Counts:
+    if time.perf_counter() > deadline:
+        raise TookTooLong
+    text = f" {text} "
+    grams = (text[i : i + n].encode("utf-8", "surrogatepass") for n in NGRAMS for i in range(len(text) - n + 1))
+    found = Counter(zlib.crc32(gram) % BUCKETS for gram in grams)  # Python's own hash is another in every process
+    return _Counts(np.fromiter(found, np.int32, len(found)), np.fromiter(found.values(), np.int32, len(found)))
+
+
+def _bags(texts: list[_Counts], idf: np.ndarray, row: np.ndarray) -> _Bags:
+    """The TF-IDF weights of each text, of norm 1 together, at those of its n-grams that have a row."""
+    buckets = np.concatenate([found.buckets for found in texts])
+    weights = ((1 + np.log(np.concatenate([found.counts for found in texts]))) * idf[buckets]).astype(np.float32)
+    text = np.repeat(np.arange(len(texts)), [len(found.buckets) for found in texts])
+    weights /= np.sqrt(np.bincount(text, np.square(weights), len(texts))).astype(np.float32)[text]
+    there = row[buckets] >= 0
+    lengths = np.bincount(text[there], minlength=len(texts))
+    starts = np.concatenate([[0], lengths.cumsum()[:-1]])
+    return _Bags(*(torch.from_numpy(part) for part in (row[buckets[there]], starts, weights[there])))
+
+
+def _fit(
+    batches: list[tuple[_Bags, Tensor]], n_rows: int, n_classes: int, deadline: float
+) -> Callable[[_Bags], Tensor]:
+    """Logistic regression on texts and their classes (texts,), as a function from bags to logits (texts, n_classes)."""
+    weight, bias = nn.Parameter(torch.zeros(n_rows, n_classes)), nn.Parameter(torch.zeros(n_classes))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, history_size=5, line_search_fn="strong_wolfe")
+
+    def logits(bags: _Bags) -> Tensor:
+        return F.embedding_bag(bags.rows, weight, bags.starts, mode="sum", per_sample_weights=bags.weights) + bias
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = 0.05 * weight.square().sum()
+        total.backward()
+        for x, y in batches:
+            if time.perf_counter() > deadline:
+                raise TookTooLong
+            value = F.cross_entropy(logits(x), y, reduction="sum")
+            value.backward()
+            total = total.detach() + value.detach()
+        return total
+
+    optimizer.step(loss)
+    return torch.no_grad()(logits)
