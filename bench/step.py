@@ -20,6 +20,7 @@ from data.batches import eval_batches
 from data.errors import UserError, run_command
 from data.prepare import prepare
 from engine import runtime
+from engine.budget import Budget
 from engine.config import Config
 from engine.flags import parse
 from engine.metrics import Metrics
@@ -76,7 +77,7 @@ def main() -> int:
     check(config, given)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(config, Path(folder))
-    trainer.bar = tqdm(disable=True)
+    trainer.bar, trainer.budget = tqdm(disable=True), Budget(config, trainer.progress)
     gpu = getattr(torch, trainer.device.type) if trainer.device.type in ("cuda", "mps") else None
     taken: dict[str, float] = defaultdict(float)
 

@@ -43,6 +43,9 @@ def check_values(config: Config) -> None:
         _demand(0 <= getattr(config, name) < math.inf, name, getattr(config, name), "at least 0 and finite")
     for name in _POSITIVE:
         _demand(0 < getattr(config, name) < math.inf, name, getattr(config, name), "above 0 and finite")
+    _demand(config.minutes is None or 0 < config.minutes < math.inf, "minutes", config.minutes, "above 0 and finite")
+    if config.steps is None and config.minutes is None:
+        raise UserError("nothing ends the training: --steps and --minutes are both None; give one of them")
     _demand(0 <= config.hash_ngrams <= 16, "hash_ngrams", config.hash_ngrams, "from 2 to 16, or 0 for none")
     _demand(0 <= config.mix_ngram <= 16, "mix_ngram", config.mix_ngram, "from 1 to 16, or 0 for none")
     _demand(0 <= config.lr_floor <= 1, "lr_floor", config.lr_floor, "from 0 to 1")

@@ -83,8 +83,11 @@ class Config:
     """Label smoothing of the training loss."""
 
     # the training
-    steps: int = 1000
-    """Optimizer steps in all."""
+    steps: int | None = 1000
+    """Optimizer steps in all (with --minutes: no limit unless given)."""
+    minutes: float | None = None
+    """Train this long, over all resumes: steps and evaluations count, the one at the end comes on top. Whichever of
+    --steps and --minutes comes first ends the training, and the schedule follows it; a resume is then not exact."""
     batch_size: int = 32
     """Windows or lines a batch."""
     grad_accum: int = 1
@@ -108,7 +111,8 @@ class Config:
     grad_clip: float = 1.0
     """Largest gradient norm (0: no clipping)."""
     schedule: Literal["constant", "linear", "cosine", "step", "wsd"] = "cosine"
-    """Learning rate over the steps; step: a tenth after each third; wsd: constant, then down over the last fifth."""
+    """Learning rate over --steps or --minutes; step: a tenth after each third; wsd: constant, then down over the last
+    fifth."""
     warmup: int = 100
     """Steps over which the learning rate first rises."""
     lr_floor: float = 0.1
@@ -166,7 +170,8 @@ MODEL_FIELDS = {
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
 CHANGEABLE = {
-    "steps", "eval_interval", "eval_tokens", "patience", "device", "compile", "attention", "norm_kernel", "log",
+    "steps", "minutes", "eval_interval", "eval_tokens", "patience", "device", "compile", "attention", "norm_kernel",
+    "log",
 }  # fmt: skip
 # Where a run's text is found: --resume takes another place where the text is the same.
 WHERE_THE_TEXT_LIES = {"data", "val_data"}
@@ -178,9 +183,9 @@ CALL_ONLY = {"out", "resume", "overwrite", "eval_only", "predict", "checkpoint",
 USES_RUN = {"resume", "eval_only", "predict"}
 # What a model that is fitted by counting has no use for.
 GRADIENT_ONLY = {
-    "steps", "batch_size", "grad_accum", "carry_state", "optimizer", "lr", "muon_lr", "momentum", "beta1", "beta2",
-    "weight_decay", "grad_clip", "schedule", "warmup", "lr_floor", "eval_interval", "patience", "dtype", "compile",
-    "label_smoothing", "log",
+    "steps", "minutes", "batch_size", "grad_accum", "carry_state", "optimizer", "lr", "muon_lr", "momentum", "beta1",
+    "beta2", "weight_decay", "grad_clip", "schedule", "warmup", "lr_floor", "eval_interval", "patience", "dtype",
+    "compile", "label_smoothing", "log",
 }  # fmt: skip
 
 # Which of its own numbers each optimizer reads.

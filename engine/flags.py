@@ -96,7 +96,8 @@ def _defaults(
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
     if given & USES_RUN:
-        return _settings_to_go_on(Path(out), kind) if (out := _peek(argv, "out")) else {}
+        settings = _settings_to_go_on(Path(out), kind) if (out := _peek(argv, "out")) else {}
+        return settings | _steps_of_minutes(given, settings)
     file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
     name = _peek(argv, "preset")
     start: presets.Defaults = {}
@@ -128,7 +129,15 @@ def _defaults(
     else:
         layers.append(presets.LINES)
     layers += [start, layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
-    return {name: value for layer in (*layers, file) for name, value in layer.items()}
+    settings = {name: value for layer in (*layers, file) for name, value in layer.items()}
+    if file.get("minutes") and "steps" not in file:
+        settings["steps"] = None
+    return settings | _steps_of_minutes(given, file)
+
+
+def _steps_of_minutes(given: set[str], before: dict[str, Any]) -> presets.Defaults:
+    """No limit of steps where `--minutes` is given for the first time: it alone ends the training then."""
+    return {"steps": None} if "minutes" in given and before.get("minutes") is None else {}
 
 
 def _settings_to_go_on(folder: Path, kind: type[Config]) -> dict[str, Any]:

@@ -1,16 +1,25 @@
-"""The learning rate over the steps, as a factor of its peak."""
+"""The learning rate over the steps or the time, as a factor of its peak."""
 
 import math
 
 WSD_DECAY = 0.2  # the last part of warmup-stable-decay (Hu et al. 2024)
 
 
-def lr_factor(schedule: str, step: int, steps: int, warmup: int, floor: float) -> float:
+def lr_factor(schedule: str, step: int, steps: int | None, warmup: int, floor: float, time_used: float = 0.0) -> float:
     """The factor at `step` (0-based) of `steps`: up over `warmup` steps, then 'constant', 'linear' or 'cosine' down to
-    `floor`, 'step' (a tenth after each third) or 'wsd' (constant, then linear down to `floor` over the last fifth)."""
+    `floor`, 'step' (a tenth after each third) or 'wsd' (constant, then linear down to `floor` over the last fifth).
+
+    Where time is limited too, `time_used` is the part of it that is gone: whichever is further counts, also against a
+    warm-up. `steps` None: time alone."""
+    time_used = min(1.0, time_used)
     if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))  # 0 .. 1 after the warm-up
+        return min((step + 1) / (warmup + 1), _fall(schedule, time_used, floor))
+    by_steps = 0.0 if steps is None else min(1.0, (step - warmup) / max(1, steps - warmup))
+    return _fall(schedule, max(by_steps, time_used), floor)
+
+
+def _fall(schedule: str, progress: float, floor: float) -> float:
+    """The factor after the warm-up, at `progress` from 0 to 1."""
     if schedule == "linear":
         return 1 + (floor - 1) * progress
     if schedule == "cosine":

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
 from data.json_files import Whole, check_schema
 from engine import checkpoint, runtime
+from engine.budget import Budget
 from engine.config import Config
 from engine.evaluate import Evaluation, evaluate
 from engine.metrics import Metrics
@@ -46,6 +46,7 @@ class Progress:
     step: int = 0
     tokens: int = 0  # targets trained on
     seconds: float = 0.0  # spent in training steps
+    elapsed: float = 0.0  # seconds spent in training steps and evaluations: what --minutes allows
     evaluated: int = -1  # step of the last evaluation
     train_loss: float | None = None  # mean over the steps between the last two evaluations
     nll_sum: float = 0.0  # training loss since the last evaluation ...
@@ -88,19 +89,21 @@ class Trainer:
         self._unchecked: list[tuple[int, float, Tensor, int]] = []
 
     def train(self) -> None:
-        """Train to the last step, or until patience runs out. Raises Interrupted after saving when a signal came, and
-        UserError when the loss stops being finite."""
+        """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted after saving when a
+        signal came, and UserError when the loss stops being finite."""
         config, progress = self.config, self.progress
         self.model.train()
-        with runtime.Signals() as signals, self._bar() as self.bar:
+        self.budget = Budget(config, progress)
+        with runtime.Signals() as signals, self.budget.bar() as self.bar:
             while True:
+                self.budget.read_clock()
                 if self._evaluation_is_due():
                     self._evaluate_and_save(signals)
                 if signals.stop():
                     self._check_losses()
                     self.save_last()
                     raise runtime.Interrupted(signals.received)
-                if progress.step >= config.steps or self._is_out_of_patience():
+                if self.budget.used >= 1 or self._is_out_of_patience():
                     return
                 started = time.perf_counter()
                 lr = self._set_lr()
@@ -115,7 +118,7 @@ class Trainer:
                 progress.step += 1
                 progress.tokens += n_tokens
                 progress.seconds += time.perf_counter() - started
-                self.bar.update()
+                self.budget.show(self.bar)
 
     def _backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
         """Gradients of the mean over all targets of the step; returns the sum of their losses."""
@@ -137,7 +140,8 @@ class Trainer:
 
     def _set_lr(self) -> float:
         config = self.config
-        factor = lr_factor(config.schedule, self.progress.step, config.steps, config.warmup, config.lr_floor)
+        step, time_used = self.progress.step, self.budget.time_used
+        factor = lr_factor(config.schedule, step, config.steps, config.warmup, config.lr_floor, time_used)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -181,7 +185,7 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         step, config = self.progress.step, self.config
-        due = step % config.eval_interval == 0 or step >= config.steps
+        due = step % config.eval_interval == 0 or self.budget.used >= 1
         return due and self.progress.evaluated != step and not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
@@ -208,6 +212,7 @@ class Trainer:
         progress.worse = 0 if is_best else progress.worse + 1
         judged = self.judge()
         self._write_metrics(found, judged)
+        self.budget.read_clock()
         if is_best:
             self.save_best(found)
         self.save_last()
@@ -238,16 +243,6 @@ class Trainer:
                 + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in judged.items())
                 + f"{progress.seconds:6.1f} s{mark}"
             )
-
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.config.steps,
-            initial=self.progress.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None,
-            bar_format="step {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
-        )
 
     def save_best(self, found: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}

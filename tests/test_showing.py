@@ -48,11 +48,18 @@ def test_a_machine_without_a_compiler_trains_on_without_it(process, tmp_path):
     assert summary(tmp_path / "run")["steps"] == 6
 
 
-def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(tmp_path):
+@pytest.mark.parametrize(
+    "flags, step",
+    [
+        ({"steps": 400, "eval_interval": 200}, r"\d+/400"),
+        ({"steps": 10**6, "minutes": 0.03, "eval_interval": 200}, r"\d+/1000000"),
+    ],
+)
+def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(tmp_path, flags, step):
     """Through a real pseudo-terminal, as a user sees it."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, quick("mlp", **LINES, steps=400, eval_interval=200))]
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, quick("mlp", **LINES, **flags))]
     training = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
     os.close(theirs)
     shown = b""
@@ -69,7 +76,7 @@ def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(tmp_path):
     drawn = [line for line in re.split(r"[\r\n]+", shown.decode()) if line.startswith("step") and "tokens/s" in line]
     assert drawn, shown.decode()
     for line in drawn:
-        assert re.search(r"^step \d+/400 ", line) and re.search(r"\d\d:\d\d, \d\d:\d\d left", line)
+        assert re.search(rf"^step {step} ", line) and re.search(r"\d\d:\d\d, \d\d:\d\d left", line)
         assert re.search(r" loss \d\.\d+, [\d,]+ tokens/s", line) and "| ," not in line and len(line) <= 100
 
 
