@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.batches import eval_batches
 from data.errors import UserError, run_command
 from data.prepare import prepare
-from engine import runtime
+from engine import runtime, threads
 from engine.budget import Budget
 from engine.config import Config
 from engine.flags import parse
@@ -41,6 +41,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     config = with_context(config, store)
     torch.manual_seed(config.seed)
     device, _ = runtime.choose_device(config.device)
+    threads.use(config.threads)
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     count_to_mix(model, store)
     runtime.move_and_compile(model.train(), device, config.compile)

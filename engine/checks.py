@@ -22,6 +22,7 @@ _POSITIVE = ("lr", "muon_lr")
 MAX_SEED = 2**63 - 1
 MAX_CONTEXT = 1 << 20  # tables of positions are as long
 MAX_SIZE = 2**31 - 1
+MAX_THREADS = 1024  # more than any machine has processors
 
 
 def flag(name: str) -> str:
@@ -46,6 +47,7 @@ def check_values(config: Config) -> None:
     _demand(config.minutes is None or 0 < config.minutes < math.inf, "minutes", config.minutes, "above 0 and finite")
     if config.steps is None and config.minutes is None:
         raise UserError("nothing ends the training: --steps and --minutes are both None; give one of them")
+    _demand(config.threads is None or 1 <= config.threads <= MAX_THREADS, "threads", config.threads, "from 1 to 1024")
     _demand(0 <= config.hash_ngrams <= 16, "hash_ngrams", config.hash_ngrams, "from 2 to 16, or 0 for none")
     _demand(0 <= config.mix_ngram <= 16, "mix_ngram", config.mix_ngram, "from 1 to 16, or 0 for none")
     _demand(0 <= config.lr_floor <= 1, "lr_floor", config.lr_floor, "from 0 to 1")

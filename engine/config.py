@@ -129,6 +129,9 @@ class Config:
     # the machine
     device: str = "auto"
     """auto, cpu, cuda (or cuda:N) or mps."""
+    threads: int | None = None
+    """Threads that torch computes on (default: $OMP_NUM_THREADS or the cores; of a resume, as the run had). Another
+    number may give other last bits; on a busy machine 1 is faster."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -170,8 +173,8 @@ MODEL_FIELDS = {
 }  # fmt: skip
 # What --resume may change, besides how the run is named and found; everything else has to be as it was.
 CHANGEABLE = {
-    "steps", "minutes", "eval_interval", "eval_tokens", "patience", "device", "compile", "attention", "norm_kernel",
-    "log",
+    "steps", "minutes", "eval_interval", "eval_tokens", "patience", "device", "threads", "compile", "attention",
+    "norm_kernel", "log",
 }  # fmt: skip
 # Where a run's text is found: --resume takes another place where the text is the same.
 WHERE_THE_TEXT_LIES = {"data", "val_data"}

@@ -13,7 +13,7 @@ import kernels
 from data import cache
 from data.errors import UserError, run_command
 from data.sources import cache_folder
-from engine import runtime
+from engine import runtime, threads
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -58,6 +58,8 @@ def advice() -> list[str]:
         if importlib.util.find_spec("triton") is None and os.path.exists("/proc/driver/nvidia"):
             found.append("this machine has an NVIDIA driver, but this torch is a CPU build: install the CUDA build")
     physical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if busy := threads.busy_note():
+        found.append(busy)
     if torch.get_num_threads() < physical:
         found.append(f"OMP_NUM_THREADS is below the {physical} processors that this process may use: raise or unset it")
     if torch.cuda.is_available() and not runtime.c_compiler():

@@ -15,7 +15,7 @@ from engine.runs import load_run
 from engine.texts import store_of_run
 from engine.trainer import Progress
 
-_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "dtype", *BACKENDS}
+_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "threads", "dtype", *BACKENDS}
 
 
 def evaluate_run(config: Config, given: set[str]) -> int:

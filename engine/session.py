@@ -14,7 +14,7 @@ from data.errors import FULL, UserError, fault, warn
 from data.prepare import prepare, read_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
-from engine import checkpoint, flags, folder, report, runtime
+from engine import checkpoint, flags, folder, report, runtime, threads
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
@@ -34,6 +34,7 @@ from makemore.mixture import Mixture
 def run(config: Config, given: set[str]) -> int:
     """Do what the command line asks for. Returns the exit code; raises UserError."""
     if config.eval_only:
+        threads.use(config.threads if "threads" in given else None)
         return evaluate_run(config, given)
     path = resume_run(config, given) if config.resume else start_run(config, given)
     print(f"\nrun directory: {path}\nmore samples:  {folder.sample_command(path)}")
@@ -46,6 +47,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
+    config = threads.settle(config, given, device)
     parent = _parent(config, given) if config.init else None
     store = prepare(
         config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
@@ -76,7 +78,7 @@ def start_run(config: Config, given: set[str]) -> Path:
 
 def resume_run(config: Config, given: set[str]) -> Path:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    with going_on(config, given) as (path, facts, tokenizer, device):
+    with going_on(config, given) as (config, path, facts, tokenizer, device):
         check_sizes(lambda: build_model(config, tokenizer.vocab_size, tokenizer.special), layers(config), path / "last")
         store = store_of_run(config, facts, tokenizer)
         if store.tokenizer.to_json() != tokenizer.to_json():
@@ -103,9 +105,9 @@ def resume_run(config: Config, given: set[str]) -> Path:
 
 
 @contextlib.contextmanager
-def going_on(config: Config, given: set[str]) -> Iterator[tuple[Path, dict[str, Any], Tokenizer, torch.device]]:
-    """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its folder, its facts, its
-    tokenizer, and the device."""
+def going_on(config: Any, given: set[str]) -> Iterator[tuple[Any, Path, dict[str, Any], Tokenizer, torch.device]]:
+    """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its configuration with the
+    threads it uses, its folder, its facts, its tokenizer, and the device."""
     path = Path(config.out)
     folder.read_facts(path)
     with folder.writing(path):
@@ -117,9 +119,10 @@ def going_on(config: Config, given: set[str]) -> Iterator[tuple[Path, dict[str, 
         check_log(config.log)
         device, _ = runtime.choose_device(config.device)
         check_backends(config, device)
+        config = threads.settle(config, given, device, facts["config"])
         for name in ("base", "best", "last"):
             checkpoint.settle(path / name)
-        yield path, facts, folder.read_tokenizer(path, facts["vocab_size"]), device
+        yield config, path, facts, folder.read_tokenizer(path, facts["vocab_size"]), device
 
 
 def count_to_mix(model: LanguageModel, store: Store) -> None:

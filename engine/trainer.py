@@ -31,7 +31,7 @@ TRAINER_FACTS = {  # of a `last/`, beside those that every checkpoint has
     "progress": {
         "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
         "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
-        "worse": Whole(), "val_tokens": Whole(),
+        "worse": Whole(), "val_tokens": Whole(), "elapsed?": float,
     },
     "loader": {"epoch": Whole(), "position": Whole()},
     "optimizer": dict,

@@ -14,7 +14,7 @@ from data.errors import UserError, warn
 from data.rows import HasTokens, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
-from engine import flags, runtime
+from engine import flags, runtime, threads
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import MODEL_FIELDS, Config
@@ -29,15 +29,17 @@ UNKNOWN_ALLOWED = 0.01  # of the characters
 FEW = 20  # examples
 
 
-def begin(config: Config, given: set[str]) -> tuple[torch.device, Run | None]:
-    """Check what a new run asks for, before any data is read: its device, and what `--init` names."""
+def begin(config: Any, given: set[str]) -> tuple[Any, torch.device, Run | None]:
+    """Check what a new run asks for, before any data is read: its configuration with the threads it uses, its device,
+    and what `--init` names."""
     if is_counted(config):
         raise UserError(f"a {config.model} that counts cannot be fine-tuned; choose another --model")
     refuse_foreign_flags(config, given)
     check_log(config.log)
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
-    return device, parent_of(config, given) if config.init else None
+    config = threads.settle(config, given, device)
+    return config, device, parent_of(config, given) if config.init else None
 
 
 def parent_of(config: Config, given: set[str]) -> Run:

@@ -49,6 +49,7 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--eval-interval", 0], ["--eval-interval is 0"]),
         (["--patience", 0], ["--patience is 0"]),
         *((["--minutes", value], [f"--minutes is {value}", "above 0"]) for value in ("0.0", "-1.0", "nan", "inf")),
+        *((["--threads", value], [f"--threads is {value}", "from 1 to 1024"]) for value in (0, -2, 2000)),
         (["--minutes", "soon"], ["--minutes", "'soon'"]),
         (["--steps", "None"], ["--steps and --minutes are both None"]),
         (["--model", "ngram", "--minutes", 1], ["--minutes", "--model ngram"]),

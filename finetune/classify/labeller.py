@@ -15,7 +15,7 @@ from data.examples import Columns, read_examples
 from data.reading import read_chunks, read_lines, whole_characters
 from data.rows import Row, by_length, collate
 from data.tokenizers import Tokenizer
-from engine import flags, folder, runtime
+from engine import flags, folder, runtime, threads
 from engine.backends import check_backends
 from engine.identity import check_identity, identity
 from engine.registry import build_model, layers
@@ -129,6 +129,7 @@ def evaluate_run(config: ClassifyConfig, given: set[str]) -> int:
 def _labeller(config: ClassifyConfig, given: set[str], mode: set[str]) -> Labeller:
     if useless := sorted(given - USE_FLAGS - mode - {"out"}):
         raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
+    threads.use(config.threads if "threads" in given else None)
     backends = {name: getattr(config, name) for name in ("attention", "norm_kernel")}
     return load_labeller(config.out, config.checkpoint or "best", config.device, **backends)
 

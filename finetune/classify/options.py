@@ -8,7 +8,7 @@ from engine.presets import Defaults
 from finetune.options import FinetuneConfig, check_shared, check_start
 
 # What --predict and --eval-only take besides --out.
-USE_FLAGS = {"device", "checkpoint", "attention", "norm_kernel", "encoding"}
+USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding"}
 _DEFAULTS: Defaults = {
     "data": "surnames", "kind": "lines", "model": "gru", "steps": 2000, "batch_size": 64, "eval_interval": 250,
     "optimizer": "adamw", "lr": 3e-3, "warmup": 50, "dropout": 0.3,

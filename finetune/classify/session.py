@@ -31,7 +31,7 @@ LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 
 def start_run(config: ClassifyConfig, given: set[str]) -> int:
     """A new run, from examples to the report."""
-    device, start = begin(config, given)
+    config, device, start = begin(config, given)
     parent = start and start.model
     task = read_task(config)
     tokenizer = start.tokenizer if start else tokenizer_for(config, [e.text for e in task.sides["train"]])
@@ -50,7 +50,7 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
 
 def resume_run(config: ClassifyConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    with session.going_on(config, given) as (path, facts, tokenizer, device):
+    with session.going_on(config, given) as (config, path, facts, tokenizer, device):
         read_classifier_facts(path)
         task = read_task(config)
         if task.key != facts["data"]["key"]:

@@ -9,7 +9,7 @@ import torch
 from data.conversations import Pair
 from data.errors import UserError
 from data.rows import eval_rows
-from engine import flags, folder
+from engine import flags, folder, threads
 from engine.config import BACKENDS
 from engine.evaluate import evaluate
 from engine.runs import load_run
@@ -62,6 +62,7 @@ def evaluate_run(config: InstructConfig, given: set[str]) -> int:
         Path(config.generations).is_dir() or not Path(config.generations).parent.is_dir()
     ):
         raise UserError(f"cannot write --generations {config.generations}: name a file in a folder that is there")
+    threads.use(config.threads if "threads" in given else None)
     run = load_run(path, config.checkpoint or "best", config.device, *(getattr(config, name) for name in BACKENDS))
     own, template = flags.config_of(path, InstructConfig, check), Template(run.template, run.tokenizer)
     if "data" in given:

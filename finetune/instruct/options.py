@@ -9,7 +9,9 @@ from finetune.options import FinetuneConfig, check_shared, check_start
 
 STRINGS = "strings"
 # What --eval-only takes besides --out.
-USE_FLAGS = {"eval_only", "device", "checkpoint", "attention", "norm_kernel", "data", "encoding", "generations"}
+USE_FLAGS = {
+    "eval_only", "device", "threads", "checkpoint", "attention", "norm_kernel", "data", "encoding", "generations",
+}  # fmt: skip
 _COMMON: Defaults = {"kind": "lines", "n_embd": 128}
 _STRINGS: Defaults = {"steps": 4000, "batch_size": 32, "eval_interval": 500}  # as long as it takes to learn them all
 _OTHERS: Defaults = {"steps": 1500, "batch_size": 16, "eval_interval": 100, "dropout": 0.2}

@@ -49,7 +49,7 @@ class Work:
 
 def start_run(config: InstructConfig, given: set[str]) -> int:
     """A new run, from examples to the report."""
-    device, start = begin(config, given)
+    config, device, start = begin(config, given)
     parent = start and start.model
     material = read_material(config)
     config = dataclasses.replace(config, template=config.template or (start and start.template) or "chatml")
@@ -70,7 +70,7 @@ def start_run(config: InstructConfig, given: set[str]) -> int:
 
 def resume_run(config: InstructConfig, given: set[str]) -> int:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
-    with session.going_on(config, given) as (path, facts, tokenizer, device):
+    with session.going_on(config, given) as (config, path, facts, tokenizer, device):
         material = own_material(config, facts)
         template = Template(config.template, tokenizer)
         sides = encode_material(material, template, config)
