@@ -30,13 +30,14 @@ def prepare(
     tokenizer: str = "char",
     encoding: str = "utf-8",
     vocabulary: Tokenizer | None = None,
+    extend: bool = False,
     val_fraction: float = VAL_FRACTION,
 ) -> store.Store:
     """The store of a text, from the cache or made now.
 
     `kind` 'stream' or 'lines' (None: as the source says); `tokenizer` 'char', 'byte', 'bpe:N' or 'gpt2'; `vocabulary`
-    takes an existing tokenizer instead of making one (a trained model's); `val_fraction` 1 makes all of it validation
-    text.
+    takes an existing tokenizer instead of making one (a trained model's), and `extend` adds to a character one what the
+    training text has besides; `val_fraction` 1 makes all of it validation text.
     Raises UserError for whatever is wrong with the text."""
     check_name(tokenizer)
     reading.check_encoding(encoding)
@@ -46,7 +47,10 @@ def prepare(
     try:
         for name in (data,) if val_data is None else (data, val_data):
             texts.append(sources.resolve(name))
-        return _prepare(texts, kind or texts[0].kind, tokenizer, encoding, vocabulary, val_fraction)
+        how = (kind or texts[0].kind, tokenizer, encoding)
+        if extend:  # a store of the text by itself knows the characters of its training side
+            vocabulary = vocabulary.extended(_prepare(texts, *how, None, val_fraction).tokenizer.alphabet)
+        return _prepare(texts, *how, vocabulary, val_fraction)
     finally:
         for text in texts:
             if text.temporary:

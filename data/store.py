@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ class TokenFile:
                     raise ValueError(f"{self.path.name} holds the id {int(ids.max())}, the vocabulary has {limit}")
         if crc is not None and found != crc:
             raise ValueError(f"{self.path.name} has not the checksum that it was written with")
+
+    def has(self, id_: int) -> bool:
+        """Whether this id occurs."""
+        return any(bool((ids == id_).any()) for ids in self._scan())
+
+    def _scan(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.size, SCAN):
+            yield np.fromfile(self.path, self.dtype, SCAN, offset=start * self.dtype.itemsize)
 
 
 @dataclass

@@ -93,12 +93,12 @@ class Decoder:
 
 
 class CharTokenizer(Tokenizer):
-    """One token a Unicode character; ids follow the code points' order."""
+    """One token a Unicode character; ids follow the code points' order, or where `in_order` that of `characters`."""
 
     name = "char"
 
-    def __init__(self, characters: Iterable[str]):
-        self.alphabet = "".join(sorted(set(characters)))
+    def __init__(self, characters: Iterable[str], in_order: bool = False):
+        self.alphabet = "".join(dict.fromkeys(characters) if in_order else sorted(set(characters)))
         if any("\ud800" <= character <= "\udfff" for character in self.alphabet):
             # Two of them beside each other in JSON are read as one character, and every id behind is another.
             raise UserError("not a tokenizer of this project: its alphabet has halves of characters (surrogates)")
@@ -109,6 +109,10 @@ class CharTokenizer(Tokenizer):
         self._ids[codes] = np.arange(N_SPECIALS, self.vocab_size, dtype=np.uint32)
         self._text = [""] * N_SPECIALS + list(self.alphabet)
         self._text[UNK] = "\ufffd"
+
+    def extended(self, characters: Iterable[str]) -> "CharTokenizer":
+        """The same ids, and after them those of the `characters` that are new."""
+        return CharTokenizer(self.alphabet + "".join(sorted(set(characters) - set(self.alphabet))), in_order=True)
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
         ids = self._ids[_code_points(text)].astype(self.dtype)

@@ -36,7 +36,7 @@ def from_json(stored: Any) -> Tokenizer:
     if kind == "byte":
         return ByteTokenizer()
     if kind == "char" and isinstance(stored.get("characters"), str):
-        return CharTokenizer(stored["characters"])
+        return CharTokenizer(stored["characters"], in_order=True)  # sorted, but where it was extended
     if kind in ("bpe", "gpt2"):
         return {"bpe": bpe.BPETokenizer, "gpt2": gpt2.GPT2Tokenizer}[kind].from_json(stored)
     raise UserError(f"not a tokenizer of this project (type {kind!r})")

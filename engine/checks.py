@@ -88,6 +88,8 @@ def refuse_useless(config: Config, given: set[str]) -> None:
         raise UserError(f"{flag(useless[0])} means nothing to --optimizer {config.optimizer}; leave it out")
     if "lr_floor" in given and config.schedule in ("constant", "step"):
         raise UserError(f"--lr-floor means nothing to --schedule {config.schedule}; leave it out")
+    if config.extend_vocabulary and config.init in (None, "scratch"):
+        raise UserError("--extend-vocabulary goes with --init, a run whose vocabulary to extend")
     if config.checkpoint and not config.init:
         raise UserError("--checkpoint goes with --resume, --eval-only or --init")
 

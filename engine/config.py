@@ -156,6 +156,9 @@ class Config:
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
     init: str | None = None
     """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
+    extend_vocabulary: bool = False
+    """With --init: give characters of the training text that the run does not know ids and rows of their own, after
+    the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
     config: str | None = None
     """Take defaults from this config.json."""
 

@@ -14,7 +14,7 @@ from data.errors import FULL, UserError, fault, warn
 from data.prepare import prepare, read_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
-from engine import checkpoint, flags, folder, report, runtime, threads
+from engine import checkpoint, extend, flags, folder, report, runtime, threads
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
@@ -51,19 +51,21 @@ def start_run(config: Config, given: set[str]) -> Path:
     parent = _parent(config, given) if config.init else None
     store = prepare(
         config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
-        vocabulary=parent.tokenizer if parent else None,
+        vocabulary=parent.tokenizer if parent else None, extend=config.extend_vocabulary,
     )  # fmt: skip
     config = with_context(config, store)
     torch.manual_seed(config.seed)
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
     if parent:
-        model.load_state_dict(parent.model.state_dict())
+        extend.load_extended(model, parent.model)
     count_to_mix(model, store)
     loader = None if is_counted(config) else make_loader(config, store)
     with folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store)) as path:
         ours = identity(folder.read_facts(path), store.tokenizer)
         metrics = Metrics(path, config.log, flags.stored(config))
         read_notes(store.meta["notes"] + long_lines(config, store))
+        if parent:
+            _tell_of_unknown(config, store, parent.tokenizer)
         _introduce(config, store, model, device, path)
         if loader is None:
             progress = _count(model, config, store, device, path, metrics, ours)
@@ -254,7 +256,16 @@ def _parent(config: Config, given: set[str]) -> Run:
     refuse_contradictions(config, given & MODEL_FIELDS, flags.stored(parent.config), set(), "--init")
     if is_counted(parent.config):
         raise UserError(f"{config.init} is a model that counts: there are no weights to start from")
+    extend.check_extendable(config, parent.tokenizer)
     return parent
+
+
+def _tell_of_unknown(config: Config, store: Store, tokenizer: Tokenizer) -> None:
+    """Say how the vocabulary grew, or that it could."""
+    if config.extend_vocabulary:
+        extend.tell_added(tokenizer, store.tokenizer)
+    elif (hint := extend.unknown_hint(config, tokenizer)) and store.train.tokens.has(tokenizer.special.unk):
+        warn(hint)
 
 
 def _introduce(config: Config, store: Store, model: LanguageModel, device: torch.device, path: Path) -> None:

@@ -14,7 +14,7 @@ from data.errors import UserError, warn
 from data.rows import HasTokens, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
-from engine import flags, runtime, threads
+from engine import extend, flags, runtime, threads
 from engine.backends import check_backends
 from engine.checks import refuse_contradictions
 from engine.config import MODEL_FIELDS, Config
@@ -39,7 +39,10 @@ def begin(config: Any, given: set[str]) -> tuple[Any, torch.device, Run | None]:
     device, _ = runtime.choose_device(config.device)
     check_backends(config, device)
     config = threads.settle(config, given, device)
-    return config, device, parent_of(config, given) if config.init else None
+    parent = parent_of(config, given) if config.init else None
+    if parent:
+        extend.check_extendable(config, parent.tokenizer)
+    return config, device, parent
 
 
 def parent_of(config: Config, given: set[str]) -> Run:
@@ -53,8 +56,15 @@ def parent_of(config: Config, given: set[str]) -> Run:
     return parent
 
 
-def tokenizer_for(config: Config, texts: list[str]) -> Tokenizer:
-    """A vocabulary of `--tokenizer` for these training texts."""
+def tokenizer_for(config: Config, texts: list[str], parent: Run | None) -> Tokenizer:
+    """The vocabulary of `parent`, under `--extend-vocabulary` with what these training texts have besides; where there
+    is no parent one of `--tokenizer` for the texts."""
+    if parent:
+        if not config.extend_vocabulary:
+            return parent.tokenizer
+        tokenizer = parent.tokenizer.extended(set().union(*texts))
+        extend.tell_added(parent.tokenizer, tokenizer)
+        return tokenizer
     check_name(config.tokenizer)
     return make(config.tokenizer, "".join(sorted(set().union(*texts))), (f"{text}\n" for text in texts))
 
@@ -85,18 +95,18 @@ def trainer_of_rows(
     return Trainer(model, loader, eval_rows(rows["val"], pad), characters, config, path, device, metrics, judge, ours)
 
 
-def check_unknown(unknown: int, texts: Iterable[str], side: str, config: Config) -> None:
+def check_unknown(unknown: int, texts: Iterable[str], side: str, config: Config, tokenizer: Tokenizer) -> None:
     """Warn of characters that the vocabulary lacks; UserError where they are many and the vocabulary another run's."""
-    characters = sum(map(len, texts))
+    characters, hint = sum(map(len, texts)), extend.unknown_hint(config, tokenizer)
     if config.init and unknown > UNKNOWN_ALLOWED * characters:
         raise UserError(
             f"{unknown / characters:.1%} of the characters of the {side} texts are not in the vocabulary of "
-            f"{config.init}; start from a run with --tokenizer byte, or from scratch"
+            f"{config.init}; {hint}{'; or ' if hint else ''}start from a run with --tokenizer byte, or from scratch"
         )
     if unknown:
         warn(
             f"{unknown:,} of {characters:,} characters of the {side} texts are not in the vocabulary: <unk>; "
-            "--tokenizer byte knows all"
+            f"{hint or '--tokenizer byte knows all'}"
         )
 
 

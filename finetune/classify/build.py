@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
+from engine.extend import train_tables
 from engine.lora import add_lora
 from finetune.classify.classifier import Classifier
 from finetune.classify.options import ClassifyConfig, last_layers
@@ -30,6 +31,8 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
         add_lora(body, config.lora_rank, config.lora_alpha, config.lora_layers)
     elif config.train != "all":
         freeze_all_but(body, last_layers(config.train) or 0)
+    if config.extend_vocabulary:
+        train_tables(body)
     return model
 
 

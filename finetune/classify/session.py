@@ -12,6 +12,7 @@ from data.errors import UserError
 from data.rows import Row
 from data.tokenizers import Tokenizer
 from engine import flags, folder, report, session
+from engine.extend import load_extended
 from engine.identity import identity
 from engine.registry import build_model, layers
 from engine.trainer import Trainer
@@ -34,13 +35,13 @@ def start_run(config: ClassifyConfig, given: set[str]) -> int:
     config, device, start = begin(config, given)
     parent = start and start.model
     task = read_task(config)
-    tokenizer = start.tokenizer if start else tokenizer_for(config, [e.text for e in task.sides["train"]])
+    tokenizer = tokenizer_for(config, [e.text for e in task.sides["train"]], start)
     config = settled(config, given, task, tokenizer, parent)
     rows = encode_task(task, tokenizer, config)
     torch.manual_seed(config.seed)
     body = build_model(config, tokenizer.vocab_size, tokenizer.special)
     if parent:
-        body.load_state_dict(parent.state_dict())
+        load_extended(body, parent)
     model = build_classifier(config, body, _class_weights(config, task))
     with create(config, task, tokenizer) as path:
         trainer = _trainer(model, rows, task, config, tokenizer, device, path)

@@ -50,7 +50,7 @@ def encode_task(task: Task, tokenizer: Tokenizer, config: ClassifyConfig) -> dic
     for side, examples in task.sides.items():
         numbers = task.numbers(side)
         rows[side], cut, unknown = encode([e.text for e in examples], tokenizer, config.context, numbers)
-        check_unknown(unknown, (e.text for e in examples), side, config)
+        check_unknown(unknown, (e.text for e in examples), side, config, tokenizer)
         warn_if_few(len(examples), side)
         if cut:
             warn(f"{cut:,} of {len(examples):,} {side} texts are longer than {config.context} tokens: cut")

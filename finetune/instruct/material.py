@@ -87,7 +87,7 @@ def encode(items: list[Conversation] | list[Pair], template: Template, config: I
     answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
     side = Side(fit, [row_of(item, template) for item in fit], np.array(answerable), len(items) - len(fit), shortened)
     texts = [written(turn, template.name) for item in items for c in both(item) for turn in c.turns]
-    check_unknown(sum(_unknown(text, template) for text in texts), texts, name, config)
+    check_unknown(sum(_unknown(text, template) for text in texts), texts, name, config, template.tokenizer)
     if not fit:
         raise UserError(
             f"all {len(items):,} {name} examples are longer than the context of {config.context} tokens; raise "

@@ -11,6 +11,7 @@ import torch
 
 from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, report, session
+from engine.extend import load_extended, train_tables
 from engine.identity import identity
 from engine.lora import add_lora
 from engine.registry import build_model, layers
@@ -53,7 +54,7 @@ def start_run(config: InstructConfig, given: set[str]) -> int:
     parent = start and start.model
     material = read_material(config)
     config = dataclasses.replace(config, template=config.template or (start and start.template) or "chatml")
-    tokenizer = start.tokenizer if start else tokenizer_for(config, material.texts("train", config.template))
+    tokenizer = tokenizer_for(config, material.texts("train", config.template), start)
     template = Template(config.template, tokenizer)
     config = dataclasses.replace(config, context=_context(config, given, material, template, parent))
     sides = encode_material(material, template, config)
@@ -90,10 +91,12 @@ def build(config: InstructConfig, tokenizer: Tokenizer, parent: LanguageModel | 
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
     if parent:
-        model.load_state_dict(parent.state_dict())
+        load_extended(model, parent)
         tell_markers_apart(model)
     if config.train == "lora":
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_layers)
+    if config.extend_vocabulary:
+        train_tables(model)
     return model
 
 
