@@ -19,6 +19,7 @@ from makemore.hashing import HashedNGrams
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
 
 OURS = Special()  # where the vocabularies made here have their specials
+PART = 4096  # tokens of a long text that are read at a time
 SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
 IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
 
@@ -36,11 +37,13 @@ class LanguageModel(nn.Module):
     """Base of all families.
 
     `context`: the most tokens one `forward` takes, state included; None when unbounded.
+    `held`: of how many tokens a decoder holds the state at most, where it grows with each (1: it does not grow).
     `history`: how many tokens before a window evaluation lets the model see (0 for neural ones).
     `fixed`: how the names of buffers begin that training leaves as they are.
     """
 
     context: int | None = None
+    held: int = 1
     history: int = 0
     fixed: tuple[str, ...] = ()
 
@@ -107,6 +110,23 @@ class LanguageModel(nn.Module):
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """`hidden` for any number of tokens."""
         return self.hidden(tokens, state, None)
+
+    def read_last(self, tokens: Tensor) -> tuple[Tensor, State]:
+        """Logits (B, V) after the last of `tokens` (B, T >= 1), and the state: what `read` gives, but only what the two
+        depend on is read, a part at a time, so that memory does not grow with T."""
+        hidden, state = self.last_hidden(tokens)
+        return self.head(hidden), state
+
+    def last_hidden(self, tokens: Tensor) -> tuple[Tensor, State]:
+        """The features (B, C) of the last of `tokens`, and the state."""
+        state, reach = None, self.reach()
+        for part in tokens[:, -reach if reach else 0 :].split(max(1, PART // len(tokens)), 1):
+            hidden, state = self.read_hidden(part, state)
+        return hidden[:, -1], state
+
+    def reach(self) -> int | None:
+        """How many of the last tokens the logits after them, and the state, depend on; None: on all."""
+        return None
 
     def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
         """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V). That of a model with

@@ -25,6 +25,9 @@ class Bigram(LanguageModel):
             self.table.weight.zero_()
             self.table.weight[:, special.never_predicted] = IMPROBABLE
 
+    def reach(self) -> int:
+        return 1
+
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         return self.table(tokens), {}
 

@@ -70,6 +70,9 @@ class CNN(LanguageModel):
         self.lm_head = make_head(n_embd, vocab_size, special)
         initialise(self, weight_init, activation)
 
+    def reach(self) -> int:
+        return 1 + sum(layer.dilation for layer in self.layers) + (self.ngrams.n - 1 if self.ngrams else 0)
+
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         x, after = self.embed(tokens, state)  # (B, T, C)
         skips = torch.zeros_like(x)

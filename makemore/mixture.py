@@ -56,7 +56,7 @@ class Mixture(LanguageModel):
         super().__init__(neural.vocab_size, special=neural.special)
         head = neural.head_weights()
         width = neural.vocab_size if head is None else head[0].shape[1]
-        self.neural, self.context = neural, neural.context
+        self.neural, self.context, self.held = neural, neural.context, neural.held
         self.counts = NGram(neural.vocab_size, order=order, special=neural.special)
         self.gate = Gate(width, order)
         self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
@@ -111,6 +111,13 @@ class Mixture(LanguageModel):
         hidden, after = self.neural.read_hidden(tokens, _neural_part(state))
         logits, backs, after = self._continue(tokens, hidden, state, after)
         return Output(self._mixed(tokens, hidden, logits, backs), None, None, after)
+
+    def read_last(self, tokens: Tensor) -> tuple[Tensor, State]:
+        hidden, neural = self.neural.last_hidden(tokens)
+        tail = tokens[:, -self.counts.reach() :]
+        _, backs, after = self._continue(tail, hidden, None, neural)
+        backs, hidden = backs.view(self.counts.order - 1, *tail.shape)[..., -1], hidden[:, None]
+        return self._mixed(tail[:, -1:], hidden, self.neural.head(hidden), backs)[:, -1], after
 
     def decoder(self, state: State) -> "MixtureReader":
         return MixtureReader(self, state)

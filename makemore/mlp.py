@@ -47,6 +47,9 @@ class MLP(LanguageModel):
         self.lm_head = make_head(n_hidden, vocab_size, special)
         initialise(self, weight_init, activation)
 
+    def reach(self) -> int:
+        return max(self.order, self.ngrams.n if self.ngrams else 1)
+
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         B, T = tokens.shape
         before = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]

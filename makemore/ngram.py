@@ -169,6 +169,13 @@ class NGram(LanguageModel):
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
         return self(tokens, state=state)
 
+    def read_last(self, tokens: Tensor) -> tuple[Tensor, State]:
+        out = self.read(tokens[:, -self.reach() :])
+        return out.logits[:, -1], out.state
+
+    def reach(self) -> int:
+        return max(1, self.order - 1)
+
     def decoder(self, state: State) -> CountReader:
         return CountReader(self, state)
 

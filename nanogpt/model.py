@@ -16,7 +16,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
-from nanogpt.decoder import make_decoder
+from nanogpt.decoder import WINDOWS, make_decoder
 from nanogpt.packing import Packing, leave_padding_out
 
 
@@ -116,6 +116,7 @@ class Transformer(LanguageModel):
             raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
         unbounded = window is not None and positions != "learned"
         self.context, self.window, self.positions = None if unbounded else context, window, positions
+        self.held = self.context or WINDOWS * window
         self.n_embd, self.head_size = n_embd, n_embd // n_head
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
@@ -191,6 +192,27 @@ class Transformer(LanguageModel):
         """The state that a full context of `tokens` leaves: their last half, encoded anew from position 0."""
         kept = tokens[:, self.context - self.context // 2 :]
         return self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
+
+    def last_hidden(self, tokens: Tensor) -> tuple[Tensor, State]:
+        """As the base class says: with a context from where it was last encoded anew, without one as far back as the
+        windows of all layers reach, at its true position."""
+        length = tokens.shape[1]
+        if self.context is not None:
+            return super().last_hidden(tokens[:, self.window_start(length - 1) :])
+        first = length - 1 - len(self.h) * (self.window - 1) - (self.ngrams.n - 1 if self.ngrams else 0)
+        if first <= 0:
+            return super().last_hidden(tokens)
+        hidden, state = self.hidden(tokens[:, first:], self._nothing_before(first, tokens), None)
+        return hidden[:, -1], state
+
+    def _nothing_before(self, position: int, tokens: Tensor) -> State:
+        """The state, without a context, of rows that begin at a later position of which nothing was read before."""
+        rows, weight, attn = len(tokens), self.wte.weight, self.h[0].attn
+        empty = weight.new_empty(rows, attn.n_kv_head, 0, self.head_size)
+        state = {f"{name}{i}": empty for i in range(len(self.h)) for name in "kv"}
+        if self.ngrams is not None:
+            state["last"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
+        return state | {"position": tokens.new_full((rows,), position)}
 
     def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
         return make_decoder(self, state) or super().decoder(state)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import makemore.base
 import makemore.ngram_reader
 import nanogpt.decoder
 from data.tokenizers import BOS
@@ -41,6 +42,32 @@ def test_decoding_past_the_context_equals_the_uncached_reference(name, cuts):
         state = out.state
         parts.append(out.logits)
     assert close(torch.cat(parts, 1), uncached(name))
+
+
+@every_variant
+@FIXED
+@given(length=st.integers(1, 35), part=st.sampled_from([3, 4096]))
+def test_what_follows_a_prompt_is_what_reading_all_of_it_gives(name, length, part):
+    model, tokens = ready(name), some_tokens(40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(makemore.base, "PART", B * part)  # tokens of all rows
+        logits, state = model.read_last(tokens[:, :length])
+    step = model.decoder(state)
+    logits = [logits, *(step(token) for token in tokens[:, length:].unbind(1))]
+    assert close(torch.stack(logits, 1), uncached(name)[:, length - 1 :])
+
+
+@pytest.mark.parametrize("name", ["bigram", "mlp", "cnn", "ngram 4", "transformer", "transformer rope window"])
+def test_of_a_long_prompt_only_what_matters_is_read(name, monkeypatch):
+    model, read = ready(name), []
+    for method in {"read", "hidden"} & set(dir(model)):
+        original = getattr(type(model), method)
+        watched = functools.partial(
+            lambda original, tokens, *rest: read.append(tokens.shape[1]) or original(model, tokens, *rest), original
+        )
+        monkeypatch.setattr(model, method, watched, raising=False)
+    model.read_last(torch.randint(6, 13, (1, 10_000)))
+    assert 0 < sum(read) <= 20
 
 
 @pytest.mark.parametrize("context", [1, 2, 7, 12])
