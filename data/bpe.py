@@ -1,24 +1,23 @@
-"""Byte-level BPE: learning the merges, and the tokenizer that tiktoken runs with them.
+"""Byte-level BPE: a tokenizer of words and merges learned from a text, and run by tiktoken.
 
 Sennrich, Haddow & Birch 2016, over bytes as in GPT-2 (Radford et al. 2019): text is split into words by GPT-2's
-pattern, and inside words the most frequent pair of tokens becomes one, again and again. The six specials keep the ids
-0..5.
+pattern, and inside words the most frequent pair of tokens becomes one, again and again (merges.py). The six
+specials keep the ids 0..5.
 """
 
 import base64
 import codecs
 import functools
-import heapq
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from data.errors import UserError
+from data.merges import N_BYTES, learn_tokens
 from data.tokenizers import N_SPECIALS, Decoder, Tokenizer
 
-N_BYTES = 256
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 MAX_TOKENS = 1 << 20
 
@@ -111,56 +110,6 @@ def learn(texts: Iterable[str], size: int) -> BPETokenizer:
     for text in whole_words(texts):
         words.update(_splitter().findall(text))
     return BPETokenizer(learn_tokens({word.encode("utf-8", "replace"): n for word, n in words.items()}, size))
-
-
-def learn_tokens(words: Mapping[bytes, int], size: int) -> list[bytes]:
-    """The 256 bytes, then merges until there are `size` tokens, by how often their pair occurs in the counted words (of
-    equally frequent pairs the one made of earlier tokens)."""
-    tokens = [bytes([b]) for b in range(N_BYTES)]
-    known = {token: i for i, token in enumerate(tokens)}
-    parts, counts = [list(word) for word in words], list(words.values())
-    pairs: Counter[tuple[int, int]] = Counter()
-    where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    for w, part in enumerate(parts):
-        for pair in zip(part, part[1:], strict=False):
-            pairs[pair] += counts[w]
-            where[pair].add(w)
-    heap = [(-count, pair) for pair, count in pairs.items()]
-    heapq.heapify(heap)
-    while heap and len(tokens) < size:
-        count, pair = heapq.heappop(heap)
-        if -count != pairs[pair]:  # it has changed since it was pushed
-            if pairs[pair] > 0:
-                heapq.heappush(heap, (-pairs[pair], pair))
-            continue
-        merged = tokens[pair[0]] + tokens[pair[1]]
-        new = known.setdefault(merged, len(tokens))  # other pieces may have made the same bytes before
-        if new == len(tokens):
-            tokens.append(merged)
-        changed = set()
-        for w in where.pop(pair):
-            changed |= _merge(parts[w], pair, new, counts[w], pairs, where, w)
-        del pairs[pair]
-        for other in changed - {pair}:
-            heapq.heappush(heap, (-pairs[other], other))
-    return tokens
-
-
-def _merge(part: list[int], pair: tuple[int, int], new: int, count: int, pairs: Counter, where: dict, word: int) -> set:
-    """Put `new` for `pair` throughout a word, and keep the pairs' counts; the pairs that grew."""
-    before = list(zip(part, part[1:], strict=False))
-    i = 0
-    while i < len(part) - 1:
-        if (part[i], part[i + 1]) == pair:
-            part[i : i + 2] = [new]
-        i += 1
-    after = list(zip(part, part[1:], strict=False))
-    for old in before:
-        pairs[old] -= count
-    for now in after:
-        pairs[now] += count
-        where[now].add(word)
-    return {now for now in after if new in now}
 
 
 def whole_words(chunks: Iterable[str]) -> Iterator[str]:
