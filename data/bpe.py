@@ -1,7 +1,7 @@
 """Byte-level BPE: a tokenizer of words and merges learned from a text, and run by tiktoken.
 
 Sennrich, Haddow & Birch 2016, over bytes as in GPT-2 (Radford et al. 2019): text is split into words by GPT-2's
-pattern, and inside words the most frequent pair of tokens becomes one, again and again (merges.py). The six
+pattern (words.py), and inside words the most frequent pair of tokens becomes one, again and again (merges.py). The six
 specials keep the ids 0..5.
 """
 
@@ -9,7 +9,7 @@ import base64
 import codecs
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy as np
 from data.errors import UserError
 from data.merges import N_BYTES, learn_tokens
 from data.tokenizers import N_SPECIALS, Decoder, Tokenizer
+from data.words import GPT2_PATTERN, long_blanks, split, whole_words
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 MAX_TOKENS = 1 << 20
 
 
@@ -30,20 +30,39 @@ class BPETokenizer(Tokenizer):
     first_id = N_SPECIALS
 
     def __init__(self, tokens: list[bytes], pattern: str = GPT2_PATTERN):
-        import tiktoken
-
         self.tokens, self.pattern = tokens, pattern
         self.vocab_size = N_SPECIALS + len(tokens)
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        if len(ranks) != len(tokens) or any(bytes([b]) not in ranks for b in range(N_BYTES)):
+        known = set(tokens)
+        if len(known) != len(tokens) or any(bytes([b]) not in known for b in range(N_BYTES)):
             raise UserError("not a tokenizer of this project (damaged BPE): it needs every byte, and every token once")
-        self._encoding = tiktoken.Encoding("charlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._words = self._encoding(pattern)
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
         if not text.isascii():  # a lone surrogate, from a shell argument, becomes U+FFFD
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        ranks = self._encoding.encode_to_numpy(text, disallowed_special=())
-        return (ranks + self.first_id).astype(self.dtype)
+        pieces = [self._ranks(piece) for piece in whole_words([text])] or [np.zeros(0, np.uint32)]
+        return (np.concatenate(pieces) + self.first_id).astype(self.dtype)
+
+    def _ranks(self, text: str) -> np.ndarray:
+        """Ranks of the tokens of a text that is not too long for tiktoken, shape (tokens,), uint32."""
+        pieces, start = [], 0
+        for blank, end in long_blanks(text):
+            pieces.append(self._words.encode_to_numpy(text[start:blank], disallowed_special=()))
+            pieces.append(self._one_word.encode_to_numpy(text[blank:end], disallowed_special=()))
+            start = end
+        pieces.append(self._words.encode_to_numpy(text[start:], disallowed_special=()))
+        return np.concatenate(pieces)
+
+    @functools.cached_property
+    def _one_word(self):
+        """tiktoken for a text that is a single word: without the pattern, that overflows on long runs of blanks."""
+        return self._encoding(r"(?s).+")
+
+    def _encoding(self, pattern: str):
+        import tiktoken
+
+        ranks = {token: rank for rank, token in enumerate(self.tokens)}
+        return tiktoken.Encoding("charlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def decoder(self) -> Decoder:
         return _BPEDecoder(self.tokens, self.first_id, self.special.unk)
@@ -52,9 +71,9 @@ class BPETokenizer(Tokenizer):
         counts = np.ones(self.vocab_size, np.int64)
         counts[self.special.never_predicted] = 0
         # A continuation byte belongs to a character begun before.
-        counts[self.first_id : self.first_id + len(self.tokens)] = [
-            sum(byte & 0xC0 != 0x80 for byte in token) for token in self.tokens
-        ]
+        begins = np.frombuffer(b"".join(self.tokens), np.uint8) & 0xC0 != 0x80
+        begun = np.append(0, np.cumsum(begins))[np.cumsum([0, *map(len, self.tokens)])]  # before each token
+        counts[self.first_id : self.first_id + len(self.tokens)] = np.diff(begun)
         return counts
 
     def to_json(self) -> dict[str, Any]:
@@ -108,25 +127,5 @@ def learn(texts: Iterable[str], size: int) -> BPETokenizer:
     """The tokenizer of `size` tokens (256 bytes + merges, fewer when every word is one token) learned from `texts`."""
     words: Counter[str] = Counter()
     for text in whole_words(texts):
-        words.update(_splitter().findall(text))
+        words.update(split(text))
     return BPETokenizer(learn_tokens({word.encode("utf-8", "replace"): n for word, n in words.items()}, size))
-
-
-def whole_words(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in chunks that no word of GPT-2's pattern crosses, so that each may be encoded by itself."""
-    held = ""
-    for chunk in chunks:
-        held += chunk
-        cut = next((i for i in range(len(held) - 1, 0, -1) if held[i].isspace() and not held[i - 1].isspace()), 0)
-        if cut:
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
-
-
-@functools.cache
-def _splitter():
-    import regex
-
-    return regex.compile(GPT2_PATTERN)

@@ -1,15 +1,24 @@
-"""Learning BPE's merges: those of a plain reference, in linear work."""
+"""Learning BPE's merges, and long words: the same merges as a plain reference, the same ids as tiktoken's, in linear
+work."""
 
 from collections import Counter
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import merges
+from data import bpe, merges, words
+from data.prepare import prepare
+from tests.helpers import ok, quick
 
 FIXED = settings(max_examples=200, deadline=None, derandomize=True)
+PROSE = "the sea, the sea, the open sea: it's 1849 and the shells sing — naïve songs, 'tis said; I'll ''s 99b4'd !'re"
+# White space of every kind, "\x1c", which only Python takes for it, and what may join it in a word.
+MIXED = st.text(st.sampled_from("a1'st! \n\t\r\x1c\x85\u2003漢\u0301"), max_size=40)
+TOKENIZER = bpe.learn([PROSE + " \n\t  \n\n    \t\t        \u2003\u2003 x", "aaaa111!!!!''''"], 340)
 
 
 def learned_plainly(counts: dict[bytes, int], size: int) -> list[bytes]:
@@ -62,3 +71,52 @@ def test_learning_from_one_long_word_visits_no_position_more_than_three_times(te
     with mock.patch.object(merges._Text, "merge", counted):
         tokens = merges.learn_tokens({text.encode(): 1}, 2000)
     assert len(tokens) > 260 and visits <= 3 * len(text)
+
+
+@FIXED
+@given(text=MIXED, cuts=st.lists(st.integers(0, 40)), longest=st.integers(1, 12))
+@example(text="a  b" * 5, cuts=[3, 9], longest=3)
+def test_pieces_are_short_and_do_not_depend_on_the_chunks(text, cuts, longest):
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    with mock.patch.object(words, "MAX_PIECE", longest):
+        pieces = list(words.whole_words(text[a:b] for a, b in zip(edges, edges[1:], strict=False)))
+        whole = TOKENIZER.encode(text).tolist()
+        assert sum((TOKENIZER.encode(piece).tolist() for piece in pieces), []) == whole
+    assert "".join(pieces) == text and all(0 < len(piece) <= longest for piece in pieces)
+    assert TOKENIZER.decode(whole) == text
+
+
+@FIXED
+@given(text=MIXED)
+def test_text_is_cut_only_where_words_begin_in_any_text(text):
+    ends, end = {len(text)}, 0
+    for word in words.split(text):
+        ends.add(end := end + len(word))
+    assert {match.start() for match in words._last_edge().finditer(text)} <= ends
+
+
+@FIXED
+@given(text=MIXED | st.text(" \n\ta", max_size=60), shortest=st.integers(1, 6))
+@example(text="x" + " " * 30 + "y", shortest=2)
+@example(text=" \n" * 15, shortest=1)
+def test_long_blanks_have_the_ids_of_the_pattern(text, shortest):
+    expected = TOKENIZER.encode(text).tolist()
+    assert expected == [TOKENIZER.first_id + rank for rank in TOKENIZER._words.encode_ordinary(text)]
+    with mock.patch.object(words, "LONG_BLANK", shortest):
+        assert TOKENIZER.encode(text).tolist() == expected
+
+
+def test_a_million_blanks_are_a_prompt_and_a_text_to_score(cli, text):
+    ok(cli("train.py", *quick(data=text, tokenizer="bpe:280", context=8)))
+    blanks = " " * 1_000_000
+    Path("blanks.txt").write_text(blanks)
+    assert ok(cli("sample.py", "run", "--prompt", "@blanks.txt", "--max-new-tokens", 2)).out.startswith(blanks)
+    assert "over 1000000 characters" in ok(cli("sample.py", "run", "--score", "@blanks.txt")).out
+
+
+def test_a_million_blanks_are_a_text_to_prepare(tmp_path):
+    path = tmp_path / "blanks.txt"
+    path.write_text("a b\n" + " " * 1_000_000 + "\nb a" + "\n" * 300_000 + "end")
+    made = prepare(str(path), tokenizer="bpe:270")
+    ids = np.concatenate([made.train.tokens.array(), made.val.tokens.array()]).tolist()
+    assert made.tokenizer.decode(ids) == path.read_text()
