@@ -9,17 +9,18 @@ import base64
 import codecs
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
+from data.errors import UserError, warn
 from data.merges import N_BYTES, learn_tokens
 from data.tokenizers import N_SPECIALS, Decoder, Tokenizer
 from data.words import GPT2_PATTERN, long_blanks, split, whole_words
 
 MAX_TOKENS = 1 << 20
+MAX_DISTINCT = 1 << 24  # characters of distinct words to learn from: learning takes up to 150 bytes for each
 
 
 class BPETokenizer(Tokenizer):
@@ -123,9 +124,25 @@ def size_of(name: str) -> int | None:
     return int(number)
 
 
-def learn(texts: Iterable[str], size: int) -> BPETokenizer:
-    """The tokenizer of `size` tokens (256 bytes + merges, fewer when every word is one token) learned from `texts`."""
+def learn(texts: Iterable[str], size: int, note: Callable[[str], None] = warn) -> BPETokenizer:
+    """The tokenizer of `size` tokens (256 bytes + merges) learned from `texts`, or of fewer, where they make every word
+    one token. `note` is told so, and what is left out: words beyond MAX_DISTINCT characters of distinct words."""
     words: Counter[str] = Counter()
+    distinct = left_out = 0  # characters
     for text in whole_words(texts):
-        words.update(split(text))
-    return BPETokenizer(learn_tokens({word.encode("utf-8", "replace"): n for word, n in words.items()}, size))
+        for word, count in Counter(split(text)).items():
+            if word not in words:
+                if distinct + len(word) > MAX_DISTINCT:
+                    left_out += count * len(word)
+                    continue
+                distinct += len(word)
+            words[word] += count
+    tokens = learn_tokens({word.encode("utf-8", "replace"): n for word, n in words.items()}, size)
+    if left_out:
+        note(
+            f"bpe:{size} learned from the first {distinct:,} characters of distinct words: "
+            f"{left_out:,} characters of words that first occur later are left out"
+        )
+    if len(tokens) < size:
+        note(f"bpe:{size} learned {len(tokens):,} tokens: they make every word of the training text one token")
+    return BPETokenizer(tokens)

@@ -84,7 +84,10 @@ class Builder:
         for side, what in (("train", "training"), ("val", "validation")):
             if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
-                raise UserError(f"the {what} text of {name} has {counts[side]} tokens: too short to predict anything")
+                why = f" ({'; '.join(self.notes)})" if self.notes else ""
+                raise UserError(
+                    f"the {what} text of {name} has {counts[side]} tokens: too short to predict anything{why}"
+                )
         return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
 
     def _survey(self) -> tuple[np.ndarray, int]:
@@ -173,7 +176,7 @@ class Builder:
 
     def _make_tokenizer(self, alphabet: str, training: Iterator[str]) -> Tokenizer:
         """The given vocabulary, else one of the training text."""
-        return self.given or vocabulary.make(self.tokenizer_name, alphabet, training)
+        return self.given or vocabulary.make(self.tokenizer_name, alphabet, training, self.notes.append)
 
     def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
         ids = tokenizer.encode(text, "mask")

@@ -1,10 +1,10 @@
 """Tokenizers by their name on the command line, and from the JSON that a run keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from data import bpe, gpt2
-from data.errors import UserError, nearest
+from data.errors import UserError, nearest, warn
 from data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 NAMES = ("char", "byte", "gpt2", "bpe:N")
@@ -21,10 +21,11 @@ def reads_words(name: str) -> bool:
     return bpe.size_of(name) is not None
 
 
-def make(name: str, alphabet: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer `name` for a training text: its distinct characters, and where `reads_words` the text in pieces."""
+def make(name: str, alphabet: str, texts: Iterable[str], note: Callable[[str], None] = warn) -> Tokenizer:
+    """The tokenizer `name` for a training text: its distinct characters, and where `reads_words` the text in pieces.
+    `note` is told what the user is to know of it."""
     if size := bpe.size_of(name):
-        return bpe.learn(texts, size)
+        return bpe.learn(texts, size, note)
     if name == "gpt2":
         return gpt2.load()
     return ByteTokenizer() if name == "byte" else CharTokenizer(alphabet)

@@ -1,6 +1,7 @@
 """Learning BPE's merges, and long words: the same merges as a plain reference, the same ids as tiktoken's, in linear
 work."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from data import bpe, merges, words
 from data.prepare import prepare
-from tests.helpers import ok, quick
+from tests.conftest import TINY
+from tests.helpers import ok, quick, refused, warnings_of
 
 FIXED = settings(max_examples=200, deadline=None, derandomize=True)
 PROSE = "the sea, the sea, the open sea: it's 1849 and the shells sing — naïve songs, 'tis said; I'll ''s 99b4'd !'re"
 # White space of every kind, "\x1c", which only Python takes for it, and what may join it in a word.
 MIXED = st.text(st.sampled_from("a1'st! \n\t\r\x1c\x85\u2003漢\u0301"), max_size=40)
-TOKENIZER = bpe.learn([PROSE + " \n\t  \n\n    \t\t        \u2003\u2003 x", "aaaa111!!!!''''"], 340)
+TOKENIZER = bpe.learn([PROSE + " \n\t  \n\n    \t\t        \u2003\u2003 x", "aaaa111!!!!''''"], 340, lambda note: None)
 
 
 def learned_plainly(counts: dict[bytes, int], size: int) -> list[bytes]:
@@ -120,3 +122,43 @@ def test_a_million_blanks_are_a_text_to_prepare(tmp_path):
     made = prepare(str(path), tokenizer="bpe:270")
     ids = np.concatenate([made.train.tokens.array(), made.val.tokens.array()]).tolist()
     assert made.tokenizer.decode(ids) == path.read_text()
+
+
+def test_words_beyond_a_limit_are_not_learned_from_and_that_is_noted():
+    notes = []
+    with mock.patch.object(bpe, "MAX_DISTINCT", 10):
+        tokenizer = bpe.learn(["abcd abcd", " wxyz wxyz", " abcd abcd"], 258, notes.append)
+    assert tokenizer.tokens[256:] == [b"ab", b"cd"]
+    assert notes == [
+        "bpe:258 learned from the first 9 characters of distinct words: "
+        "10 characters of words that first occur later are left out"
+    ]
+
+
+def fewer(run: str) -> str:
+    """The warning of a run that asked for bpe:20000."""
+    learned = len(json.loads(Path(run, "tokenizer.json").read_text())["tokens"])
+    return f"warning: bpe:20000 learned {learned:,} tokens: they make every word of the training text one token"
+
+
+def test_fewer_tokens_than_asked_for_are_said_whether_prepared_now_or_before(cli, text):
+    for run in ("now", "before"):
+        done = ok(cli("train.py", *quick(data=text, context=8, tokenizer="bpe:20000", out=run)))
+        assert fewer(run) in warnings_of(done)
+    assert not warnings_of(ok(cli("train.py", *quick(data=text, context=8, tokenizer="bpe:270"))))
+
+
+def test_a_text_that_has_become_one_token_is_refused_with_the_reason(cli):
+    Path("a.txt").write_text("a" * 5000)
+    done = cli("train.py", *quick(data="a.txt", tokenizer="bpe:4096", context=8))
+    refused(done, "has 1 tokens: too short", "bpe:4096 learned 272 tokens: they make every word")
+
+
+def test_fewer_tokens_than_asked_for_are_said_by_fine_tuning(cli, tmp_path):
+    Path("spam.tsv").write_text("".join(f"{'spam' if n % 2 else 'ham'}\tmessage {n} is here\n" for n in range(60)))
+    rows = [f'{{"instruction": "say {n}", "input": "", "output": "{n}"}}' for n in range(60)]
+    Path("chat.json").write_text(f"[{','.join(rows)}]")
+    for kind, data in (("classify", "spam.tsv"), ("instruct", "chat.json")):
+        flags = ("--data", data, "--tokenizer", "bpe:20000", "--model", "mlp", *TINY["mlp"], "--steps", 2)
+        done = ok(cli(f"-m finetune.{kind}", *flags, "--out", kind))
+        assert fewer(kind) in warnings_of(done)
