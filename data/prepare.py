@@ -11,10 +11,13 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from data import cache, reading, sources, store
 from data.build import Builder
+from data.disk import sync_folder
 from data.errors import UserError, run_command, warn
+from data.locks import hold
 from data.tokenizers import N_SPECIALS, Tokenizer
 from data.vocabulary import check_name
 
@@ -63,14 +66,32 @@ def read_notes(notes: list[str]) -> None:
         warn(note)
 
 
-def _prepare(
+def key_of(
+    data: str, *, val_data: str | None, kind: str, tokenizer: str, encoding: str, vocabulary: Tokenizer | None
+) -> str:
+    """The key that the store of this text has, or would have."""
+    texts = [sources.resolve(name) for name in (data, val_data) if name is not None]
+    return _recipe(texts, kind, tokenizer, encoding, vocabulary, VAL_FRACTION).key
+
+
+class Recipe(NamedTuple):
+    """What a store is made from, and its name: the files of each text, the SHA-256 of each file, a hash of all that and
+    of how it is read, and notes on what was left out of a folder."""
+
+    files: list[list[Path]]
+    digests: dict[Path, bytes]
+    key: str
+    left_out: list[str]
+
+
+def _recipe(
     texts: list[sources.Text],
     kind: str,
     tokenizer: str,
     encoding: str,
     vocabulary: Tokenizer | None,
     val_fraction: float,
-) -> store.Store:
+) -> Recipe:
     if kind not in KINDS:
         raise UserError(f"unknown kind '{kind}'; there are: {', '.join(KINDS)}")
     files, left_out = [], []
@@ -80,11 +101,26 @@ def _prepare(
         left_out += reading.left_out(text, skipped, encoding)
     made_by = json.dumps(vocabulary.to_json()) if vocabulary else tokenizer
     key, digests = _key(files, f"{store.FORMAT} {kind} {made_by} {encoding} {val_fraction}", encoding)
+    return Recipe(files, digests, key, left_out)
+
+
+def _prepare(
+    texts: list[sources.Text],
+    kind: str,
+    tokenizer: str,
+    encoding: str,
+    vocabulary: Tokenizer | None,
+    val_fraction: float,
+) -> store.Store:
+    files, digests, key, left_out = _recipe(texts, kind, tokenizer, encoding, vocabulary, val_fraction)
     name = texts[0].name
     folder = sources.cache_folder() / "prepared" / f"{name[:40]}-{key}"
     found = open_or_discard(folder)
     if found is None:
-        _build(folder, Builder(files, digests, kind, tokenizer, encoding, vocabulary, val_fraction), key, name)
+        lock = sources.cache_subfolder("prepared") / f"{folder.name}.lock"
+        with hold(lock, f"the prepared text {folder}", wait=True):
+            if not (folder / "meta.json").is_file():  # another process may have been faster
+                _build(folder, Builder(files, digests, kind, tokenizer, encoding, vocabulary, val_fraction), key, name)
         found = store.open_store(folder)
     # What was left out of a folder is no part of the text, so neither of what is cached.
     found.meta["notes"] = left_out + found.meta["notes"]
@@ -109,16 +145,15 @@ def open_or_discard(folder: Path) -> store.Store | None:
 
 
 def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
-    """Build beside `folder` and move there once whole; another process may have been faster."""
+    """Build beside `folder` and move there once whole."""
     part = sources.cache_subfolder("prepared") / f"{folder.name}.{secrets.token_hex(4)}.part"
     part.mkdir()
     try:
         meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
         store.seal(part, meta)
-        if not (folder / "meta.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder)
-            store.sync_folder(folder.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -6,7 +6,6 @@ Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Everything is read 
 size and the CRC-32 of every other file; what earlier versions prepared has none, and is used all the same.
 """
 
-import contextlib
 import json
 import mmap
 import os
@@ -18,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from data.disk import sync_folder
 from data.errors import UserError
+from data.json_files import Whole, check_schema, read_json
 from data.tokenizers import Special, Tokenizer
 from data.vocabulary import from_json
 
 FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
 IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded
+_META = {
+    "key": str, "kind": str, "name": str, "start": str, "notes": [str], "tokens": {"train": Whole(), "val": Whole()},
+    "files?": dict,
+}  # fmt: skip
 SCAN = 1 << 18  # bytes checked at a time: they stay in the processor's cache
 
 
@@ -120,16 +125,6 @@ def seal(folder: Path, meta: dict[str, Any]) -> None:
     sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk, where the system lets a folder be opened (Windows does not)."""
-    with contextlib.suppress(PermissionError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
 def _crc(path: Path) -> int:
     found = 0
     with open(path, "rb") as file:
@@ -142,13 +137,14 @@ def open_store(folder: Path) -> Store:
     """Open a prepared text and check all of it. Raises Damaged when a file is missing, torn, has another checksum than
     when it was written, or holds foreign ids."""
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        meta = read_json(folder / "meta.json", _META)
         for name, sealed in meta.get("files", {}).items():
+            check_schema(sealed, {"size": Whole(), "crc32": Whole()}, str(folder / "meta.json"), f"files.{name}")
             if (size := (folder / name).stat().st_size) != sealed["size"]:
                 raise ValueError(f"{name} has {size:,} bytes, not {sealed['size']:,}")
         if (crc := _sealed_crc(meta, "tokenizer.json")) is not None and crc != _crc(folder / "tokenizer.json"):
             raise ValueError("tokenizer.json has not the checksum that it was written with")
-        tokenizer = from_json(json.loads((folder / "tokenizer.json").read_text("utf-8")))
+        tokenizer = from_json(read_json(folder / "tokenizer.json"))
         splits = {name: _open_split(folder, name, meta, tokenizer) for name in ("train", "val")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise Damaged(f"{folder} is not a prepared text ({error}); delete it to prepare the text again") from error

@@ -2,16 +2,17 @@
 
 The three lines of a library user:
 
-    from engine import load_run
-    run = load_run("runs/transformer-names-1")
+    from engine import load_run, train
+    run = train(data="names", model="gru", steps=500)  # or load_run("runs/transformer-names-1")
     print(run.generate("ma", num=3))
 """
+
+import importlib
 
 
 def __getattr__(name: str):
     # Loaded when asked for: the command line's --help must not wait for torch.
-    if name in ("load_run", "Run"):
-        from engine import runs
-
-        return getattr(runs, name)
+    modules = {"load_run": "runs", "Run": "runs", "Sampling": "generate", "train": "library"}
+    if name in modules:
+        return getattr(importlib.import_module(f"engine.{modules[name]}"), name)
     raise AttributeError(f"module 'engine' has no attribute '{name}'")

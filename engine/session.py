@@ -82,7 +82,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
     with going_on(config, given) as (config, path, facts, tokenizer, device):
         check_sizes(lambda: build_model(config, tokenizer.vocab_size, tokenizer.special), layers(config), path / "last")
-        store = store_of_run(config, facts, tokenizer)
+        store = store_of_run(config, facts, tokenizer, given)
         if store.tokenizer.to_json() != tokenizer.to_json():
             raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
         torch.manual_seed(config.seed)

@@ -1,32 +1,59 @@
 """A run's text: which store it is, its context, and the loader that deals its batches."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
-from data.errors import UserError
-from data.prepare import open_or_discard, prepare
-from data.sources import cache_folder
+from data.errors import UserError, warn
+from data.prepare import key_of, open_or_discard, prepare
+from data.sources import KINDS, cache_folder
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine import presets
-from engine.config import Config
+from engine.config import WHERE_THE_TEXT_LIES, Config
 
 
-def store_of_run(config: Config, facts: dict[str, Any], tokenizer: Tokenizer) -> Store:
-    """The text of a run: prepared already, or prepared again and then checked to be the same."""
-    if kept := open_or_discard(cache_folder() / "prepared" / facts["data"]["folder"]):
-        return kept
-    store = prepare(
-        config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
-        vocabulary=tokenizer if config.init else None,
-    )  # fmt: skip
+def store_of_run(
+    config: Config, facts: dict[str, Any], tokenizer: Tokenizer, given: frozenset[str] | set[str] = frozenset()
+) -> Store:
+    """The text of a run: prepared already, or prepared again and then checked to be the same; from where `config` says
+    it lies now, when that is `given`. Warns where the text is no longer the one that was prepared."""
+    if not given & WHERE_THE_TEXT_LIES:
+        kept = open_or_discard(cache_folder() / "prepared" / facts["data"]["folder"])
+        if kept and kept.key == facts["data"]["key"]:
+            _warn_if_edited(config, kept, tokenizer)
+            return kept
+    try:
+        store = prepare(config.data, **_how(config, tokenizer))
+    except UserError as error:
+        raise UserError(f"{error} (the text of this run; where it has moved, --data says where it is)") from error
     if store.key != facts["data"]["key"]:
         raise UserError(
-            f"the text of {config.data} has changed since the run began, or this version prepares it in another way; "
-            f"start a new run with --init {config.out}"
+            f"the text of {config.data} is not the one that the run began with, or this version prepares it in another "
+            f"way; start a new run with --init {config.out}"
         )
     return store
+
+
+def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
+    """Say so where the text of a run has changed since it was prepared."""
+    if config.data in KINDS or not Path(config.data).exists():
+        return
+    try:
+        key = key_of(config.data, **_how(config, tokenizer))
+    except UserError:
+        return
+    if key != store.key:
+        warn(f"{config.data} has changed since the run began; the run goes on with the text as it was")
+
+
+def _how(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How the text of a run is prepared, besides where it lies."""
+    return {
+        "val_data": config.val_data, "kind": config.kind, "tokenizer": config.tokenizer, "encoding": config.encoding,
+        "vocabulary": tokenizer if config.init else None,
+    }  # fmt: skip
 
 
 def with_context(config: Config, store: Store) -> Config:

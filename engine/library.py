@@ -1,0 +1,48 @@
+"""Training from Python: `train(data="poems.txt", model="gru", steps=500)` does what the command does."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, nearest
+from engine import flags, session
+from engine.checks import check_stored, flag
+from engine.config import Config
+from engine.runs import Run, load_run
+
+
+def train(**settings: Any) -> Run:
+    """Train a model and return its run, the best weights loaded. `settings` are the flags of train.py by their names:
+    `train(data="poems.txt", model="gru", n_layer=2, steps=500)`; what is left out has the command's defaults, and
+    `resume=True` with `out` goes on.
+
+    Works in a notebook and in any thread; outside of the main one signals are left alone. Raises TypeError for an
+    unknown name, UserError for a value that cannot be, and whatever train.py would end with."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    if unknown := sorted(settings.keys() - set(names)):
+        raise TypeError(f"train() has no setting '{unknown[0]}'.{nearest(unknown[0], names)}")
+    settings = {name: _plain(value) for name, value in settings.items() if value is not None}
+    config, given = flags.parse(_words(check_stored(settings, "train()")))
+    if config.eval_only:
+        raise UserError("train() trains; load_run(...) and train.py --eval-only evaluate")
+    path = session.resume_run(config, given) if config.resume else session.start_run(config, given)
+    return load_run(path, device=config.device)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    """The same as words of the command line."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        elif isinstance(value, list):
+            words += [flag(name), *map(str, value)]
+        else:
+            words.append(f"{flag(name)}={value}")
+    return words
