@@ -16,7 +16,7 @@ from data.store import Store
 from data.tokenizers import Tokenizer
 from engine import checkpoint, extend, flags, folder, report, runtime, threads
 from engine.backends import check_backends
-from engine.checks import refuse_contradictions
+from engine.checks import refuse_contradictions, refuse_useless
 from engine.config import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
 from engine.eval_only import evaluate_run
 from engine.evaluate import evaluate
@@ -115,6 +115,8 @@ def going_on(config: Any, given: set[str]) -> Iterator[tuple[Any, Path, dict[str
     with folder.writing(path):
         facts = folder.read_facts(path)
         refuse_contradictions(config, given, facts["config"], CHANGEABLE | WHERE_THE_TEXT_LIES, "--resume")
+        if is_counted(config):
+            refuse_useless(config, given)
         as_now = json.loads(json.dumps(flags.stored(config)))
         if any(facts["config"].get(name, value) != value for name, value in as_now.items() if name not in given):
             raise UserError(f"{path} was changed by another process just now; try again")

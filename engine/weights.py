@@ -72,8 +72,11 @@ def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Pat
         return  # said by whoever loads it
     if n_layer is not None and n_layer > len(there):
         raise UserError(f"{config} asks for {n_layer:,} layers, and {folder} has {len(there)} tensors in all")
-    with torch.device("meta"):
-        model = build()
+    try:
+        with torch.device("meta"):
+            model = build()
+    except UserError as error:
+        raise UserError(f"{config} is damaged: {error}") from error
     for name, tensor in model.state_dict().items():
         # A model wrapped for training calls its parts otherwise, and counts are as many as were seen.
         if name in there and tuple(tensor.shape) != there[name] and tensor.numel():
