@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
+from data.terminal import for_stream
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -18,8 +20,7 @@ class UserError(Exception):
 
 def warn(message: str) -> None:
     """Print one warning line on standard error, where somebody reads it."""
-    with contextlib.suppress(OSError):
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+    _say(f"warning: {message}")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -88,7 +89,7 @@ def fault(error: OSError) -> str:
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):
-        print(message, file=sys.stderr)
+        print(for_stream(message, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _leave_to_nobody(stream: TextIO) -> None:

@@ -32,6 +32,13 @@ def check_encoding(encoding: str) -> None:
         ) from None
 
 
+def file_or_text(value: str) -> tuple[Path | None, str]:
+    """What a flag's value means: the file FILE of '@FILE', or a text, which '@@' begins that begins with an @."""
+    if value.startswith("@") and not value.startswith("@@"):
+        return Path(value[1:]), ""
+    return None, whole_characters(value.removeprefix("@"))
+
+
 def shown(path: Path) -> str:
     """How a message calls a file: standard input is spooled to one whose name means nothing to the user."""
     return "standard input" if path.name.startswith(SPOOL_PREFIX) else str(path)

@@ -91,6 +91,7 @@ def resume_run(config: Config, given: set[str]) -> Path:
         metrics = Metrics(path, config.log, flags.stored(config))
         ours = identity(facts, tokenizer)
         if is_counted(config):
+            check_identity(path / "last", ours)
             folder.write_facts(path, facts | {"config": flags.stored(config)})
             _introduce(config, store, model, device, path)
             metrics.cut_back(-1)

@@ -46,6 +46,8 @@ def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
     many = cli(MODULE, "--out", "run", "--predict", "-", stdin=b"see you soon\nwin cash\r\n")
     assert [json.loads(line)["label"] for line in many.out.splitlines()] == ["ham", "spam"]
     open("some.txt", "w").write("love you\nclaim cash\n")
+    at = json.loads(cli(MODULE, "--out", "run", "--predict", "@@some.txt").out)
+    assert at["text"] == "@some.txt"
     many = cli(MODULE, "--out", "run", "--predict", "@some.txt")
     assert [json.loads(line)["label"] for line in many.out.splitlines()] == ["ham", "spam"]
     again = json.loads(cli(MODULE, "--out", "run", "--eval-only").out)

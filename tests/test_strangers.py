@@ -46,8 +46,8 @@ NESTED = "[" * 100_000 + "]" * 100_000
 SETTINGS = [
     ("n_head", 0), ("n_head", -1), ("n_head", 3), ("window", 0), ("context", 10**12), ("context", 0),
     ("n_layer", 10**9), ("n_layer", 3), ("n_embd", 20_000), ("n_embd", -8), ("n_embd", 1e30), ("n_embd", True),
-    ("dropout", 7),    ("dropout", "x"), ("hash_ngrams", 99), ("mix_ngram", -3), ("n_kv_head", 5), ("lr", None), ("seed", -1),
-    ("eval_tokens", 0), ("model", "ngram"), ("kind", "x"),
+    ("dropout", 7), ("dropout", "x"), ("hash_ngrams", 99), ("mix_ngram", -3), ("n_kv_head", 5), ("lr", None),
+    ("seed", -1), ("eval_tokens", 0), ("kind", "x"),
 ]  # fmt: skip
 
 

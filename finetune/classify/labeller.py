@@ -12,8 +12,9 @@ import torch
 
 from data.errors import UserError, warn
 from data.examples import Columns, read_examples
-from data.reading import read_chunks, read_lines, whole_characters
+from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
+from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine import flags, folder, runtime, threads
 from engine.backends import check_backends
@@ -98,7 +99,7 @@ def predict(config: ClassifyConfig, given: set[str]) -> int:
         (p,) = labeller([text])
         ordered = sorted(zip(labeller.labels, p.tolist(), strict=True), key=lambda pair: -pair[1])
         line = {"text": text, "label": ordered[0][0], "probabilities": {label: round(q, 6) for label, q in ordered}}
-        print(json.dumps(line), flush=True)
+        show(json.dumps(line), flush=True)
     return 0
 
 
@@ -143,9 +144,11 @@ def _texts(config: ClassifyConfig) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise UserError(f"standard input is not {config.encoding}: line {n}; see --encoding") from error
             yield from filter(str.strip, text.split("\r"))  # a "\r" alone is a line end too
-    elif wanted.startswith("@"):
-        yield from read_lines(read_chunks([Path(wanted[1:])], config.encoding))
-    elif not wanted.strip():
+        return
+    file, text = file_or_text(wanted)
+    if file is not None:
+        yield from read_lines(read_chunks([file], config.encoding))
+    elif not text.strip():
         raise UserError("--predict is empty; give a text, @FILE or -")
     else:
-        yield whole_characters(wanted)
+        yield text

@@ -49,7 +49,8 @@ class ClassifyConfig(FinetuneConfig):
     lm_weight: float = 0.0
     """Weight of the auxiliary loss of predicting each next token (Radford et al. 2018)."""
     predict: str | None = None
-    """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line."""
+    """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each
+    line, and @@ stands for an @."""
 
     task: ClassVar[str | None] = "classify"
 

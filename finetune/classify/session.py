@@ -10,6 +10,7 @@ import torch
 
 from data.errors import UserError
 from data.rows import Row
+from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine import flags, folder, report, session
 from engine.extend import load_extended
@@ -131,7 +132,7 @@ def _finish(
     report.write_summary(path, summary)  # the run is whole: whoever stops what follows loses the baselines alone
     report.draw_loss(trainer.metrics, path)
     measure.draw_confusion(summary["test"], path / "confusion.png")
-    print(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
+    show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
     summary["baselines"] = baselines.measure_baselines(task, trainer.progress.seconds)
     report.write_summary(path, summary)
     for name, found in summary["baselines"].items():

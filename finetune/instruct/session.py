@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine import checkpoint, flags, folder, report, session
 from engine.extend import load_extended, train_tables
@@ -170,7 +171,7 @@ def _finish(trainer: Trainer, work: Work) -> int:
     write_generations(path / "generations.jsonl", side.conversations, answers)
     report.write_summary(path, summary)
     report.draw_loss(trainer.metrics, path)
-    print(f"\n{shown(side.conversations, answers)}\n\n{table(summary['test'])}\n")
+    show(f"\n{shown(side.conversations, answers)}\n\n{table(summary['test'])}\n")
     print(
         f"val loss {summary['val_loss']:.4f} at step {summary['best_step']}, test loss {summary['test']['loss']:.4f}; "
         f"{summary['seconds']:.1f} s of training\nall test answers: {path / 'generations.jsonl'}\n"
