@@ -15,11 +15,13 @@ from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
 from makemore.hashing import HashedNGrams
+from makemore.segments import Take, read_in_order
 
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
 
 OURS = Special()  # where the vocabularies made here have their specials
 PART = 4096  # tokens of a long text that are read at a time
+LOGITS_AT_ONCE = 1 << 20  # where only their targets' are wanted
 SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
 IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
 
@@ -124,6 +126,24 @@ class LanguageModel(nn.Module):
             hidden, state = self.read_hidden(part, state)
         return hidden[:, -1], state
 
+    def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The negative log-likelihood of each of `targets` (T,) after `tokens` (T,), (T,), and the state: of the logits
+        that `read` gives, which are never all held."""
+        nll = torch.empty(len(tokens), dtype=precise(tokens.device), device=tokens.device)
+
+        def take(place: Tensor, hidden: Tensor) -> None:
+            size = max(1, LOGITS_AT_ONCE // self.vocab_size)
+            for where, part in zip(place.flatten().split(size), hidden.flatten(0, 1).split(size), strict=True):
+                log_p = self.head(part).to(nll.dtype).log_softmax(-1)
+                nll[where] = -log_p.gather(-1, targets[where, None])[:, 0]
+
+        return nll, self.read_parts(tokens, state, take)
+
+    def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
+        """Read `tokens` (T,) as `read` does, and give `take` where some of them stand (B, T) and their features
+        (B, T, C), a part at a time, in any order. The state after all."""
+        return read_in_order(self.read_hidden, tokens, state, take, 0, PART // 4)
+
     def reach(self) -> int | None:
         """How many of the last tokens the logits after them, and the state, depend on; None: on all."""
         return None
@@ -168,6 +188,11 @@ class LanguageModel(nn.Module):
 
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """What log-likelihoods are computed in: float64, which Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Reader:

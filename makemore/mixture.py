@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches import IGNORE
-from makemore.base import LanguageModel, Output, State
+from makemore.base import LanguageModel, Output, State, precise
 from makemore.folds import elsewhere
 from makemore.ngram import NGram, count
 from makemore.ngram_reader import FLOOR, CountReader
@@ -119,6 +119,19 @@ class Mixture(LanguageModel):
         backs, hidden = backs.view(self.counts.order - 1, *tail.shape)[..., -1], hidden[:, None]
         return self._mixed(tail[:, -1:], hidden, self.neural.head(hidden), backs)[:, -1], after
 
+    def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        backs, after = self.counts.contexts(tokens[None], state)
+        nll = torch.empty(len(tokens), dtype=precise(tokens.device), device=tokens.device)
+
+        def take(place: Tensor, hidden: Tensor) -> None:
+            at = backs[:, place.flatten()]
+            weights = self.gate(hidden, self.counts.confidence(at).view(*place.shape, -1)).to(nll.dtype)
+            known = self.counts.likelihood(targets[place.flatten()], at).view(place.shape)
+            nll[place] = -torch.logsumexp(weights + self._both(self.neural.head(hidden), targets[place], known), -1)
+
+        neural = self.neural.read_parts(tokens, _neural_part(state), take)
+        return nll, after | {OF_NEURAL + name: part for name, part in neural.items()}
+
     def decoder(self, state: State) -> "MixtureReader":
         return MixtureReader(self, state)
 
@@ -143,13 +156,18 @@ class Mixture(LanguageModel):
     def _mixed_nll(self, logits: Tensor, targets: Tensor, weights: Tensor, known: Tensor) -> Tensor:
         """The mixture's loss, with the gradient that training wants. `known` (B, T): the targets' probability under the
         counts."""
-        likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
-        both = torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
-        nll = -torch.logsumexp(weights + both, -1).masked_fill(targets == IGNORE, 0.0).sum()
+        nll = (
+            -torch.logsumexp(weights + self._both(logits, targets, known), -1).masked_fill(targets == IGNORE, 0.0).sum()
+        )
         if not self.training:
             return nll
         blend = (nll + self.neural._nll(logits, targets)) / 2
         return nll.detach() + blend - blend.detach()
+
+    def _both(self, logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+        """The log-likelihood of targets (B, T) under the neural model and under the counts, (B, T, 2)."""
+        likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
+        return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
 class MixtureReader:

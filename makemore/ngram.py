@@ -173,6 +173,10 @@ class NGram(LanguageModel):
         out = self.read(tokens[:, -self.reach() :])
         return out.logits[:, -1], out.state
 
+    def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        backs, state = self.contexts(tokens[None], state)
+        return -self.likelihood(targets, backs).clamp_min(FLOOR).log(), state
+
     def reach(self) -> int:
         return max(1, self.order - 1)
 

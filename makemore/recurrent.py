@@ -11,6 +11,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.layers import initialise, make_norm
+from makemore.segments import Take, read_segments
 from makemore.small_work import for_small_work
 
 
@@ -65,6 +66,16 @@ class Recurrent(LanguageModel):
             x = self.dropout(norm(x, valid))
             after |= {name: vector[0] for name, vector in zip(names, last, strict=True)}
         return x, after
+
+    def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
+        return read_segments(self.read_hidden, tokens, state, take)
+
+    def last_hidden(self, tokens: Tensor) -> tuple[Tensor, State]:
+        if len(tokens) > 1:
+            return super().last_hidden(tokens)
+        last: list[Tensor] = []
+        state = self.read_parts(tokens[0], None, lambda place, hidden: last.__setitem__(slice(0, 1), [hidden[-1:, -1]]))
+        return last[0], state
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

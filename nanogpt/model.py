@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
+from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.segments import Take, read_in_order
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
 from nanogpt.decoder import WINDOWS, make_decoder
 from nanogpt.packing import Packing, leave_padding_out
@@ -187,6 +188,29 @@ class Transformer(LanguageModel):
             pieces.append(piece)
             done += room
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
+
+    def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
+        """As the base class says. With a context, how a text is encoded anew follows from its tokens alone: many times
+        are encoded side by side."""
+        if self.context is None:
+            return read_in_order(self.read_hidden, tokens, state, take, 0, max(self.window, 128))
+        before = tokens[:0] if state is None else state["tokens"][0]
+        room, step = self.context - len(before), self.context - self.context // 2
+        whole = max(0, len(tokens) - room - 1) // step  # times that what follows is `step` tokens, and not the last
+        first = min(room, len(tokens))
+        if first:
+            state = read_in_order(self.read_hidden, tokens[:first], state, take, 0, first)
+        rows = torch.cat([before, tokens])[self.context - self.context // 2 :]
+        done = first
+        for some in rows.unfold(0, self.context, step)[:whole].split(max(1, PART // self.context)) if whole else ():
+            place = done + torch.arange(some.numel() // self.context * step, device=tokens.device).view(len(some), step)
+            kept = some[:, : self.context - step]
+            anew = self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
+            hidden, state = self.hidden(some[:, -step:], anew, None)
+            take(place, hidden)
+            done += place.numel()
+        last = {name: part[-1:] for name, part in state.items()}
+        return read_in_order(self.read_hidden, tokens, last, take, done, step)
 
     def keep_half(self, tokens: Tensor) -> State | None:
         """The state that a full context of `tokens` leaves: their last half, encoded anew from position 0."""

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 import makemore.base
 import makemore.ngram_reader
 import nanogpt.decoder
+import nanogpt.model
 from data.tokenizers import BOS
 from engine.lora import add_lora
+from makemore import segments
 from makemore.small_work import for_small_work
 from nanogpt.decoder import Decoder, GraphDecoder
-from tests.variants import FIXED, VARIANTS, B, build, close, every_transformer, every_variant, ready, some_tokens
+from tests.variants import FIXED, VARIANTS, VOCAB, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
 @functools.cache
@@ -55,6 +57,48 @@ def test_what_follows_a_prompt_is_what_reading_all_of_it_gives(name, length, par
     step = model.decoder(state)
     logits = [logits, *(step(token) for token in tokens[:, length:].unbind(1))]
     assert close(torch.stack(logits, 1), uncached(name)[:, length - 1 :])
+
+
+@every_variant
+@pytest.mark.parametrize("cuts", [[], [11], [1, 25]], ids=str)
+def test_a_text_is_scored_as_it_is_read(name, cuts, monkeypatch):
+    monkeypatch.setattr(makemore.base, "LOGITS_AT_ONCE", 4 * VOCAB)
+    sizes = ((makemore.base, "PART", 16), (nanogpt.model, "PART", 30), (segments, "SEGMENTS", 3))
+    for module, constant, small in sizes:
+        monkeypatch.setattr(module, constant, small)
+    monkeypatch.setattr(segments, "BLOCK", 2)
+    monkeypatch.setattr(segments, "SHORTEST", 4)
+    model, tokens = ready(name), some_tokens(40)
+    wanted = -uncached(name)[:, :-1].double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    for row, nll in zip(tokens, wanted, strict=True):
+        state, parts = None, []
+        for a, b in zip([0, *cuts], [*cuts, 39], strict=True):
+            part, state = model.token_nll(row[a:b], row[a + 1 : b + 1], state)
+            parts.append(part)
+        assert torch.allclose(torch.cat(parts), nll, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+@pytest.mark.parametrize("name", ["lstm fused", "gru written", "rnn hashed"])
+def test_a_long_text_is_read_side_by_side_as_in_order(name, forgets, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENTS", 8)
+    monkeypatch.setattr(segments, "BLOCK", 8)
+    monkeypatch.setattr(segments, "SHORTEST", 16)
+    model, rows = build(name).requires_grad_(False), []
+    if not forgets:  # a state that stays for ever
+        for weight in model.parameters():
+            weight.data.mul_(3)
+    tokens = some_tokens(1000)[0]
+
+    def read(some, state):
+        rows.append(some.numel())
+        return model.read_hidden(some, state)
+
+    found = torch.zeros(1000, model.n_hidden, dtype=torch.float64)
+    state = segments.read_segments(read, tokens, None, lambda place, hidden: found.__setitem__(place, hidden))
+    in_order, after = model.read_hidden(tokens[None], None)
+    assert close(found, in_order[0]) and all(close(state[key], after[key]) for key in after)
+    assert max(rows) <= 64
 
 
 @pytest.mark.parametrize("name", ["bigram", "mlp", "cnn", "ngram 4", "transformer", "transformer rope window"])
