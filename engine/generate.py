@@ -1,7 +1,7 @@
 """Decoding: one token at a time from a model's state, whatever the family; and scoring a given text."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from data.errors import UserError
 from engine.evaluate import Evaluation
+from engine.healing import Healing
 from engine.runtime import widest
 from makemore.base import LanguageModel, State
 
 MAX_TEMPERATURE = 1000.0  # all but uniform
+SCORED_AT_ONCE = 1 << 20  # tokens of a text
 COLDEST = 1e-30  # takes the likeliest as any lower one does, and logits divided by it are no infinity
 
 
@@ -51,34 +53,102 @@ def generate(
     sampling: Sampling,
     never: list[int],
     eos: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
+    *,
+    copies: Sequence[int] | None = None,
+    min_new_tokens: int = 0,
+    healing: Sequence[Healing | None] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the next token of each row, (B,), up to `max_new_tokens` times; a row that has drawn `<eos>` draws
-    only that.
+    """Yield the next token of each row, (B,), until every row has `max_new_tokens` new ones; a row that has drawn
+    `<eos>` draws only that.
 
-    `prompt` (B, T) with T >= 1; `never` are ids that are not drawn. The prefix is read once: every further token costs
-    one token. Stops early when all rows have ended."""
-    out = model.read(prompt)
-    logits, read_on = out.logits[:, -1], model.decoder(out.state)
-    banned = torch.zeros(model.vocab_size, dtype=widest(prompt.device), device=prompt.device)
-    banned[never] = -math.inf
+    `prompt` (P, T) with T >= 1 is read once, whatever T, and goes on in as many rows as `copies` says of each prompt
+    (None: one), which are drawn with its own generator where there are P. `never` are ids that are not drawn, nor is
+    `<eos>` among the first `min_new_tokens`. `healing`, of each prompt: tokens that give nothing but what is held are
+    not counted as new ones. Stops early when all rows have ended."""
+    logits, state = model.read_last(prompt)
+    counts = torch.tensor(copies or [1] * len(prompt), device=prompt.device)
+    logits, state = _copied(logits, counts), {name: _copied(part, counts) for name, part in state.items()}
+    read_on = model.decoder(state)
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
-    ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    for n in range(max_new_tokens):
-        token = draw(logits + banned, sampling, generator, seen)
+    seen = _copied(seen, counts)
+    limits = _Limits(len(logits), never, eos, min_new_tokens, model.vocab_size, prompt.device)
+    if healing:
+        limits.hold([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=prompt.device)
+    while True:
+        token = draw(logits + limits.bias(), sampling, generators, seen, sizes)
         if eos not in never:
             token = torch.where(ended, eos, token)
             ended = ended | (token == eos)
+        limits.count(token)
         yield token
-        if n + 1 == max_new_tokens or (eos not in never and bool(ended.all())):
+        if limits.fewest_new == max_new_tokens or (eos not in never and bool(ended.all())):
             return
         if sampling.repetition_penalty != 1.0:
             seen.scatter_(1, token[:, None], True)
         logits = read_on(token)
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor) -> Tensor:
-    """One token a row, (B,), from `logits` (B, V); `seen` (B, V) marks tokens that the penalty applies to."""
+def _copied(part: Tensor, counts: Tensor) -> Tensor:
+    """Each row of `part` as often as `counts` says."""
+    return part if bool((counts == 1).all()) else part.repeat_interleave(counts, 0)
+
+
+class _Limits:
+    """What the rows of a batch may not draw: added to their logits, it is -inf there."""
+
+    def __init__(self, rows: int, never: list[int], eos: int, min_new_tokens: int, vocab_size: int, device):
+        self.eos, self.min_new_tokens = eos, 0 if eos in never else min_new_tokens
+        self.banned = torch.zeros(vocab_size, dtype=widest(device), device=device)
+        self.banned[never] = -math.inf
+        self.healings: list[Healing | None] = []
+        self.held = [b""] * rows
+        self.repeated = [0] * rows  # tokens that gave nothing but what was held
+        self.drawn = 0
+
+    def hold(self, healings: list[Healing | None]) -> None:
+        """Hold every row to what its prompt's end has lost."""
+        self.healings, self.held = healings, [each.dropped if each else b"" for each in healings]
+
+    @property
+    def fewest_new(self) -> int:
+        return self.drawn - max(self.repeated)
+
+    def bias(self) -> Tensor:
+        """(V,), or (B, V) where rows differ."""
+        if self.drawn - min(self.repeated) >= self.min_new_tokens and not any(self.held):
+            return self.banned
+        bias = self.banned.repeat(len(self.held), 1)
+        for i, held in enumerate(self.held):
+            if self.drawn - self.repeated[i] < self.min_new_tokens:
+                bias[i, self.eos] = -math.inf
+            if held:
+                allowed = torch.from_numpy(self.healings[i].allowed(held)).to(bias.device)
+                bias[i].masked_fill_(~allowed, -math.inf)
+        return bias
+
+    def count(self, token: Tensor) -> None:
+        """Note that `token` (B,) was drawn."""
+        self.drawn += 1
+        if any(self.held):
+            for i, id_ in enumerate(token.tolist()):
+                if held := self.held[i]:
+                    self.repeated[i] += not self.healings[i].is_new(held, id_)
+                    self.held[i] = self.healings[i].after(held, id_)
+
+
+def draw(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: torch.Generator | Sequence[torch.Generator],
+    seen: Tensor,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """One token a row, (B,), from `logits` (B, V); `seen` (B, V) marks tokens that the penalty applies to. Several
+    generators draw as many rows each as `sizes` says."""
     if sampling.repetition_penalty != 1.0:
         penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
@@ -99,17 +169,19 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: T
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
     # As torch.multinomial draws one of each row: p over an exponential number is the largest with probability p. A
     # number of 0, however rare, would make 0 / 0 of what is not to be drawn.
-    race = torch.empty_like(probabilities).exponential_(generator=generator)
+    race = torch.empty_like(probabilities)
+    generators = [generators] if isinstance(generators, torch.Generator) else generators
+    for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
+        rows.exponential_(generator=generator)
     return (probabilities / race.clamp_min_(torch.finfo(race.dtype).tiny)).argmax(-1)
 
 
 @torch.inference_mode()
-def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Tensor, chunk: int = 4096) -> Evaluation:
+def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Tensor) -> Evaluation:
     """The likelihood of `targets` (T,) after `tokens` (T,), read as decoding reads them, any length."""
     state: State | None = None
     nll = 0.0
-    for some, wanted in zip(tokens.split(chunk), targets.split(chunk), strict=True):
-        out = model.read(some[None], state)
-        state = out.state
-        nll += float(-out.logits[0].to(widest(tokens.device)).log_softmax(-1).gather(-1, wanted[:, None]).sum())
+    for some, wanted in zip(tokens.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
+        of_each, state = model.token_nll(some, wanted, state)
+        nll += float(of_each.sum())
     return Evaluation(nll, len(targets), int(characters[targets].sum()))

@@ -15,9 +15,10 @@ from data.store import Split, Store
 from engine import runtime
 from engine.config import Config
 from engine.metrics import Metrics
-from engine.runs import Run, until_end
+from engine.runs import Run
 from engine.trainer import Progress
 from engine.weights import load_weights
+from engine.writing import until_end
 from makemore.base import LanguageModel, count_parameters
 
 N_LINES = 20

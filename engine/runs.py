@@ -1,165 +1,22 @@
-"""A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
+"""Loading a run, its weights and what they were trained on top of; storing what training leaves alone."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from data import gpt2
 from data.errors import UserError
-from data.tokenizers import Tokenizer
 from engine import checkpoint
 from engine.backends import check_backends
 from engine.config import Config
-from engine.evaluate import Evaluation
 from engine.flags import config_of
 from engine.folder import read_facts, read_tokenizer
-from engine.generate import Sampling, generate, score
 from engine.identity import check_identity, identity
 from engine.registry import build_model, layers
+from engine.run import Run
 from engine.runtime import choose_device
 from engine.weights import check_finite, check_sizes, load_weights
 from makemore.base import LanguageModel
 from nanogpt import pretrained
-
-
-@dataclass
-class Run:
-    """A trained model with its tokenizer: what sampling, scoring and fine-tuning start from."""
-
-    folder: Path
-    model: LanguageModel
-    tokenizer: Tokenizer
-    config: Config
-    start: str  # what an empty prompt of a stream begins with
-    facts: dict[str, Any]  # of the checkpoint: step, val_loss
-    device: torch.device
-    template: str | None = None  # how conversations are written down, for a run that was trained on them
-
-    @property
-    def is_lines(self) -> bool:
-        return self.config.kind == "lines"
-
-    @property
-    def is_single_lines(self) -> bool:
-        """Whether no text of the run has a line end in it."""
-        return self.is_lines and self.template is None
-
-    @property
-    def never(self) -> list[int]:
-        """Ids that are not drawn: all specials but `<eos>`, and that too where training had no ends."""
-        special = self.tokenizer.special
-        return special.never_predicted + ([] if self.is_lines else [special.eos])
-
-    def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
-        """Ids of a prompt: after `<bos>` for lines; an empty one of a stream is the run's start text."""
-        if self.is_lines:
-            return [self.tokenizer.special.bos, *self.tokenizer.encode(prompt, unknown).tolist()]
-        return self.tokenizer.encode(prompt, unknown).tolist() or self.tokenizer.encode(self.start).tolist()
-
-    def stream(
-        self, prompt: str = "", num: int = 1, max_new_tokens: int | None = None, seed: int | None = None,
-        sampling: Sampling | None = None, unknown: str = "error",
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """Yield one token (num,) at a time after `prompt`. `max_new_tokens` None: the context for lines, 500
-        for a stream."""
-        length = max_new_tokens or (self.config.context if self.is_lines else 500)
-        return self.stream_ids(self.prompt_ids(prompt, unknown), num, length, seed, sampling or Sampling())
-
-    def stream_ids(
-        self, ids: list[int], num: int, max_new_tokens: int, seed: int | None, sampling: Sampling
-    ) -> Iterator[Tensor]:
-        """As `stream`, after these ids."""
-        prompt = torch.tensor([ids] * num, device=self.device)
-        generator = torch.Generator(self.device)
-        generator.seed() if seed is None else generator.manual_seed(seed)
-        eos = self.tokenizer.special.eos
-        return generate(self.model, prompt, max_new_tokens, sampling, self.never, eos, generator)
-
-    def generate(self, prompt: str = "", num: int = 1, *, stop: str | None = None, **options) -> list[str]:
-        """`num` texts that go on after `prompt`, the prompt included, each up to where `stop` would begin.
-        Options as of `stream`."""
-        writers = [_Writer(self.tokenizer, stop) for _ in range(num)]
-        texts = [prompt] * num
-        for token in self.stream(prompt, num, **options):
-            for n, id_ in enumerate(token.tolist()):
-                texts[n] += writers[n].write(id_)
-            if all(writer.ended for writer in writers):
-                break
-        return [text + writer.end() for text, writer in zip(texts, writers, strict=True)]
-
-    def pieces(self, prompt: str = "", *, stop: str | None = None, **options) -> Iterator[str]:
-        """One text after `prompt`, piece by piece as it becomes certain: never half a character, nothing of `stop`."""
-        yield from self.written(self.stream(prompt, **options), stop)
-
-    def written(self, tokens: Iterable[Tensor], stop: str | None = None) -> Iterator[str]:
-        """The text of one stream of `tokens`, (1,) each, piece by piece, up to where `stop` would begin."""
-        writer = _Writer(self.tokenizer, stop)
-        for token in tokens:
-            yield writer.write(int(token))
-            if writer.ended:
-                return
-        yield writer.end()
-
-    def score(self, text: str, unknown: str = "error") -> Evaluation:
-        """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
-        total = Evaluation(0.0, 0, 0)
-        for part in text.split("\n") if self.is_single_lines else [text]:
-            if ids := self.tokenizer.encode(part, unknown).tolist():
-                total = total + self._score(ids)
-        if not total.n_tokens:
-            raise UserError("there is nothing to score: the text is empty, or nothing of it is in the vocabulary")
-        return total
-
-    def _score(self, ids: list[int]) -> Evaluation:
-        special = self.tokenizer.special
-        before = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
-        tokens = torch.tensor([before, *ids] + [special.eos] * self.is_lines, device=self.device)
-        characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
-        return score(self.model, tokens[:-1], tokens[1:], characters)
-
-
-class _Writer:
-    """Turns drawn ids into the text that may be shown so far: what could still become the stop text is held back."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: str | None):
-        self.decoder, self.eos = tokenizer.decoder(), tokenizer.special.eos
-        self.stop, self.ended, self._held = stop, False, ""
-
-    def write(self, id_: int) -> str:
-        if self.ended:
-            return ""
-        if id_ == self.eos:
-            return self.end()
-        return self._show(self.decoder.feed([id_]))
-
-    def end(self) -> str:
-        if self.ended:
-            return ""
-        text = self._show(self.decoder.flush())
-        self.ended = True
-        rest, self._held = self._held, ""
-        return text + rest
-
-    def _show(self, text: str) -> str:
-        text = self._held + text
-        if not self.stop:
-            return text
-        if self.stop in text:
-            self.ended, self._held = True, ""
-            return text[: text.index(self.stop)]
-        keep = next((n for n in range(min(len(self.stop) - 1, len(text)), 0, -1) if self.stop.startswith(text[-n:])), 0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def until_end(row: list[int], eos: int) -> list[int]:
-    """The ids before the first `<eos>`."""
-    return row[: row.index(eos)] if eos in row else row
 
 
 def load_gpt2(

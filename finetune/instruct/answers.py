@@ -15,7 +15,7 @@ from data.disk import replace_file
 from data.rows import Row, by_length, collate
 from data.tokenizers import Special
 from engine.generate import Sampling, generate
-from engine.runs import until_end
+from engine.writing import until_end
 from finetune.instruct.templates import Template
 from makemore.base import LanguageModel
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from data.conversations import Turn
 from data.errors import UserError
+from data.terminal import for_stream, show
 from engine.generate import Sampling
+from engine.healing import Healing, heal
 from engine.runs import Run
 from engine.runtime import may_handle
+from engine.samples import Request
 from finetune.instruct.templates import Template, without_oldest
 
 COMMANDS = ("/reset", "/quit")
@@ -60,12 +63,18 @@ class Chat:
         self.asked += 1
         said = ""
         try:
-            for piece in self.run.written(self.run.stream_ids(ids, 1, length, seed, self.sampling), self.stop):
+            for piece in self.run.answer(ids, Request(length, self.sampling, seed, self.stop), self._healing(ids)):
                 said += piece
                 yield piece
         finally:
             if said:
                 self.turns = (*turns, Turn("assistant", said))
+
+    def _healing(self, ids: list[int]) -> Healing | None:
+        """Only white space is healed: answers were learned to begin where their question's last token ends. Where a
+        template ends the question with a token of its own, there is nothing to heal."""
+        ends_blank = self.run.tokenizer.decode(ids[-1:]).isspace()
+        return heal(self.run.tokenizer, ids, ids[:1]) if ends_blank else None
 
     def _within_context(self, turns: tuple[Turn, ...]) -> tuple[list[int], tuple[Turn, ...]]:
         context = self.run.config.context
@@ -114,12 +123,12 @@ def _answer(chat: Chat, message: str) -> None:
         try:
             with _noticing_ctrl_c() as pressed, contextlib.closing(chat.ask(message)) as pieces:
                 for piece in pieces:
-                    print(piece, end="", flush=True)
+                    show(piece, end="", flush=True)
                     if pressed:
                         break
             print("  [stopped]" if pressed else "")
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(for_stream(f"error: {error}", sys.stderr), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,161 @@
+"""A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import UserError
+from data.tokenizers import Tokenizer
+from engine.config import Config
+from engine.evaluate import Evaluation
+from engine.generate import Sampling, generate, score
+from engine.healing import Healing, heal
+from engine.samples import MAX_NUM, Drawing, Prompt, Request, Sample, seeded
+from makemore.base import LanguageModel
+
+STREAM_LENGTH = 500  # tokens of a stream's sample where nothing else is asked for
+KNOBS = {field.name for field in dataclasses.fields(Sampling)}
+
+
+@dataclass
+class Run:
+    """A trained model with its tokenizer: what sampling, scoring and fine-tuning start from."""
+
+    folder: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: Config
+    start: str  # what an empty prompt of a stream begins with
+    facts: dict[str, Any]  # of the checkpoint: step, val_loss
+    device: torch.device
+    template: str | None = None  # how conversations are written down, for a run that was trained on them
+
+    @property
+    def is_lines(self) -> bool:
+        return self.config.kind == "lines"
+
+    @property
+    def is_single_lines(self) -> bool:
+        """Whether no text of the run has a line end in it."""
+        return self.is_lines and self.template is None
+
+    @property
+    def never(self) -> list[int]:
+        """Ids that are not drawn: all specials but `<eos>`, and that too where training had no ends."""
+        special = self.tokenizer.special
+        return special.never_predicted + ([] if self.is_lines else [special.eos])
+
+    @property
+    def longest(self) -> int:
+        """New tokens of a sample where nothing else is asked for: the context for lines, 500 for a stream."""
+        return self.config.context if self.is_lines else STREAM_LENGTH
+
+    def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
+        """Ids of a prompt: after `<bos>` for lines; an empty one of a stream is the run's start text."""
+        ids = self.tokenizer.encode(prompt, unknown).tolist()
+        if self.is_lines:
+            return [self.tokenizer.special.bos, *ids]
+        return ids or self.tokenizer.encode(self.start).tolist()
+
+    def stream(
+        self, prompt: str = "", num: int = 1, max_new_tokens: int | None = None, seed: int | None = None,
+        sampling: Sampling | None = None, unknown: str = "error",
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield one token (num,) at a time after the ids of `prompt`, whose end is not healed. `max_new_tokens` None:
+        `longest`."""
+        ids = torch.tensor([self.prompt_ids(prompt, unknown)], device=self.device)
+        length, eos = max_new_tokens or self.longest, self.tokenizer.special.eos
+        generator = seeded(seed, self.device)
+        return generate(self.model, ids, length, sampling or Sampling(), self.never, eos, generator, copies=[num])
+
+    def generate(self, prompt: str | Iterable[str] = "", num: int = 1, **options: Any) -> list[str]:
+        """The texts of `samples`, prompts included."""
+        return [sample.text for sample in self.samples(prompt, num, **options)]
+
+    def samples(
+        self,
+        prompt: str | Iterable[str] = "",
+        num: int = 1,
+        *,
+        unknown: str = "error",
+        wanted: Callable[[Sample], bool] | None = None,
+        **options: Any,
+    ) -> Iterator[Sample]:
+        """`num` samples that go on after `prompt`, or after each of several prompts, one prompt after the other: those
+        that each has by itself with the same seed. They are drawn in batches that memory has room for.
+
+        `unknown`: what to do with characters outside the vocabulary, as in `Tokenizer.encode`. `wanted`: as in
+        `Drawing`. Other options as of `request`."""
+        if not 1 <= num <= MAX_NUM:
+            raise UserError(f"--num is {num}; it has to be from 1 to {MAX_NUM:,}")
+        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options), wanted)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return drawing.draw(self._prompt(drawing, text, unknown, num) for text in prompts)
+
+    def pieces(self, prompt: str = "", *, unknown: str = "error", **options: Any) -> Iterator[str]:
+        """What one sample adds to `prompt`, piece by piece as it becomes certain: never half a character, nothing of
+        the stop text. Options as of `samples`."""
+        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options))
+        return drawing.pieces(self._prompt(drawing, prompt, unknown, 1))
+
+    def answer(self, ids: list[int], request: Request, healing: Healing | None = None) -> Iterator[str]:
+        """What one sample adds to these ids, piece by piece."""
+        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, request)
+        return drawing.pieces(drawing.prompt("", ids, 1, healing))
+
+    def request(
+        self,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        stop: str | None = None,
+        seed: int | None = None,
+        heal: bool = True,
+        sampling: Sampling | None = None,
+        **knobs: Any,
+    ) -> Request:
+        """How samples are drawn. A sample ends with its line, before the text `stop`, or after `max_new_tokens` (None:
+        `longest`); neither of the first two comes within `min_new_tokens`. The same `seed`, the same samples; None:
+        different ones each time. `heal`: see engine/healing.py. `knobs` are fields of `Sampling`, as in
+        `temperature=0.5`.
+
+        Raises UserError for what cannot be, TypeError for an unknown name."""
+        if foreign := sorted(set(knobs) - KNOBS):
+            raise TypeError(f"there is no option {foreign[0]!r}; of drawing there are {', '.join(sorted(KNOBS))}")
+        if min_new_tokens and not self.is_lines and stop is None:
+            raise UserError("--min-new-tokens goes with lines, or with --stop: a stream does not end by itself")
+        sampling = dataclasses.replace(sampling or Sampling(), **knobs)
+        length = self.longest if max_new_tokens is None else max_new_tokens
+        return Request(length, sampling, seed, stop, min_new_tokens, heal)
+
+    def _prompt(self, drawing: Drawing, text: str, unknown: str, num: int) -> Prompt:
+        ids, empty = self.prompt_ids(text, unknown), self.prompt_ids()
+        healing = heal(self.tokenizer, ids, empty) if drawing.request.heal and text else None
+        return drawing.prompt(text, ids, num, healing)
+
+    def score(self, text: str, unknown: str = "error") -> Evaluation:
+        """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
+        total = self.score_or_nothing(text, unknown)
+        if not total.n_tokens:
+            raise UserError("there is nothing to score: the text is empty, or nothing of it is in the vocabulary")
+        return total
+
+    def score_or_nothing(self, text: str, unknown: str = "error") -> Evaluation:
+        """The same; of no tokens where nothing can be scored."""
+        total = Evaluation(0.0, 0, 0)
+        for part in text.split("\n") if self.is_single_lines else [text]:
+            if ids := self.tokenizer.encode(part, unknown).tolist():
+                total = total + self._score(ids)
+        return total
+
+    def _score(self, ids: list[int]) -> Evaluation:
+        special = self.tokenizer.special
+        before = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
+        tokens = torch.tensor([before, *ids] + [special.eos] * self.is_lines, device=self.device)
+        characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
+        return score(self.model, tokens[:-1], tokens[1:], characters)

@@ -1,0 +1,75 @@
+"""Drawn ids into text: what is certain so far, where it ends, and why."""
+
+from data.tokenizers import Tokenizer
+from engine.healing import CONTEXT, Healing
+
+
+class Writer:
+    """Turns the ids of one sample into the text that may be shown so far: never half a character, nothing of the prompt
+    that was healed, and what could still become the stop text is held back.
+
+    `end` is None while the sample goes on, then 'eos', 'stop' or 'length'. In the first `min_new_tokens` the stop text
+    is not looked for."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: str | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        healing: Healing | None = None,
+    ):
+        self.decoder, self.eos, self.stop = tokenizer.decoder(), tokenizer.special.eos, stop
+        self.min_new_tokens, self.max_new_tokens, self.n_new = min_new_tokens, max_new_tokens, 0
+        self.end: str | None = None
+        self._pending = ""  # perhaps the beginning of the stop text
+        self._healing, self._held, self._hidden = healing, b"", 0
+        if healing is not None:
+            self._held, self._hidden = healing.dropped, healing.shown
+            self.decoder.feed(healing.kept[-CONTEXT:])
+
+    def write(self, id_: int) -> str:
+        """The text that is certain after one more id; nothing after the end."""
+        if self.end:
+            return ""
+        if id_ == self.eos:
+            return self.close("eos")
+        self.n_new += self._count(id_)
+        text = self._show(self.decoder.feed([id_]))
+        if not self.end and self.n_new == self.max_new_tokens:
+            text += self.close("length")
+        return text
+
+    def close(self, why: str = "length") -> str:
+        """The rest of the text, where no more ids come."""
+        if self.end:
+            return ""
+        text = self._show(self.decoder.flush())
+        self.end = self.end or why
+        rest, self._pending = self._pending, ""
+        return text + rest
+
+    def _count(self, id_: int) -> bool:
+        if not self._held:
+            return True
+        is_new = self._healing.is_new(self._held, id_)
+        self._held = self._healing.after(self._held, id_)
+        return is_new
+
+    def _show(self, text: str) -> str:
+        hidden = min(self._hidden, len(text))
+        self._hidden -= hidden
+        text = self._pending + text[hidden:]
+        if not self.stop or self.n_new <= self.min_new_tokens:
+            return text
+        if self.stop in text:
+            self.end, self._pending = "stop", ""
+            return text[: text.index(self.stop)]
+        keep = next((n for n in range(min(len(self.stop) - 1, len(text)), 0, -1) if self.stop.startswith(text[-n:])), 0)
+        self._pending = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def until_end(row: list[int], eos: int) -> list[int]:
+    """The ids before the first `<eos>`."""
+    return row[: row.index(eos)] if eos in row else row
