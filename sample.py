@@ -8,8 +8,10 @@ from typing import Literal
 
 import tyro
 
-from data.errors import UserError, run_command
-from data.reading import whole_characters
+from data.bpe import BPETokenizer
+from data.errors import UserError, run_command, warn
+from data.reading import file_or_text, whole_characters
+from data.terminal import show
 from engine.checks import MAX_SEED
 
 
@@ -20,13 +22,23 @@ class Options:
     run: tyro.conf.Positional[str]
     """The run directory, or gpt2:PATH."""
     prompt: str | None = None
-    """Text to go on from; @FILE reads it from a file. Without it: <bos> for lines, the start text for a stream."""
+    """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines, the start text
+    for a stream."""
+    prompts: str | None = None
+    """A file: each of its lines is a prompt."""
+    heal: bool = True
+    """Leave the prompt's end as it is. With bpe:N and gpt2 its last token is otherwise drawn again, with what
+    follows."""
     num: int | None = None
-    """How many samples, drawn as one batch (default: 10 for lines, 1 for a stream)."""
+    """How many samples (default: 10 for lines, 1 for a stream or for each of --prompts)."""
     max_new_tokens: int | None = None
     """Longest sample (default: the context for lines, 500 for a stream), or longest reply."""
+    min_new_tokens: int = 0
+    """Shortest sample: before that neither the line nor --stop ends it."""
+    only_new: bool = False
+    """Draw lines that stand in the training text again. Needs the prepared text in the cache."""
     temperature: float | None = None
-    """Below 1 bolder on the likely, above 1 flatter; 0 takes the likeliest (default: 1, with --chat 0)."""
+    """softmax temperature: below 1 sharper, above 1 flatter, 0 greedy (default: 1, with --chat 0)."""
     top_k: int | None = None
     """Draw from the k likeliest only."""
     top_p: float | None = None
@@ -44,13 +56,15 @@ class Options:
     stream: bool = False
     """Print each sample while it is drawn."""
     json: bool = False
-    """One JSON line a sample (or for --score or --message)."""
+    """One JSON line a sample (or for --score or --message): the text, why it ended, and what of it was copied."""
     score: str | None = None
-    """Print this text's bits per character instead of sampling; @FILE reads it from a file."""
+    """Print this text's bits per character instead of sampling; @FILE reads it from a file, @@ stands for an @."""
+    score_lines: str | None = None
+    """A file: print the bits per character of each of its lines."""
     chat: bool = False
     """Talk to a run of finetune.instruct."""
     message: str | None = None
-    """With --chat: answer this and leave; @FILE reads it from a file."""
+    """With --chat: answer this and leave; @FILE reads it from a file, @@ stands for an @."""
     checkpoint: Literal["best", "last"] = "best"
     """Which weights."""
     device: str = "auto"
@@ -63,6 +77,7 @@ class Options:
 
 _ALWAYS = {"run", "unknown", "json", "checkpoint", "device", "attention", "norm_kernel"}
 _SCORE_TAKES = _ALWAYS | {"score"}
+_LINES_TAKE = _ALWAYS | {"score_lines"}
 _CHAT_TAKES = _ALWAYS | {
     "chat", "message", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
 }  # fmt: skip
@@ -79,21 +94,11 @@ def main() -> int:
     run = load_run(options.run, options.checkpoint, options.device, options.attention, options.norm_kernel)
     if options.score is not None:
         return score(run, options)
+    if options.score_lines is not None:
+        return score_lines(run, options)
     if options.chat:
         return chat(run, options, sampling)
-    prompt = text_of(options.prompt or "", "--prompt")
-    if run.is_single_lines and "\n" in prompt:
-        raise UserError("--prompt has a line end, but this run's texts are single lines")
-    num = options.num or (10 if run.is_lines else 1)
-    drawn = {
-        "max_new_tokens": options.max_new_tokens,
-        "seed": options.seed,
-        "sampling": sampling,
-        "unknown": options.unknown,
-    }
-    show = stream if options.stream else batch
-    show(run, options, prompt, num, drawn)
-    return 0
+    return sample(run, options, sampling)
 
 
 def check(options: Options) -> None:
@@ -105,33 +110,47 @@ def check(options: Options) -> None:
         raise UserError(f"--seed is {options.seed}; it has to be from 0 to {MAX_SEED}")
     if options.stop == "":
         raise UserError("--stop is empty; leave it out for no stop text")
-    if options.stream and options.json:
-        raise UserError("--stream and --json exclude each other")
+    for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
+        if getattr(options, one) and getattr(options, other):
+            raise UserError(f"--{one} and --{other.replace('_', '-')} exclude each other")
     if options.message is not None and not options.chat:
         raise UserError("--message goes with --chat")
     if options.message == "":
         raise UserError("--message is empty; leave it out to talk in the terminal")
     if options.chat and options.json and options.message is None:
         raise UserError("--json goes with --message here")
-    modes = {"--score": (options.score is not None, _SCORE_TAKES), "--chat": (options.chat, _CHAT_TAKES)}
+    modes = {
+        "--score": (options.score is not None, _SCORE_TAKES),
+        "--score-lines": (options.score_lines is not None, _LINES_TAKE),
+        "--chat": (options.chat, _CHAT_TAKES),
+    }
     for mode, (chosen, takes) in modes.items():
         plain = Options(run=options.run)
         for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
             if getattr(options, name) != getattr(plain, name):
-                raise UserError(f"--{name.replace('_', '-')} is for sampling; with {mode} leave it out")
+                raise UserError(f"--{flag_of(name)} is for sampling; with {mode} leave it out")
+
+
+def flag_of(name: str) -> str:
+    """How the command line calls an option."""
+    return "no-heal" if name == "heal" else name.replace("_", "-")
 
 
 def text_of(value: str, flag: str) -> str:
     """The text itself, or that of the file after an @."""
-    if not value.startswith("@"):
-        return whole_characters(value)
+    file, text = file_or_text(value)
+    return text if file is None else text_of_file(file, flag)
+
+
+def text_of_file(file: Path, flag: str) -> str:
+    """All of a file but its last line end."""
     try:
-        text = Path(value[1:]).read_bytes().decode("utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     except OSError as error:
-        raise UserError(f"cannot read {value[1:]} ({flag}): {error.strerror}") from error
+        raise UserError(f"cannot read {file} ({flag}): {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{value[1:]} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
+        raise UserError(f"{file} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
 
 
 def stop_of(options: Options) -> str | None:
@@ -139,22 +158,54 @@ def stop_of(options: Options) -> str | None:
     return None if options.stop is None else whole_characters(options.stop)
 
 
-def batch(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
-    """Draw all samples together, then print them."""
-    for text in run.generate(prompt, num, stop=stop_of(options), **drawn):
-        print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
-        if not options.json and not run.is_lines and num > 1:
+def sample(run, options: Options, sampling) -> int:
+    """Go on from the prompt, or from each of the prompts."""
+    if not options.heal and not isinstance(run.tokenizer, BPETokenizer):
+        raise UserError(f"--no-heal is for bpe:N and gpt2; this run's tokenizer is {run.tokenizer.name}")
+    prompts = [text_of(options.prompt or "", "--prompt")]
+    if options.prompts is not None:
+        prompts = text_of_file(Path(options.prompts), "--prompts").split("\n")
+    if run.is_single_lines and any("\n" in prompt for prompt in prompts):
+        raise UserError("--prompt has a line end, but this run's texts are single lines")
+    num = options.num or (10 if run.is_lines and options.prompts is None else 1)
+    drawn = {name: getattr(options, name) for name in ("max_new_tokens", "min_new_tokens", "seed", "unknown")}
+    drawn |= {"sampling": sampling, "heal": options.heal, "stop": stop_of(options)}
+    show_all = stream if options.stream else batch
+    show_all(run, options, prompts, num, drawn)
+    return 0
+
+
+def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> None:
+    """Draw samples together, then print them."""
+    from engine.novelty import Novelty
+
+    novelty = Novelty(run) if options.only_new or options.json else None
+    wanted, count = None, 0
+    if options.only_new:
+        novelty.check()
+        wanted = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
+    for one in run.samples(prompts, num, wanted=wanted, **drawn):
+        count += 1
+        if options.json:
+            asked = {} if options.prompts is None else {"prompt": one.prompt}
+            show(json.dumps(asked | {"text": one.text, "end": one.end} | novelty.of(one), ensure_ascii=False))
+            continue
+        show(one.text)
+        if not run.is_lines and num * len(prompts) > 1:
             print("-" * 60)
+    if missing := num * len(prompts) - count:
+        warn(f"{missing:,} of {num * len(prompts):,} samples are missing: what was drawn stands in the training text")
 
 
-def stream(run, options: Options, prompt: str, num: int, drawn: dict) -> None:
+def stream(run, options: Options, prompts: list[str], num: int, drawn: dict) -> None:
     """Print every character as soon as it is certain, one sample after the other."""
-    for n in range(num):
-        seed = None if options.seed is None else options.seed + n
-        print(prompt, end="", flush=True)
-        for piece in run.pieces(prompt, stop=stop_of(options), **(drawn | {"seed": seed})):
-            print(piece, end="", flush=True)
-        print()
+    for prompt in prompts:
+        for n in range(num):
+            seed = None if options.seed is None else options.seed + n
+            show(prompt, end="", flush=True)
+            for piece in run.pieces(prompt, **(drawn | {"seed": seed})):
+                show(piece, end="", flush=True)
+            print()
 
 
 def chat(run, options: Options, sampling) -> int:
@@ -166,22 +217,40 @@ def chat(run, options: Options, sampling) -> int:
         return converse(partner)
     pieces = partner.ask(text_of(options.message, "--message"))
     if options.json:
-        print(json.dumps({"text": "".join(pieces)}, ensure_ascii=False))
+        show(json.dumps({"text": "".join(pieces)}, ensure_ascii=False))
         return 0
     for piece in pieces:
-        print(piece, end="", flush=True)
+        show(piece, end="", flush=True)
     print()
     return 0
 
 
 def score(run, options: Options) -> int:
+    """The likelihood of the text."""
     found = run.score(text_of(options.score, "--score"), options.unknown)
     if options.json:
-        facts = {"bits_per_char": found.bits_per_char, "nats_per_token": found.loss, "tokens": found.n_tokens}
-        print(json.dumps(facts | {"characters": found.n_characters}))
+        print(json.dumps(facts_of(found)))
     else:
         print(f"{found.bits_per_char:.4f} bits per character over {found.n_characters} characters")
     return 0
+
+
+def score_lines(run, options: Options) -> int:
+    """The likelihood of each line, one after the other; of an empty one there is none."""
+    for line in text_of_file(Path(options.score_lines), "--score-lines").split("\n"):
+        found = run.score_or_nothing(line, options.unknown)
+        if options.json:
+            show(json.dumps({"text": line} | facts_of(found), ensure_ascii=False))
+        else:
+            show(f"{'-' if found.bits_per_char is None else format(found.bits_per_char, '.4f')}\t{line}")
+    return 0
+
+
+def facts_of(found) -> dict:
+    """What JSON says of a score."""
+    loss = found.loss if found.n_tokens else None
+    facts = {"bits_per_char": found.bits_per_char, "nats_per_token": loss, "tokens": found.n_tokens}
+    return facts | {"characters": found.n_characters}
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data.disk import replace_file
 from data.errors import UserError
 from data.json_files import read_json
-from data.store import Split, Store
+from data.store import Store
+from data.terminal import show
 from engine import runtime
 from engine.config import Config
 from engine.metrics import Metrics
+from engine.novelty import KnownLines, longest_copied
 from engine.runs import Run
 from engine.trainer import Progress
 from engine.weights import load_weights
@@ -38,12 +39,12 @@ def finish(
     """Samples of the best weights, summary, picture."""
     facts = load_weights(model, path / "best")
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
-    text = samples(best, store)
+    text, copied = samples(best, store)
     replace_file(path / "samples.txt", (text + "\n").encode("utf-8"))
-    summary = describe(model, progress, config)
+    summary = describe(model, progress, config) | copied
     write_summary(path, summary)
     draw_loss(metrics, path)
-    print(f"\n{text}\n")
+    show(f"\n{text}\n")
     print(
         f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a character) at step "
         f"{summary['best_step']}; {summary['seconds']:.1f} s of training, loss curve in {path / 'loss.png'}"
@@ -68,31 +69,19 @@ def describe(model: LanguageModel, progress: Progress, config: Config) -> dict[s
     }
 
 
-def samples(run: Run, store: Store) -> str:
-    """What the model makes up: for lines 20 of them, each marked 'in train', 'in val' or 'new'; for a stream
-    500 tokens."""
+def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
+    """What the model makes up, and what the summary says of it. Of lines 20, each marked 'in train', 'in val' or 'new';
+    of a stream 500 tokens, and how many characters the longest run of it has that was copied from the training text."""
     if not run.is_lines:
-        return run.generate(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)[0].strip("\n")
+        (sample,) = run.samples(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)
+        return sample.text.strip("\n"), {"longest_copied": longest_copied(sample.new, store)}
     drawn = torch.stack(list(run.stream(num=N_LINES, seed=SAMPLE_SEED)), 1).tolist()
-    rows = [until_end(row, run.tokenizer.special.eos) for row in drawn]
-    known = {"in train": _found(rows, store.train, store), "in val": _found(rows, store.val, store)}
+    known = {"in train": KnownLines(store.train), "in val": KnownLines(store.val)}
     lines = []
-    for i, row in enumerate(rows):
-        mark = next((name for name, found in known.items() if i in found), "new")
+    for row in (until_end(row, run.tokenizer.special.eos) for row in drawn):
+        mark = next((name for name, side in known.items() if side.has(row)), "new")
         lines.append(f"{run.tokenizer.decode(row):<24} {mark}")
-    return "\n".join(lines)
-
-
-def _found(rows: list[list[int]], split: Split, store: Store) -> set[int]:
-    """Which of `rows` stand as lines in `split`, compared as raw ids."""
-    wanted: dict[bytes, list[int]] = {}
-    for i, row in enumerate(rows):
-        wanted.setdefault(np.asarray(row, store.tokenizer.dtype).tobytes(), []).append(i)
-    ids = split.tokens.array()
-    found: set[int] = set()
-    for start, end in zip(split.offsets[:-1].tolist(), split.offsets[1:].tolist(), strict=True):
-        found.update(wanted.get(ids[start : end - 1].tobytes(), ()))
-    return found
+    return "\n".join(lines), {}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -37,6 +37,18 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--stream", "--json"], ["--stream", "--json"]),
         (["--checkpoint", "newest"], ["--checkpoint", "'newest'"]),
         (["--device", "gpu"], ["'gpu'"]),
+        (["--num", 10**9], ["--num is 1000000000", "10,000,000"]),
+        (["--max-new-tokens", 10**10], ["--max-new-tokens is 10000000000", "100,000,000"]),
+        (["--min-new-tokens", -1], ["--min-new-tokens is -1"]),
+        (["--min-new-tokens", 9, "--max-new-tokens", 8], ["--min-new-tokens is 9", "--max-new-tokens", "8"]),
+        (["--stream", "--only-new"], ["--stream", "--only-new"]),
+        (["--prompt", "a", "--prompts", "names.txt"], ["--prompt", "--prompts"]),
+        (["--prompts", "nowhere.txt"], ["nowhere.txt", "--prompts", "No such file"]),
+        (["--prompts", "latin.txt"], ["latin.txt", "--prompts", "not UTF-8"]),
+        (["--no-heal"], ["--no-heal", "bpe:N", "char"]),
+        (["--score-lines", "nowhere.txt"], ["nowhere.txt", "--score-lines", "No such file"]),
+        (["--score-lines", "names.txt", "--num", 2], ["--num", "--score-lines"]),
+        (["--score-lines", "names.txt", "--score", "a"], ["--score", "--score-lines"]),
         (["--score", ""], ["nothing to score"]),
         (["--score", "@empty.txt"], ["nothing to score"]),
         (["--score", "éé", "--unknown", "skip"], ["nothing to score"]),
@@ -86,3 +98,9 @@ def test_nothing_that_the_model_of_a_stream_knows(cli, word):
     trained(cli, **STREAM)
     result = cli("sample.py", "run", word, "€€", "--unknown", "skip", *(["--seed", 1] if word == "--prompt" else []))
     ok(result) if word == "--prompt" else refused(result, "nothing to score")
+
+
+def test_a_stream_has_no_end_that_could_be_put_off(cli):
+    trained(cli, **STREAM)
+    refused(cli("sample.py", "run", "--min-new-tokens", 3), "--min-new-tokens", "--stop")
+    ok(cli("sample.py", "run", "--min-new-tokens", 3, "--stop", "a"))

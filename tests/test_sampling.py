@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
+import engine
 from data.tokenizers import EOS, N_SPECIALS, NEVER_PREDICTED
-from engine import load_run
-from engine.generate import Sampling
+from engine import load_run, samples
+from engine.generate import Sampling, generate
 from tests.conftest import NAMES
 from tests.helpers import FAMILIES, LINES, STREAM, ok, trained, trained_any
 
@@ -164,3 +165,100 @@ def test_repetition_through_the_command(cli):
     flags = ["--temperature", 0, "--max-new-tokens", 12, "--prompt", "e"]
     plain, varied = (sample(cli, *flags, *more) for more in ([], ["--repetition-penalty", 100]))
     assert len(set("".join(varied))) > len(set("".join(plain)))
+
+
+@pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
+def test_json_says_why_a_sample_ended(cli, kind):
+    run = load_run(trained_any(cli, "ngram", **kind))
+    lines = [json.loads(line) for line in sample(cli, "--json", "--num", 40, "--max-new-tokens", 6, "--stop", "el")]
+    assert {line["end"] for line in lines} == {"length", "stop"} | ({"eos"} if kind is LINES else set())
+    for line in lines:
+        assert "el" not in line["text"] and (len(line["text"]) == 6) >= (line["end"] == "length")
+    again = list(run.samples("", 40, max_new_tokens=6, stop="el", seed=1))
+    assert [(one.text, one.end) for one in again] == [(line["text"], line["end"]) for line in lines]
+
+
+def test_no_sample_ends_before_its_shortest_length(cli):
+    trained_any(cli, "ngram", **LINES)
+    drawn = sample(cli, "--num", 50, "--min-new-tokens", 6, "--max-new-tokens", 9)
+    assert {6, 9} <= set(map(len, drawn)) <= {6, 7, 8, 9}
+    assert min(map(len, sample(cli, "--num", 50))) < 6
+    shutil.rmtree("run")
+    trained_any(cli, "ngram", **STREAM)
+    (whole,) = load_run("run").generate(seed=5, max_new_tokens=80)
+    for shown in ([], ["--stream"]):
+        flags = ["--seed", 5, "--stop", whole[4], "--min-new-tokens", 20, *shown]
+        assert ok(cli("sample.py", "run", *flags)).out == whole[: whole.index(whole[4], 20)] + "\n"
+
+
+def test_prompts_from_the_lines_of_a_file(cli, tmp_path):
+    (tmp_path / "some.txt").write_text("an\nbella\n\nel\n")
+    trained_any(cli, **LINES)
+    alone = [sample(cli, "--prompt", prompt, "--num", 2) for prompt in ("an", "bella", "", "el")]
+    assert sample(cli, "--prompts", "some.txt", "--num", 2) == sum(alone, [])
+    assert sample(cli, "--prompts", "some.txt", "--stream", "--num", 2)[::2] == [
+        first
+        for first, _ in (
+            sample(cli, "--prompt", prompt, "--num", 2, "--stream") for prompt in ("an", "bella", "", "el")
+        )
+    ]
+    lines = [json.loads(line) for line in sample(cli, "--prompts", "some.txt", "--json")]
+    assert [line["prompt"] for line in lines] == ["an", "bella", "", "el"]
+    assert all(line["text"].startswith(line["prompt"]) for line in lines)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_several_prompts_have_what_each_has_by_itself(cli, model, monkeypatch):
+    run = load_run(trained_any(cli, model, **STREAM))
+    prompts = ["emma", "noah", "emma met ava; they spoke", "", "noah", "a"]
+    alone = [text for prompt in prompts for text in run.generate(prompt, 3, seed=2, max_new_tokens=30)]
+    assert run.generate(prompts, 3, seed=2, max_new_tokens=30) == alone
+    rows = []
+    monkeypatch.setattr(samples, "BATCH_BYTES", 1)
+    monkeypatch.setattr(samples, "FIRST_BATCH", 4)
+    monkeypatch.setattr(samples, "generate", lambda *a, **b: rows.append(sum(b["copies"])) or generate(*a, **b))
+    assert run.generate(prompts, 3, seed=2, max_new_tokens=30) == alone and max(rows) == 3
+
+
+def test_any_number_of_samples_is_drawn_a_batch_at_a_time(cli, monkeypatch):
+    run = load_run(trained_any(cli, **LINES))
+    monkeypatch.setattr(samples, "BATCH_BYTES", 1)
+    begun = []
+    monkeypatch.setattr(
+        samples, "generate", lambda *given, **more: begun.append(more["copies"]) or generate(*given, **more)
+    )
+    drawn = run.samples("a", 35, seed=1)
+    first = [next(drawn).text for _ in range(10)]
+    assert begun == [[10]] and first == run.generate("a", 10, seed=1)
+    assert len(list(drawn)) == 25 and begun[2:] == [[10], [10], [5]]
+    many = run.generate("a", 35, seed=1)
+    assert many == run.generate("a", 35, seed=1) and many[:10] == first != many[10:20]
+
+
+def test_the_rows_of_a_batch_follow_from_memory(cli):
+    run = load_run(trained_any(cli, "transformer", **STREAM))
+    assert 1000 < samples.Drawing(run.model, run.tokenizer, [], run.device, run.request()).rows < 10**6
+    long = samples.Drawing(run.model, run.tokenizer, [], run.device, run.request(max_new_tokens=10**7))
+    assert long.rows == samples.FIRST_BATCH
+
+
+def test_what_begins_with_an_at_sign_can_be_said(cli, tmp_path):
+    (tmp_path / "at.txt").write_text("@ana @bea\n" * 30)
+    trained_any(cli, "bigram", data="at.txt", context=8)
+    assert ok(cli("sample.py", "run", "--prompt", "@@ana", "--seed", 1)).out.startswith("@ana")
+    (tmp_path / "ana").write_text("@bea")
+    scores = {word: ok(cli("sample.py", "run", "--score", word, "--json")).out for word in ("@@ana", "@ana", "@@bea")}
+    assert scores["@@ana"] != scores["@ana"] == scores["@@bea"]
+
+
+def test_drawing_takes_plain_keyword_arguments(cli):
+    run = load_run(trained_any(cli, **STREAM))
+    plain = run.generate("emma", temperature=0.5, top_k=3, seed=1, max_new_tokens=30)
+    assert plain == run.generate("emma", sampling=engine.Sampling(0.5, top_k=3), seed=1, max_new_tokens=30)
+    assert plain == run.generate(
+        "emma", sampling=engine.Sampling(0.9, top_k=3), temperature=0.5, seed=1, max_new_tokens=30
+    )
+    assert "".join(run.pieces("emma", temperature=0.5, top_k=3, seed=1, max_new_tokens=30)) == plain[0][4:]
+    for wrong in ({"temprature": 1}, {"num_samples": 2}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
+            run.generate("emma", **wrong)

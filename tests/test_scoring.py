@@ -105,3 +105,16 @@ def test_each_checkpoint_scores_for_itself(cli, tmp_path):
     flags = {"data": "train.txt", "val_data": "val.txt", "context": 8, "lr": 0.5, "eval_interval": 1}
     ok(cli("train.py", *quick("bigram", **flags, warmup=0)))
     assert score(cli, "abcabc", "--checkpoint", "last")["bits_per_char"] < score(cli, "abcabc")["bits_per_char"]
+
+
+@pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
+def test_each_line_of_a_file_is_scored_by_itself(cli, tmp_path, kind):
+    trained_any(cli, **kind)
+    (tmp_path / "some.txt").write_text("emma\n\nava\n")
+    lines = ok(cli("sample.py", "run", "--score-lines", "some.txt", "--json")).out.splitlines()
+    empty = {"bits_per_char": None, "nats_per_token": None, "tokens": 0, "characters": 0}
+    texts = {"emma": score(cli, "emma"), "": empty, "ava": score(cli, "ava")}
+    assert [json.loads(line) for line in lines] == [{"text": text} | facts for text, facts in texts.items()]
+    plain = ok(cli("sample.py", "run", "--score-lines", "some.txt")).out
+    shown = ["-" if facts is empty else f"{facts['bits_per_char']:.4f}" for facts in texts.values()]
+    assert plain == "".join(f"{bits}\t{text}\n" for bits, text in zip(shown, texts, strict=True))

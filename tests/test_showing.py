@@ -1,6 +1,7 @@
-"""What training shows: help, defaults, warnings and the bar."""
+"""What commands show: help, defaults, warnings, the bar, and what would command the terminal."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -8,15 +9,18 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from data.terminal import visible
+from tests.conftest import ROOT, _child
 from tests.helpers import (
     LINES,
     ok,
     quick,
     summary,
+    trained_any,
 )
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
@@ -48,20 +52,17 @@ def test_a_machine_without_a_compiler_trains_on_without_it(process, tmp_path):
     assert summary(tmp_path / "run")["steps"] == 6
 
 
-@pytest.mark.parametrize(
-    "flags, step",
-    [
-        ({"steps": 400, "eval_interval": 200}, r"\d+/400"),
-        ({"steps": 10**6, "minutes": 0.03, "eval_interval": 200}, r"\d+/1000000"),
-    ],
-)
-def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(tmp_path, flags, step):
-    """Through a real pseudo-terminal, as a user sees it."""
+def at_terminal(*words) -> str:
+    """What a command shows in a real pseudo-terminal, as a user sees it; forked from this process."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, quick("mlp", **LINES, **flags))]
-    training = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    pid = os.fork()
+    if not pid:
+        os.close(ours)
+        _child(words[0], list(map(str, words[1:])), [Path(os.ttyname(theirs))] * 3, {})
     os.close(theirs)
+    if words[-1] == "--chat":
+        os.write(ours, b"say 1\n/quit\n")
     shown = b""
     while True:
         try:
@@ -72,9 +73,21 @@ def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(tmp_path, fla
             break
         shown += piece
     os.close(ours)
-    assert training.wait() == 0, shown.decode()
-    drawn = [line for line in re.split(r"[\r\n]+", shown.decode()) if line.startswith("step") and "tokens/s" in line]
-    assert drawn, shown.decode()
+    os.waitpid(pid, 0)
+    return shown.decode()
+
+
+@pytest.mark.parametrize(
+    "flags, step",
+    [
+        ({"steps": 400, "eval_interval": 200}, r"\d+/400"),
+        ({"steps": 10**6, "minutes": 0.03, "eval_interval": 200}, r"\d+/1000000"),
+    ],
+)
+def test_the_bar_of_a_terminal_shows_step_loss_speed_and_time_left(cli, flags, step):
+    shown = at_terminal("train.py", *quick("mlp", **LINES, **flags))
+    drawn = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("step") and "tokens/s" in line]
+    assert drawn, shown
     for line in drawn:
         assert re.search(rf"^step {step} ", line) and re.search(r"\d\d:\d\d, \d\d:\d\d left", line)
         assert re.search(r" loss \d\.\d+, [\d,]+ tokens/s", line) and "| ," not in line and len(line) <= 100
@@ -84,3 +97,50 @@ def test_without_a_terminal_there_is_no_bar(cli):
     result = ok(cli("train.py", *quick(**LINES)))
     assert result.err == "" or "tokens/s" not in result.err
     assert [line.split()[1] for line in result.out.splitlines() if line.startswith("step ")] == ["0", "3", "6"]
+
+
+# Clears the screen, renames the window, the same with single characters, turns the direction of writing, goes back.
+COMMANDS = "\x1b[2J", "\x1b]0;owned\x07", "\x9b2J", "\x9d0;owned\x9c", "\u202e", "\x7f", "\b"
+UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]|\r(?!\n)")  # a terminal itself writes \r\n
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"], ["--json"], ["--num", "2"]], ids=" ".join)
+def test_what_a_model_writes_commands_no_terminal(cli, tmp_path, flags):
+    (tmp_path / "odd.txt").write_text("".join(f"see {word} there\n" for word in COMMANDS * 9), "utf-8", newline="")
+    trained_any(cli, "ngram", data="odd.txt", order=8)
+    command = ["sample.py", "run", "--prompt", "see \x1b[2J there\n", "--max-new-tokens", 300, "--seed", 1, *flags]
+    shown, piped = at_terminal(*command), ok(cli(*command)).out
+    assert not UNSAFE.findall(shown) and "see \\u001b[2J there" in shown.replace("\\n", "\n")
+    assert shown.replace("\r\n", "\n") == visible(piped), "a pipe gets the same, as it is"
+    assert flags == ["--json"] or "\x1b" in piped
+
+
+def test_what_is_shown_at_the_end_of_a_run_and_of_its_mistakes_commands_none(cli, tmp_path):
+    (tmp_path / "odd.txt").write_text("".join(f"see {word} there\n" for word in COMMANDS * 9), "utf-8", newline="")
+    shown = at_terminal("train.py", "--model", "ngram", "--order", 8, "--data", "odd.txt", "--out", "run")
+    assert (
+        not UNSAFE.findall(shown) and "\\u001b" in shown and "\x1b" in (tmp_path / "run/samples.txt").read_text("utf-8")
+    )
+    shown = at_terminal("sample.py", "run", "--prompt", "@no\x1b[2Jfile")
+    assert "\x1b[2J" not in shown and "no\\u001b[2Jfile" in shown
+
+
+def test_nor_do_answers_and_labels(cli, tmp_path):
+    asked = [{"prompt": f"say {n}", "completion": "\x1b[2J\x9b2J"} for n in range(12)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    flags = ["--model", "bigram", "--lr", 1, "--out"]
+    shown = at_terminal("-m finetune.instruct", "--data", "chat.jsonl", "--steps", 60, *flags, "run")
+    assert "\\u001b[2J" in shown and not re.findall("\x1b\\[2J|\x9b", shown)
+    shown = at_terminal("sample.py", "run", "--chat", "--message", "say 1")
+    assert shown.startswith("\\u001b[2J\\u009b2J") and not UNSAFE.findall(shown)
+    shown = at_terminal("sample.py", "run", "--chat")
+    assert "\\u001b[2J\\u009b2J" in shown and not re.findall("\x1b\\[2J|\x9b", shown)
+    (tmp_path / "odd.tsv").write_text("".join(f"good\x9b2J\tsee {n}\nbad\tnot {n}\n" for n in range(30)), "utf-8")
+    shown = at_terminal("-m finetune.classify", "--data", "odd.tsv", "--steps", 2, *flags[:2], *flags[4:], "odd")
+    assert "good\\u009b2J" in shown and "\x9b" not in shown
+
+
+def test_printable_text_is_shown_as_it_is():
+    text = "tab\tline\nnaïve 猫 🙂 👩\u200d🚀 עברית €"
+    assert visible(text) == text and visible("a\rb") == "a\\u000db"
+    assert json.loads(visible(json.dumps("\x7f\x9b\u202e", ensure_ascii=False))) == "\x7f\x9b\u202e"
