@@ -76,7 +76,7 @@ def test_the_commands_that_go_on_with_a_run(cli, texts):
     run = "runs/transformer-poems-1"
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
     rest = [c for c in COMMANDS if run in c and "finetune." not in c]
-    assert len(rest) == 6
+    assert len(rest) == 5
     for command in rest:
         _, script, *words = shlex.split(command)
         ended = cli(script, *words, *(SHORT if "--init" in words else []))
