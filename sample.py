@@ -22,17 +22,17 @@ class Options:
     run: tyro.conf.Positional[str]
     """The run directory, or gpt2:PATH."""
     prompt: str | None = None
-    """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines, the start text
-    for a stream."""
+    """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines
+    and documents, the start text for a stream."""
     prompts: str | None = None
     """A file: each of its lines is a prompt."""
     heal: bool = True
     """Leave the prompt's end as it is. With bpe:N and gpt2 its last token is otherwise drawn again, with what
     follows."""
     num: int | None = None
-    """How many samples (default: 10 for lines, 1 for a stream or for each of --prompts)."""
+    """How many samples (default: 10 for lines, 1 for documents, a stream, or each of --prompts)."""
     max_new_tokens: int | None = None
-    """Longest sample (default: the context for lines, 500 for a stream), or longest reply."""
+    """Longest sample (default: the context for lines, 2,000 for documents, 500 for a stream), or longest reply."""
     min_new_tokens: int = 0
     """Shortest sample: before that neither the line nor --stop ends it."""
     only_new: bool = False
@@ -167,7 +167,7 @@ def sample(run, options: Options, sampling) -> int:
         prompts = text_of_file(Path(options.prompts), "--prompts").split("\n")
     if run.is_single_lines and any("\n" in prompt for prompt in prompts):
         raise UserError("--prompt has a line end, but this run's texts are single lines")
-    num = options.num or (10 if run.is_lines and options.prompts is None else 1)
+    num = options.num or (10 if run.is_lines and not run.is_documents and options.prompts is None else 1)
     drawn = {name: getattr(options, name) for name in ("max_new_tokens", "min_new_tokens", "seed", "unknown")}
     drawn |= {"sampling": sampling, "heal": options.heal, "stop": stop_of(options)}
     show_all = stream if options.stream else batch
@@ -191,7 +191,7 @@ def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> N
             show(json.dumps(asked | {"text": one.text, "end": one.end} | novelty.of(one), ensure_ascii=False))
             continue
         show(one.text)
-        if not run.is_lines and num * len(prompts) > 1:
+        if (run.is_documents or not run.is_lines) and num * len(prompts) > 1:
             print("-" * 60)
     if missing := num * len(prompts) - count:
         warn(f"{missing:,} of {num * len(prompts):,} samples are missing: what was drawn stands in the training text")

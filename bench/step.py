@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from data.batches import eval_batches
 from data.errors import UserError, run_command
-from data.prepare import prepare
 from engine import runtime, threads
 from engine.budget import Budget
 from engine.config import Config
@@ -26,7 +25,7 @@ from engine.flags import parse
 from engine.metrics import Metrics
 from engine.registry import build_model, is_counted, refuse_foreign_flags
 from engine.session import count_to_mix
-from engine.texts import make_loader, with_context
+from engine.texts import make_loader, prepare_text, with_context
 from engine.trainer import Trainer
 
 WARM_UP, OPERATIONS = 10, 12
@@ -35,9 +34,7 @@ NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "lo
 
 def make_trainer(config: Config, folder: Path) -> Trainer:
     """What train.py would train with, on a model not trained yet."""
-    store = prepare(
-        config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding
-    )
+    store = prepare_text(config, None)
     config = with_context(config, store)
     torch.manual_seed(config.seed)
     device, _ = runtime.choose_device(config.device)

@@ -5,6 +5,7 @@ Never more than a chunk of text is held, whatever the size. The vocabulary is th
 
 import array
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import packed, reading, vocabulary
+from data import packed, reading, tables, vocabulary
 from data.bpe import BPETokenizer, whole_words
+from data.documents import read_documents
 from data.errors import UserError
 from data.tokenizers import Tokenizer
 
@@ -24,20 +26,24 @@ class Builder:
     """Writes one store of `files` (training text, then perhaps validation text), all but its `meta.json`.
 
     `digests` has the SHA-256 that every file must have whenever it is read. `val_fraction` is the part of a single text
-    that becomes validation: its end, or lines by their hash."""
+    that becomes validation: its end, or rows (lines or documents) by their hash. `separator` stands between documents
+    (None: blank lines); with a `text_column` the files are tables, and each of their rows is a line or document."""
 
     def __init__(
         self,
         files: list[list[Path]],
         digests: Mapping[Path, bytes],
         kind: str,
+        separator: str | None,
+        text_column: str | None,
         tokenizer: str,
         encoding: str,
         given: Tokenizer | None,
         val_fraction: float,
     ):
         self.files, self.digests = files, digests
-        self.kind, self.tokenizer_name, self.encoding = kind, tokenizer, encoding
+        self.kind, self.separator, self.text_column = kind, separator, text_column
+        self.tokenizer_name, self.encoding = tokenizer, encoding
         self.given, self.val_fraction, self.has_val_text = given, val_fraction, len(files) > 1
         self.notes: list[str] = []
         # Characters outside the vocabulary, with counts, a side each.
@@ -55,7 +61,7 @@ class Builder:
         hidden = size < SHOW_PROGRESS or None
         total = None if any(map(packed.is_packed, paths)) else passes * size
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
-            meta = self._stream(folder) if self.kind == "stream" else self._lines(folder)
+            meta = self._stream(folder) if self.kind == "stream" else self._rows(folder)
         self._note_unknown()
         self.notes += reading.note_c1(self.c1, "the text")
         return meta | {"notes": self.notes}
@@ -93,7 +99,7 @@ class Builder:
     def _survey(self) -> tuple[np.ndarray, int]:
         """Where each code point first occurs in the training text (-1: nowhere), and how many characters there are."""
         first_seen, length, blank = np.full(0x110000, -1, np.int64), 0, True
-        for chunk in self._chunks(0):
+        for chunk in self._chunks(self.files[0]):
             codes = np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
             new = np.flatnonzero(first_seen[codes] < 0)[::-1]
             first_seen[codes[new]] = length + new  # backwards: of several places the last assignment, the first, stays
@@ -110,49 +116,68 @@ class Builder:
                 return character
         return ""
 
-    def _lines(self, folder: Path) -> dict:
-        hashes = [_hashes(reading.read_lines(self._chunks(text))) for text in range(len(self.files))]
+    def _rows(self, folder: Path) -> dict:
+        hashes = [_hashes(self._read_rows(text)) for text in range(len(self.files))]
         for text, found in zip(self.files, hashes, strict=True):
             if not len(found):
-                raise UserError(f"{reading.shown(text[0])} is empty: it has no line with text")
-        is_val = self._split_lines(hashes)
+                raise UserError(f"{reading.shown(text[0])} is empty: it has no {self.kind[:-1]} with text")
+        is_val = self._split_rows(hashes)
         self._note_repeats(hashes)
         alphabet: set[str] = set()
-        for line in self._training_lines(is_val[0]):
-            alphabet.update(line)
-        tokenizer = self._make_tokenizer("".join(alphabet), (f"{line}\n" for line in self._training_lines(is_val[0])))
+        for row in self._training_rows(is_val[0]):
+            alphabet.update(row)
+        tokenizer = self._make_tokenizer("".join(alphabet), (f"{row}\n" for row in self._training_rows(is_val[0])))
         counts = {"train": 0, "val": 0}
         offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
         with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
             out = {"train": train, "val": val}
             for text in range(len(self.files)):
-                for line, held_out in zip(reading.read_lines(self._chunks(text)), is_val[text], strict=True):
+                for row, held_out in zip(self._read_rows(text), is_val[text], strict=True):
                     side = "val" if held_out else "train"
-                    row = np.append(self._encode(tokenizer, line, side), tokenizer.dtype(tokenizer.special.eos))
-                    out[side].write(row.tobytes())
-                    counts[side] += len(row)
+                    ids = np.append(self._encode(tokenizer, row, side), tokenizer.dtype(tokenizer.special.eos))
+                    out[side].write(ids.tobytes())
+                    counts[side] += len(ids)
                     offsets[side].append(counts[side])
         for side in counts:
             with open(folder / f"{side}.offsets.bin", "wb") as file:
                 file.write(offsets[side].tobytes())
         return self._finish(folder, tokenizer, counts, "")
 
-    def _split_lines(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
-        """Which lines of each text are validation, (lines,) bool."""
+    def _split_rows(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
+        """Which rows of each text are validation, (rows,) bool."""
         if self.has_val_text:
             return [np.zeros(len(hashes[0]), bool), np.ones(len(hashes[1]), bool)]
         if self.val_fraction == 1:
             return [np.ones(len(hashes[0]), bool)]
         if len(np.unique(hashes[0])) < 2:
             name = reading.shown(self.files[0][0])
-            raise UserError(f"{name} has only one distinct line, and lines were asked for; use --kind stream")
+            separator = " (or see --separator for what stands between documents)" if self.kind == "documents" else ""
+            way_out = f"use --kind stream{separator}"
+            raise UserError(f"{name} has only one distinct {self.kind[:-1]}, and {self.kind} were asked for; {way_out}")
         chosen = hashes[0] < np.uint64(self.val_fraction * 2**64)
-        if not chosen.any() or chosen.all():  # a handful of lines: take the one whose hash is smallest
+        if not chosen.any() or chosen.all():  # a handful of rows: take the one whose hash is smallest
             chosen = hashes[0] == hashes[0].min()
         return [chosen]
 
-    def _chunks(self, text: int) -> Iterator[str]:
-        for chunk in reading.read_chunks(self.files[text], self.encoding, self.digests):
+    def _read_rows(self, text: int) -> Iterator[str]:
+        """The lines or the documents of a text; none of the latter goes on from one file into the next."""
+        if self.text_column is not None:
+            return itertools.chain.from_iterable(map(self._read_table, self.files[text]))
+        if self.kind == "lines":
+            return reading.read_lines(self._chunks(self.files[text]))
+        return itertools.chain.from_iterable(
+            read_documents(self._chunks([path]), self.separator, reading.shown(path)) for path in self.files[text]
+        )
+
+    def _read_table(self, path: Path) -> Iterator[str]:
+        for n, row in enumerate(tables.read_texts(path, self.text_column, self.encoding, self.digests), 1):
+            if self.kind == "lines" and "\n" in row:
+                raise UserError(f"text {n:,} of {reading.shown(path)} has several lines; use --kind documents")
+            yield row
+            self.bar.update(len(row))
+
+    def _chunks(self, files: list[Path]) -> Iterator[str]:
+        for chunk in reading.read_chunks(files, self.encoding, self.digests):
             if not chunk.isascii() and reading.may_be_cp1252(self.encoding):
                 self.c1.update(reading.C1.findall(chunk))
             yield chunk
@@ -160,19 +185,20 @@ class Builder:
 
     def _words(self, tokenizer: Tokenizer, text: int) -> Iterator[str]:
         """The chunks of a text; where tokens are words, none ends inside of one."""
-        return whole_words(self._chunks(text)) if isinstance(tokenizer, BPETokenizer) else self._chunks(text)
+        chunks = self._chunks(self.files[text])
+        return whole_words(chunks) if isinstance(tokenizer, BPETokenizer) else chunks
 
     def _training_text(self, border: int) -> Iterator[str]:
         """The characters before `border`."""
         position = 0
-        for chunk in self._chunks(0):
+        for chunk in self._chunks(self.files[0]):
             yield chunk[: max(border - position, 0)]
             position += len(chunk)
 
-    def _training_lines(self, is_val: np.ndarray) -> Iterator[str]:
-        for line, held_out in zip(reading.read_lines(self._chunks(0)), is_val, strict=True):
+    def _training_rows(self, is_val: np.ndarray) -> Iterator[str]:
+        for row, held_out in zip(self._read_rows(0), is_val, strict=True):
             if not held_out:
-                yield line
+                yield row
 
     def _make_tokenizer(self, alphabet: str, training: Iterator[str]) -> Tokenizer:
         """The given vocabulary, else one of the training text."""
@@ -194,9 +220,11 @@ class Builder:
         repeats = sum(len(rows) - len(np.unique(rows)) for rows in hashes)
         if repeats:
             sides = "" if self.has_val_text or self.val_fraction == 1 else " (all copies on one side of the split)"
-            self.notes.append(f"{repeats:,} of {sum(map(len, hashes)):,} lines are duplicates: kept{sides}")
+            self.notes.append(f"{repeats:,} of {sum(map(len, hashes)):,} {self.kind} are duplicates: kept{sides}")
         if self.has_val_text and (shared := int(np.isin(hashes[1], hashes[0]).sum())):
-            self.notes.append(f"{shared:,} of {len(hashes[1]):,} validation lines also stand in the training text")
+            self.notes.append(
+                f"{shared:,} of {len(hashes[1]):,} validation {self.kind} also stand in the training text"
+            )
 
     def _note_unknown(self) -> None:
         for side, what in (("train", "training"), ("val", "validation")):
@@ -223,10 +251,10 @@ class Builder:
         )
 
 
-def _hashes(lines: Iterator[str]) -> np.ndarray:
-    """A 64-bit hash of each line, shape (lines,): equal lines, equal hashes, on every machine."""
+def _hashes(rows: Iterator[str]) -> np.ndarray:
+    """A 64-bit hash of each row, shape (rows,): equal rows, equal hashes, on every machine."""
     found = array.array("Q")
-    for line in lines:
-        digest = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    for row in rows:
+        digest = hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         found.append(int.from_bytes(digest, "little"))
     return np.frombuffer(found, np.uint64)

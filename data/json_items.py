@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ from data.errors import UserError
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
 
 
-def json_items(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
+def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[str, Any]]:
     """Each item of a list in a .json file, or of the lines of a .jsonl file, after what a message calls it.
+    `digests` is as of `reading.read_chunks`.
 
     Raises UserError naming the file, and the line or the item, for what is no JSON or has half of a character."""
     if packed.unpacked_name(path).suffix.lower() == ".jsonl":
-        return _lines(path, encoding)
-    return _list(path, encoding)
+        return _lines(path, encoding, digests)
+    return _list(path, encoding, digests)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
-    for n, line in reading.numbered_lines(reading.read_chunks([path], encoding)):
+def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+    for n, line in reading.numbered_lines(reading.read_chunks([path], encoding, digests)):
         if line.strip():
             where = f"{path} line {n}"
             item = _parse(line, where)
@@ -31,8 +32,8 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
             yield where, item
 
 
-def _list(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
-    text = reading.read_whole(path, encoding)
+def _list(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+    text = reading.read_whole(path, encoding, digests)
     read = _parse(text, str(path))
     if not isinstance(read, list):
         raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")

@@ -113,10 +113,10 @@ def numbered_lines(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
     yield n, "".join(pieces)
 
 
-def read_whole(path: Path, encoding: str) -> str:
+def read_whole(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> str:
     """All of one file of examples. Warns of control characters that mean that it is cp1252."""
     pieces, size = [], 0
-    for chunk in read_chunks([path], encoding):
+    for chunk in read_chunks([path], encoding, digests):
         pieces.append(chunk)
         size += len(chunk)
         if size > IN_MEMORY and packed.is_packed(path):

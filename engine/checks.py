@@ -31,7 +31,10 @@ def flag(name: str) -> str:
 
 
 def check_values(config: Config) -> None:
-    """Raise UserError for a number outside its range."""
+    """Raise UserError for a number outside its range, and for a text that is none."""
+    for name in ("data", "val_data"):
+        if getattr(config, name) == []:
+            raise UserError(f"{flag(name)} names no text; it takes one or several")
     for name in _AT_LEAST_ONE:
         value = getattr(config, name)
         _demand(value is None or value >= 1, name, value, "at least 1")
@@ -56,6 +59,8 @@ def check_values(config: Config) -> None:
 
 def check_mode(config: Config, given: set[str]) -> None:
     """Raise UserError for flags that do not go together, or that the chosen mode has no use for."""
+    if config.separator is not None and config.kind != "documents":
+        raise UserError("--separator is what stands between documents: it goes with --kind documents")
     modes = [
         name
         for name in ("resume", "overwrite", "eval_only", "predict")
@@ -69,8 +74,9 @@ def check_mode(config: Config, given: set[str]) -> None:
             raise UserError(f"{mode} needs --out, the run directory")
         if useless := sorted(given & {"preset", "config"}):
             raise UserError(f"{flag(useless[0])} is for a new run; with {mode} everything comes from --out")
-        if config.eval_only and given & {"kind", "encoding"} and not given & {"data", "val_data"}:
-            raise UserError(f"{flag(sorted(given & {'kind', 'encoding'})[0])} goes with --data or --val-data here")
+        how = sorted(given & {"kind", "encoding", "separator", "text_column"})
+        if config.eval_only and how and not given & {"data", "val_data"}:
+            raise UserError(f"{flag(how[0])} goes with --data{'' if config.task else ' or --val-data'} here")
     else:
         refuse_useless(config, given)
 
@@ -126,6 +132,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        (part,) = typing.get_args(kind)
+        return isinstance(value, list) and all(_fits(item, part) for item in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind

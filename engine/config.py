@@ -20,12 +20,19 @@ class Config:
     # what to train, on what
     model: Literal["bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer"] = "transformer"
     """The family."""
-    data: str = "names"
-    """names, names32k, shakespeare, stdlib, a text file, a folder of text files, or - for standard input."""
-    val_data: str | None = None
-    """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines by their hash."""
-    kind: Literal["stream", "lines"] | None = None
-    """Read the text as one stream or as lines (default: as the data set says; a file is a stream)."""
+    data: str | list[str] = "names"
+    """names, names32k, shakespeare, stdlib, a text file, a folder of text files, or - for standard input; several are
+    one text, in their order."""
+    val_data: str | list[str] | None = None
+    """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
+    their hash."""
+    kind: Literal["stream", "lines", "documents"] | None = None
+    """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
+    as the data set says; a file is a stream)."""
+    separator: str | None = None
+    """What stands between documents, instead of blank lines; \\n in it is a line end."""
+    text_column: str | None = None
+    """Of .tsv, .csv, .json and .jsonl files: the column or key whose texts are the lines or documents."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
     encoding: str = "utf-8"
@@ -46,7 +53,7 @@ class Config:
     n_hidden: int = 64
     """Hidden width of mlp, rnn, lstm and gru."""
     context: int | None = None
-    """Window length in tokens (default for lines: the longest line, at most 256)."""
+    """Window length in tokens (default: the longest line, at most 256, or the longest document, at most 64)."""
     order: int | None = None
     """Reach in tokens: mlp sees this many back; ngram counts up to this order (default: by held-out loss)."""
     counts: bool = False
@@ -89,7 +96,7 @@ class Config:
     """Train this long, over all resumes: steps and evaluations count, the one at the end comes on top. Whichever of
     --steps and --minutes comes first ends the training, and the schedule follows it; a resume is then not exact."""
     batch_size: int = 32
-    """Windows or lines a batch."""
+    """Windows, lines or documents a batch."""
     grad_accum: int = 1
     """Batches a step; the loss is that of their union."""
     carry_state: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 from data.batches import eval_batches
 from data.errors import UserError
 from data.prepare import VAL_FRACTION, prepare, read_notes
+from data.tables import is_table
 from engine import report, runtime
 from engine.checks import refuse_contradictions
 from engine.config import BACKENDS, Config
@@ -15,7 +16,10 @@ from engine.runs import load_run
 from engine.texts import store_of_run
 from engine.trainer import Progress
 
-_MAY_CHANGE = {"data", "val_data", "kind", "encoding", "eval_tokens", "device", "threads", "dtype", *BACKENDS}
+_MAY_CHANGE = {
+    "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",
+    *BACKENDS,
+}  # fmt: skip
 
 
 def evaluate_run(config: Config, given: set[str]) -> int:
@@ -29,9 +33,12 @@ def evaluate_run(config: Config, given: set[str]) -> int:
         raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
     if given & {"data", "val_data"}:
         data, part = (config.val_data, 1) if "val_data" in given else (config.data, VAL_FRACTION)
+        files = map(Path, [data] if isinstance(data, str) else data)
+        column = config.text_column if "text_column" in given or all(map(is_table, files)) else None
         store = prepare(
-            data, kind=config.kind, encoding=config.encoding, vocabulary=loaded.tokenizer, val_fraction=part
-        )
+            data, kind=config.kind, separator=config.separator, text_column=column,
+            encoding=config.encoding, vocabulary=loaded.tokenizer, val_fraction=part,
+        )  # fmt: skip
         read_notes(store.meta["notes"])
     else:
         store = store_of_run(config, facts, loaded.tokenizer)

@@ -118,7 +118,9 @@ def _defaults(
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
     model = _one_of(said.get("model") or base["model"], MODELS, "model")
     data = said.get("data") or base["data"]
-    text = _peek(argv, "kind") or base["kind"] or KINDS.get(data, "stream")
+    first = data[0] if isinstance(data, list) and data else data
+    usual_kind = "documents" if "text_column" in given and not kind.task else KINDS.get(first, "stream")
+    text = _peek(argv, "kind") or base["kind"] or usual_kind
     named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file
     optimizer = _one_of(_peek(argv, "optimizer") or usual["optimizer"], tuple(presets.OPTIMIZER), "optimizer")
@@ -126,6 +128,8 @@ def _defaults(
     layers = [{"model": model}, presets.FAMILY[model]]
     if text == "stream":
         layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
+    elif text == "documents":
+        layers += [{"steps": 2000}, presets.STREAM[model]]
     else:
         layers.append(presets.LINES)
     layers += [start, layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
@@ -160,7 +164,7 @@ def _flag_name(word: str, names: set[str]) -> str:
 
 
 def _peek(argv: list[str], name: str) -> str | None:
-    """The value of a flag before the real parsing: defaults depend on it."""
+    """The value of a flag, of several the first, before the real parsing: defaults depend on it."""
     found = None
     for word, following in itertools.zip_longest(argv, argv[1:]):
         if _flag_name(word, {name}) == name:

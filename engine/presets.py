@@ -36,7 +36,7 @@ STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to 
     "gru": {"n_embd": 128, "n_hidden": 256},
     "transformer": {"n_embd": 128, "lr": 2e-3},
 }
-STREAM_CONTEXT = 64
+STREAM_CONTEXT = 64  # of documents too, unless all are shorter: longer ones are cut
 LINES_CONTEXT = 256  # longer lines are cut
 OPTIMIZER: dict[str, Defaults] = {
     "sgd": {"lr": 0.3, "weight_decay": 0.0},

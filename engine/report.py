@@ -22,7 +22,7 @@ from engine.weights import load_weights
 from engine.writing import until_end
 from makemore.base import LanguageModel, count_parameters
 
-N_LINES = 20
+N_LINES, N_DOCUMENTS = 20, 5
 N_CHARACTERS = 500
 SAMPLE_SEED = 42
 
@@ -70,18 +70,21 @@ def describe(model: LanguageModel, progress: Progress, config: Config) -> dict[s
 
 
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
-    """What the model makes up, and what the summary says of it. Of lines 20, each marked 'in train', 'in val' or 'new';
-    of a stream 500 tokens, and how many characters the longest run of it has that was copied from the training text."""
+    """What the model makes up, and what the summary says of it. Of lines 20, of documents 5, each marked 'in train',
+    'in val' or 'new'; of a stream 500 tokens, and how many characters the longest run of it has that was copied from
+    the training text."""
     if not run.is_lines:
         (sample,) = run.samples(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)
         return sample.text.strip("\n"), {"longest_copied": longest_copied(sample.new, store)}
-    drawn = torch.stack(list(run.stream(num=N_LINES, seed=SAMPLE_SEED)), 1).tolist()
+    number = N_DOCUMENTS if run.is_documents else N_LINES
+    drawn = torch.stack(list(run.stream(num=number, seed=SAMPLE_SEED)), 1).tolist()
     known = {"in train": KnownLines(store.train), "in val": KnownLines(store.val)}
     lines = []
     for row in (until_end(row, run.tokenizer.special.eos) for row in drawn):
         mark = next((name for name, side in known.items() if side.has(row)), "new")
-        lines.append(f"{run.tokenizer.decode(row):<24} {mark}")
-    return "\n".join(lines), {}
+        text = run.tokenizer.decode(row)
+        lines.append(f"--- {mark}\n{text}\n" if run.is_documents else f"{text:<24} {mark}")
+    return "\n".join(lines).rstrip("\n"), {}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

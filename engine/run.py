@@ -18,7 +18,7 @@ from engine.healing import Healing, heal
 from engine.samples import MAX_NUM, Drawing, Prompt, Request, Sample, seeded
 from makemore.base import LanguageModel
 
-STREAM_LENGTH = 500  # tokens of a stream's sample where nothing else is asked for
+STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample where nothing else is asked for
 KNOBS = {field.name for field in dataclasses.fields(Sampling)}
 
 
@@ -37,12 +37,17 @@ class Run:
 
     @property
     def is_lines(self) -> bool:
-        return self.config.kind == "lines"
+        """Whether the run's texts are rows, each with its end: lines or documents."""
+        return self.config.kind != "stream"
+
+    @property
+    def is_documents(self) -> bool:
+        return self.config.kind == "documents"
 
     @property
     def is_single_lines(self) -> bool:
         """Whether no text of the run has a line end in it."""
-        return self.is_lines and self.template is None
+        return self.config.kind == "lines" and self.template is None
 
     @property
     def never(self) -> list[int]:
@@ -52,11 +57,14 @@ class Run:
 
     @property
     def longest(self) -> int:
-        """New tokens of a sample where nothing else is asked for: the context for lines, 500 for a stream."""
-        return self.config.context if self.is_lines else STREAM_LENGTH
+        """New tokens of a sample where nothing else is asked for: the context for lines, which are not longer, 500 for
+        a stream, 2,000 (or the context, if that is more) for documents, which end before that as a rule."""
+        if self.is_documents:
+            return max(DOCUMENT_TOKENS, self.config.context)
+        return self.config.context if self.is_lines else STREAM_TOKENS
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
-        """Ids of a prompt: after `<bos>` for lines; an empty one of a stream is the run's start text."""
+        """Ids of a prompt: after `<bos>` for lines and documents; an empty one of a stream is the run's start text."""
         ids = self.tokenizer.encode(prompt, unknown).tolist()
         if self.is_lines:
             return [self.tokenizer.special.bos, *ids]

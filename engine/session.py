@@ -11,7 +11,7 @@ import torch
 
 from data.batches import Loader, counting_arrays, eval_batches
 from data.errors import FULL, UserError, fault, warn
-from data.prepare import prepare, read_notes
+from data.prepare import read_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine import checkpoint, extend, flags, folder, report, runtime, threads
@@ -24,7 +24,7 @@ from engine.identity import check_identity, identity
 from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, layers, refuse_foreign_flags
 from engine.runs import Run, load_parent
-from engine.texts import long_lines, make_loader, store_of_run, with_context
+from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
 from engine.trainer import Progress, Trainer
 from engine.weights import check_sizes, keep_frozen, load_weights
 from makemore.base import LanguageModel, count_parameters
@@ -49,10 +49,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     check_backends(config, device)
     config = threads.settle(config, given, device)
     parent = _parent(config, given) if config.init else None
-    store = prepare(
-        config.data, val_data=config.val_data, kind=config.kind, tokenizer=config.tokenizer, encoding=config.encoding,
-        vocabulary=parent.tokenizer if parent else None, extend=config.extend_vocabulary,
-    )  # fmt: skip
+    store = prepare_text(config, parent.tokenizer if parent else None, extend=config.extend_vocabulary)
     config = with_context(config, store)
     torch.manual_seed(config.seed)
     model = build_model(config, store.tokenizer.vocab_size, store.tokenizer.special)
@@ -273,7 +270,7 @@ def _tell_of_unknown(config: Config, store: Store, tokenizer: Tokenizer) -> None
 
 def _introduce(config: Config, store: Store, model: LanguageModel, device: torch.device, path: Path) -> None:
     size = "counts" if is_counted(config) else f"{count_parameters(model):,} parameters"
-    rows = "" if store.train.offsets is None else f" in {len(store.train.offsets) - 1:,} lines"
+    rows = "" if store.train.offsets is None else f" in {len(store.train.offsets) - 1:,} {store.kind}"
     print(
         f"{config.model} ({size}) on {store.meta['name']}: {len(store.train.tokens):,} training tokens{rows}, "
         f"{len(store.val.tokens):,} for validation, {store.tokenizer.vocab_size} ids\n"

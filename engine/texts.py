@@ -14,6 +14,11 @@ from engine import presets
 from engine.config import WHERE_THE_TEXT_LIES, Config
 
 
+def prepare_text(config: Config, vocabulary: Tokenizer | None, extend: bool = False) -> Store:
+    """The text that `config` names, with an existing `vocabulary`, perhaps extended, or one of its own."""
+    return prepare(config.data, **_how(config), vocabulary=vocabulary, extend=extend)
+
+
 def store_of_run(
     config: Config, facts: dict[str, Any], tokenizer: Tokenizer, given: frozenset[str] | set[str] = frozenset()
 ) -> Store:
@@ -25,60 +30,66 @@ def store_of_run(
             _warn_if_edited(config, kept, tokenizer)
             return kept
     try:
-        store = prepare(config.data, **_how(config, tokenizer))
+        store = prepare_text(config, tokenizer if config.init else None)
     except UserError as error:
         raise UserError(f"{error} (the text of this run; where it has moved, --data says where it is)") from error
     if store.key != facts["data"]["key"]:
+        listed = config.data if isinstance(config.data, str) else ", ".join(config.data)
         raise UserError(
-            f"the text of {config.data} is not the one that the run began with, or this version prepares it in another "
-            f"way; start a new run with --init {config.out}"
+            f"the text of {listed} is not the one that the run began with, or this version prepares it in another way; "
+            f"start a new run with --init {config.out}"
         )
     return store
 
 
 def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
     """Say so where the text of a run has changed since it was prepared."""
-    if config.data in KINDS or not Path(config.data).exists():
+    names = [config.data] if isinstance(config.data, str) else config.data
+    if any(name in KINDS or not Path(name).exists() for name in names):
         return
     try:
-        key = key_of(config.data, **_how(config, tokenizer))
+        key = key_of(config.data, **_how(config), vocabulary=tokenizer if config.init else None)
     except UserError:
         return
     if key != store.key:
-        warn(f"{config.data} has changed since the run began; the run goes on with the text as it was")
+        warn(f"{', '.join(names)} has changed since the run began; the run goes on with the text as it was")
 
 
-def _how(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """How the text of a run is prepared, besides where it lies."""
+def _how(config: Config) -> dict[str, Any]:
+    """How the text of a run is read, besides where it lies."""
     return {
-        "val_data": config.val_data, "kind": config.kind, "tokenizer": config.tokenizer, "encoding": config.encoding,
-        "vocabulary": tokenizer if config.init else None,
+        "val_data": config.val_data, "kind": config.kind, "separator": config.separator,
+        "text_column": config.text_column, "tokenizer": config.tokenizer, "encoding": config.encoding,
     }  # fmt: skip
 
 
 def with_context(config: Config, store: Store) -> Config:
-    """Lines without a given context get one that holds the longest, within reason; everything else has one."""
+    """Lines and documents without a given context get one that holds the longest, within reason; everything else has
+    one."""
     context = config.context or presets.STREAM_CONTEXT
-    if config.context is None and store.kind == "lines":
-        context = min(max(longest_line(store.train), longest_line(store.val)), presets.LINES_CONTEXT)
+    if config.context is None and store.kind != "stream":
+        most = presets.LINES_CONTEXT if store.kind == "lines" else presets.STREAM_CONTEXT
+        context = min(max(longest_line(store.train), longest_line(store.val)), most)
     return dataclasses.replace(config, kind=store.kind, context=context)
 
 
 def make_loader(config: Config, store: Store) -> Loader:
     """The training batches of `config`. Raises UserError for a text that is too short for them."""
     if config.carry_state and store.kind != "stream":
-        raise UserError("--carry-state is for streams: lines do not go on from one to the next; use --kind stream")
+        raise UserError(
+            f"--carry-state is for streams: {store.kind} do not go on from one to the next; use --kind stream"
+        )
     kind = LaneLoader if config.carry_state else StreamLoader if store.kind == "stream" else LineLoader
     return kind(store.train, config.context, config.batch_size, config.seed)
 
 
 def long_lines(config: Config, store: Store) -> list[str]:
-    """A note on the lines that do not fit into the context, if there are any."""
-    if store.kind != "lines":
+    """A note on the lines or documents that do not fit into the context, if there are any."""
+    if store.kind == "stream":
         return []
     lengths = [split.offsets[1:] - split.offsets[:-1] for split in (store.train, store.val)]
     long = sum(int((length > config.context).sum()) for length in lengths)
     total = sum(len(length) for length in lengths)
     if not long:
         return []
-    return [f"{long:,} of {total:,} lines are longer than the context of {config.context}: cut into pieces"]
+    return [f"{long:,} of {total:,} {store.kind} are longer than the context of {config.context}: cut into pieces"]

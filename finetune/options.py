@@ -34,6 +34,8 @@ class FinetuneConfig(Config):
 
     kind: Fixed[str] = "lines"
     val_data: Fixed[None] = None
+    separator: Fixed[None] = None
+    text_column: Fixed[None] = None
     counts: Fixed[bool] = False
     carry_state: Fixed[bool] = False
     preset: Fixed[None] = None

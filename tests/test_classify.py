@@ -258,3 +258,11 @@ def test_a_run_that_writes_is_no_classifier(cli, names):
     assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "run").code == 0
     refused = cli(MODULE, "--out", "run", "--predict", "x")
     assert refused.code == 2 and "is not a run of finetune.classify" in refused.err
+
+
+def test_what_a_shell_passes_on_that_is_no_text_is_predicted_as_u_fffd(cli, sms):
+    assert cli(MODULE, "--data", sms, *QUICK, "--steps", 2, "--out", "run").code == 0
+    labelled = cli(MODULE, "--out", "run", "--predict", "win \udcff")
+    assert labelled.code == 0 and json.loads(labelled.out)["text"] == "win \ufffd"
+    labelled = cli(MODULE, "--out", "run", "--predict", "-", stdin=b"win\rsee\r\n\rok\n")
+    assert [json.loads(line)["text"] for line in labelled.out.splitlines()] == ["win", "see", "ok"]

@@ -191,7 +191,8 @@ def test_many_threads_hold_it_one_at_a_time(tmp_path, monkeypatch):
 
 def test_a_text_that_another_process_prepares_is_waited_for(cli, tmp_path, monkeypatch):
     (tmp_path / "new.txt").write_text("never prepared before, and by two\n" * 50)
-    key = prepare.key_of("new.txt", val_data=None, kind="stream", tokenizer="char", encoding="utf-8", vocabulary=None)
+    how = {"kind": "stream", "separator": None, "text_column": None, "tokenizer": "char", "encoding": "utf-8"}
+    key = prepare.key_of("new.txt", val_data=None, vocabulary=None, **how)
     lock = Path(os.environ["CHARLM_CACHE"], "prepared", f"new-{key}.lock")
     lock.parent.mkdir(exist_ok=True)
 

@@ -117,7 +117,8 @@ def test_a_damaged_packed_file_of_a_folder_is_left_out_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_a_packed_text_that_changes_while_it_is_read_is_named(tmp_path, suffix):
+def test_a_packed_text_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))  # it is not prepared already
     path = write(tmp_path / f"t{suffix}", PACK[suffix](PROSE.encode()))
     with at_call(reading, "read_chunks", 2, lambda: write(path, PACK[suffix](PROSE.replace("sea", "see").encode()))):
         with pytest.raises(UserError, match=f"t{suffix} changed while it was read"):

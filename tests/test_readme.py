@@ -48,11 +48,12 @@ def test_everything_the_tree_names_exists():
 @pytest.fixture
 def texts(tmp_path):
     """The files that the README's user has."""
-    prose = "".join(f"The sea, the sea. {a} saw {b}.\n" for a, b in zip(NAMES, NAMES[3:], strict=False))
+    prose = "".join(f"The sea, the sea. {a} saw {b}.\n\n" for a, b in zip(NAMES, NAMES[3:], strict=False))
     for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(prose, "utf-8")
     (tmp_path / "letters.txt.gz").write_bytes(gzip.compress(prose.encode()))
+    (tmp_path / "songs.csv").write_text("title,lyrics\n" + "".join(f"{n},la la {n}\n" for n in NAMES), "utf-8")
     (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
     said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")

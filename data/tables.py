@@ -1,0 +1,111 @@
+"""One column of tables as texts: TSV, CSV, JSON and JSONL, a row at a time (of JSON the whole file is held)."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data import packed, reading
+from data.documents import LONGEST, stripped
+from data.errors import UserError, nearest
+from data.json_items import json_items
+
+TABLES = (".tsv", ".csv", ".json", ".jsonl")
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name of `path`, unpacked, is that of a table."""
+    return packed.unpacked_name(path).suffix.lower() in TABLES
+
+
+def read_texts(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[str]:
+    """The text of each row of a table in `column`, a name or a number from 1; rows without text are left out, and so is
+    white space at the ends. `digests` is as of `reading.read_chunks`.
+
+    Raises UserError naming the file, and the row, for what is no table or has no such column."""
+    if not is_table(path):
+        raise UserError(
+            f"--text-column is for tables, and {reading.shown(path)} is none by its name ({', '.join(TABLES)})"
+        )
+    read = _of_items if _suffix(path) in (".json", ".jsonl") else _of_rows
+    for text in read(path, column, encoding, digests):
+        if row := stripped(text).rstrip():
+            yield row
+
+
+def has_line_ends(files: list[Path], column: str, encoding: str) -> bool:
+    """Whether any text of the column has several lines."""
+    return any("\n" in text for path in files for text in read_texts(path, column, encoding))
+
+
+def note_table(path: Path, encoding: str) -> list[str]:
+    """A note on a table that is read as it stands, if it is one of several columns."""
+    if not is_table(path):
+        return []
+    try:
+        if _suffix(path) in (".tsv", ".csv"):
+            _, names = next(_rows(path, encoding, None), (0, []))
+        else:
+            names = list(next(json_items(path, encoding))[1]) if _suffix(path) == ".jsonl" else []
+    except (UserError, StopIteration, TypeError):
+        names = []
+    if len(names) == 1 or (not names and _suffix(path) != ".json"):
+        return []
+    listed = f" (it has: {', '.join(map(str, names))[:200]})" if names else ""
+    return [f"{path} is a table, and read as it stands; for the texts of one column say --text-column NAME{listed}"]
+
+
+def _suffix(path: Path) -> str:
+    return packed.unpacked_name(path).suffix.lower()
+
+
+def _of_items(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[str]:
+    for where, item in json_items(path, encoding, digests):
+        if not isinstance(item, dict):
+            raise UserError(f"{where} is not an object with a text")
+        if column not in item:
+            keys = list(map(str, item))
+            raise UserError(f"{where} has no key '{column}'; it has: {', '.join(keys)[:200]}.{nearest(column, keys)}")
+        if not isinstance(item[column], str | int | float | None):
+            raise UserError(f"{where}: '{column}' is neither a text nor a number")
+        yield "" if item[column] is None else str(item[column])
+
+
+def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[str]:
+    rows = _rows(path, encoding, digests)
+    n, header = next(rows, (1, []))
+    names = [name.strip() for name in header]
+    lower = [name.lower() for name in names]
+    if column.lower() in lower:
+        index = lower.index(column.lower())
+    elif column.isdecimal() and 1 <= int(column) <= len(names):
+        index = int(column) - 1
+        if "text" not in lower:  # the first line has no names
+            yield header[index]
+    else:
+        listed = ", ".join(names)[:200] or "nothing"
+        raise UserError(f"{path} has no column '{column}'; it has: {listed}.{nearest(column, names)}")
+    for n, row in rows:
+        if len(row) <= index:
+            raise UserError(f"{path} line {n} has {len(row)} columns where {index + 1} are needed")
+        yield row[index]
+
+
+def _rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[int, list[str]]]:
+    """The number of each row's last line and its fields. Of TSV quotes are data, and only as many tabs separate as the
+    first line has: the last column may hold more of them."""
+    lines = reading.numbered_lines(reading.read_chunks([path], encoding, digests))
+    if _suffix(path) == ".tsv":
+        width = None
+        for n, line in lines:
+            if line.strip():
+                width = line.count("\t") if width is None else width
+                yield n, line.split("\t", width)
+        return
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}") from error
