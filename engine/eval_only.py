@@ -48,6 +48,7 @@ def evaluate_run(config: Config, given: set[str]) -> int:
     known = report.read_summary(path)
     summary = report.describe(loaded.model, Progress(), loaded.config)
     summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
+    summary |= {name: known[name] for name in ("longest_copied",) if name in known}
     summary |= {
         "val_loss": found.loss, "val_bits_per_char": found.bits_per_char, "val_tokens": found.n_tokens,
         "best_step": loaded.facts.get("step"),

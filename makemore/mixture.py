@@ -56,7 +56,7 @@ class Mixture(LanguageModel):
         super().__init__(neural.vocab_size, special=neural.special)
         head = neural.head_weights()
         width = neural.vocab_size if head is None else head[0].shape[1]
-        self.neural, self.context, self.held = neural, neural.context, neural.held
+        self.neural, self.context = neural, neural.context
         self.counts = NGram(neural.vocab_size, order=order, special=neural.special)
         self.gate = Gate(width, order)
         self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
@@ -65,6 +65,10 @@ class Mixture(LanguageModel):
     @property
     def history(self) -> int:
         return self.counts.history
+
+    @property
+    def held(self) -> int:
+        return self.neural.held
 
     def count(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count a training text, as `NGram.fit` does, and note what its other parts say of each target: for lines all

@@ -117,7 +117,6 @@ class Transformer(LanguageModel):
             raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
         unbounded = window is not None and positions != "learned"
         self.context, self.window, self.positions = None if unbounded else context, window, positions
-        self.held = self.context or WINDOWS * window
         self.n_embd, self.head_size = n_embd, n_embd // n_head
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
@@ -136,6 +135,10 @@ class Transformer(LanguageModel):
         self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
         self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
         self._initialise(weight_init, activation, zero_init)
+
+    @property
+    def held(self) -> int:
+        return self.context or WINDOWS * self.window
 
     def hidden(
         self, tokens: Tensor, state: State | None, valid: Tensor | None, *, want_features: bool = True
