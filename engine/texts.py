@@ -35,8 +35,11 @@ def store_of_run(
         raise UserError(f"{error} (the text of this run; where it has moved, --data says where it is)") from error
     if store.key != facts["data"]["key"]:
         listed = config.data if isinstance(config.data, str) else ", ".join(config.data)
+        is_other = (
+            "is not the one the run began with" if given & WHERE_THE_TEXT_LIES else "has changed since the run began"
+        )
         raise UserError(
-            f"the text of {listed} is not the one that the run began with, or this version prepares it in another way; "
+            f"the text of {listed} {is_other}, or this version prepares it in another way; "
             f"start a new run with --init {config.out}"
         )
     return store

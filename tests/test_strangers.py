@@ -344,7 +344,7 @@ def test_a_run_that_moved_with_its_text_goes_on(cli, tmp_path):
     ok(cli("train.py", "--resume", "--out", "run", "--data", "people.txt"))
     assert left(Path("run")) == straight
     assert json.loads(Path("run/config.json").read_text())["config"]["data"] == "people.txt"
-    refused(cli("train.py", "--resume", "--out", "run", "--data", "text.txt"), "not the one that the run began with")
+    refused(cli("train.py", "--resume", "--out", "run", "--data", "text.txt"), "is not the one the run began with")
     ok(cli("train.py", "--resume", "--out", "run", "--steps", 9))
 
 
@@ -356,4 +356,4 @@ def test_an_edited_text_is_told_and_the_run_goes_on_with_the_old_one(cli, names)
     assert [line for line in told if "names.txt has changed since the run began" in line]
     assert metrics(run)[-1]["step"] == 9
     shutil.rmtree(Path(os.environ["CHARLM_CACHE"], "prepared"))
-    refused(cli("train.py", "--resume", "--out", "run", "--steps", 12), "not the one that the run began with")
+    refused(cli("train.py", "--resume", "--out", "run", "--steps", 12), "names.txt has changed since the run began")
