@@ -5,6 +5,7 @@ special: only the loaders put `<bos>` and `<eos>` in.
 """
 
 import codecs
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,8 +127,20 @@ class CharTokenizer(Tokenizer):
         position = int(foreign.argmax())
         raise UserError(
             f"character {text[position]!r} (position {position}) is not in this model's vocabulary of "
-            f"{len(self.alphabet)}; use --unknown skip"
+            f"{len(self.alphabet)}; {self._other_form(text)}use --unknown skip"
         )
+
+    def _other_form(self, text: str) -> str:
+        """What to do where the Unicode form of `text` is foreign: an accent may be part of its letter's character (NFC)
+        or one of its own (NFD), and they look the same."""
+        for form, there in (("NFC", "part of their letters"), ("NFD", "apart from their letters")):
+            other = unicodedata.normalize(form, text)
+            if other != text and self._count_unknown(other) < self._count_unknown(text):
+                return f"it was trained on accents {there} ({form}), so write the text in that form, or "
+        return ""
+
+    def _count_unknown(self, text: str) -> int:
+        return int((self._ids[_code_points(text)] == UNK).sum())
 
     def decoder(self) -> "Decoder":
         return _CharDecoder(self._text)

@@ -74,6 +74,19 @@ def test_an_unknown_character_is_named_with_its_place_and_the_way_out():
     )
 
 
+@pytest.mark.parametrize("known, form", [("caf\u00e9", "NFC"), ("cafe\u0301", "NFD")])
+def test_a_text_in_the_other_unicode_form_is_told_so(known, form):
+    tokenizer = CharTokenizer(known)
+    other = "cafe\u0301 \u03b2" if form == "NFC" else "caf\u00e9 \u03b2"  # one that no form knows besides
+    with pytest.raises(
+        UserError, match=rf"accents .* their letters \({form}\), so write the text in that form, or use"
+    ):
+        tokenizer.encode(other)
+    with pytest.raises(UserError) as error:
+        tokenizer.encode(known + "x")
+    assert "NF" not in str(error.value)
+
+
 def test_unknown_positions_count_characters_not_code_units():
     with pytest.raises(UserError, match=r"'€' \(position 2\)"):
         CharTokenizer("😀").encode("😀😀€")
