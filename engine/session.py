@@ -3,11 +3,12 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.batches import Loader, counting_arrays, eval_batches
 from data.errors import FULL, UserError, fault, warn
@@ -78,7 +79,7 @@ def start_run(config: Config, given: set[str]) -> Path:
 def resume_run(config: Config, given: set[str]) -> Path:
     """Go on with the run in `--out`, exactly where its `last/` was saved."""
     with going_on(config, given) as (config, path, facts, tokenizer, device):
-        check_sizes(lambda: build_model(config, tokenizer.vocab_size, tokenizer.special), layers(config), path / "last")
+        check_sizes_to_go_on(lambda: build_model(config, tokenizer.vocab_size, tokenizer.special), config, path)
         store = store_of_run(config, facts, tokenizer, given)
         if store.tokenizer.to_json() != tokenizer.to_json():
             raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of the run's text")
@@ -161,6 +162,13 @@ def train(trainer: Trainer, program: str = "train.py") -> None:
         ) from error
 
 
+def check_sizes_to_go_on(build: Callable[[], nn.Module], config: Any, path: Path) -> None:
+    """Raise UserError when the model that `build` makes has not the sizes of the checkpoint to go on from."""
+    which = config.checkpoint or "last"
+    with _offering_best(path) if which == "last" else contextlib.nullcontext():
+        check_sizes(build, layers(config), path / which)
+
+
 def restore(trainer: Trainer, path: Path, config: Config, given: set[str]) -> None:
     """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only)."""
     _restore(trainer, path, config)
@@ -186,9 +194,16 @@ def _restore(trainer: Trainer, path: Path, config: Config) -> None:
         trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
         keep_frozen(trainer.model, path, trainer.belongs_to)
         return
-    try:
+    with _offering_best(path):
         check_identity(path / "last", trainer.belongs_to, exact=True)
         trainer.resume(path / "last")
+
+
+@contextlib.contextmanager
+def _offering_best(path: Path) -> Iterator[None]:
+    """Inside, what is wrong with `last/` is said with the way out, where there is one."""
+    try:
+        yield
     except UserError as error:
         way_out = "; --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
         raise UserError(f"{error}{way_out}") from error

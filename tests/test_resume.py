@@ -271,16 +271,17 @@ def test_a_run_that_started_from_another_resumes(cli, tmp_path):
     assert left(tmp_path / "run") == left(tmp_path / "straight")
 
 
-def damage(tmp_path) -> None:
-    path = tmp_path / "run/last/trainer.safetensors"
+def damage(tmp_path, name: str = "trainer.safetensors") -> None:
+    path = tmp_path / "run/last" / name
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_a_damaged_last_checkpoint_is_named_and_the_best_one_offered(cli, tmp_path):
+@pytest.mark.parametrize("name", ["trainer.safetensors", "model.safetensors"])
+def test_a_damaged_last_checkpoint_is_named_and_the_best_one_offered(cli, tmp_path, name):
     trained(cli, **LINES)
-    damage(tmp_path)
+    damage(tmp_path, name)
     before = tree(tmp_path / "run")
-    refused(cli(*RESUME, "--steps", 9), "run/last/trainer.safetensors is damaged", "--checkpoint best")
+    refused(cli(*RESUME, "--steps", 9), f"run/last/{name} is damaged", "--checkpoint best")
     assert tree(tmp_path / "run") == before
     gone_on = ok(cli(*RESUME, "--steps", 9, "--checkpoint", "best"))
     assert "optimizer and data order start anew" in gone_on.err

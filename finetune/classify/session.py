@@ -15,9 +15,9 @@ from data.tokenizers import Tokenizer
 from engine import flags, folder, report, session
 from engine.extend import load_extended
 from engine.identity import identity
-from engine.registry import build_model, layers
+from engine.registry import build_model
 from engine.trainer import Trainer
-from engine.weights import check_sizes, keep_frozen, load_weights
+from engine.weights import keep_frozen, load_weights
 from finetune.classify import baselines, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
@@ -59,7 +59,7 @@ def resume_run(config: ClassifyConfig, given: set[str]) -> int:
             raise UserError(f"the examples of {config.data} have changed since the run began; start a new run")
         torch.manual_seed(config.seed)
         weights = _class_weights(config, task)
-        check_sizes(lambda: _build(config, tokenizer, weights), layers(config), path / "last")
+        session.check_sizes_to_go_on(lambda: _build(config, tokenizer, weights), config, path)
         model = _build(config, tokenizer, weights)
         rows = encode_task(task, tokenizer, config)
         trainer = _trainer(model, rows, task, config, tokenizer, device, path)

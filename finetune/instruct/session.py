@@ -15,9 +15,9 @@ from engine import checkpoint, flags, folder, report, session
 from engine.extend import load_extended, train_tables
 from engine.identity import identity
 from engine.lora import add_lora
-from engine.registry import build_model, layers
+from engine.registry import build_model
 from engine.trainer import Trainer
-from engine.weights import check_sizes, keep_frozen, load_weights
+from engine.weights import keep_frozen, load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.evaluation import evaluate_side, own_material
@@ -76,7 +76,7 @@ def resume_run(config: InstructConfig, given: set[str]) -> int:
         material = own_material(config, facts)
         template = Template(config.template, tokenizer)
         sides = encode_material(material, template, config)
-        check_sizes(lambda: build(config, tokenizer), layers(config), path / "last")
+        session.check_sizes_to_go_on(lambda: build(config, tokenizer), config, path)
         model = build(config, tokenizer)
         if config.dpo:
             load_weights(model, path / "base")
