@@ -11,6 +11,10 @@ from typing import Any, TextIO
 from data.terminal import for_stream
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MACHINE = (  # what a disk, a network or a machine at its limits may say of a file that is open
+    *FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -71,13 +75,19 @@ def run_command(main: Callable[[], int], outlives_readers: bool = False) -> int:
         _leave_to_nobody(sys.stdout)
         return 0
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if not is_fault(error):
             raise
         _say(f"error: {fault(error)}")
         return 2
     except KeyboardInterrupt:
         _say("stopped")
         return 130
+
+
+def is_fault(error: OSError) -> bool:
+    """Whether it is one of a file or of the machine, not of this program. What fails while it is read or written names
+    no file."""
+    return error.filename is not None or error.errno in _MACHINE
 
 
 def fault(error: OSError) -> str:

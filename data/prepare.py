@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from data import cache, reading, sources, store, tables
 from data.build import Builder
-from data.disk import sync_folder
+from data.disk import naming, sync_folder
 from data.documents import unescaped
 from data.errors import UserError, run_command, warn
 from data.locks import hold
@@ -204,8 +204,9 @@ def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
     part = sources.cache_subfolder("prepared") / f"{folder.name}.{secrets.token_hex(4)}.part"
     part.mkdir()
     try:
-        meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
-        store.seal(part, meta)
+        with naming(part):
+            meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
+            store.seal(part, meta)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
         sync_folder(folder.parent)

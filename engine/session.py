@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data.batches import Loader, counting_arrays, eval_batches
-from data.errors import FULL, UserError, fault, warn
+from data.errors import UserError, fault, is_fault, warn
 from data.prepare import read_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
@@ -150,7 +150,7 @@ def train(trainer: Trainer, program: str = "train.py") -> None:
             print(f"saved at step {trainer.progress.step}; go on with: {command}", flush=True)
         raise
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if not is_fault(error):
             raise
         command = folder.resume_command(trainer.folder, program)
         raise UserError(f"{fault(error)}. What was saved before is whole; go on with: {command}") from error

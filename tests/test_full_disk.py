@@ -1,5 +1,6 @@
 """A disk that is full: one readable message, and nothing that was there is lost."""
 
+import errno
 import os
 import resource
 import shutil
@@ -42,6 +43,19 @@ def test_a_text_that_does_not_fit_into_the_cache(cli, tmp_path):
         refused(cli("train.py", *flags), "free some space")
     assert not Path("run").exists()
     ok(cli("train.py", *flags))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("moment", [(Builder, "write", 1), (Metrics, "write", 2)], ids=["prepare", "train"])
+def test_a_disk_that_fails_is_one_message_although_the_error_names_no_file(cli, tmp_path, monkeypatch, moment, number):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    with at_call(*moment, fail):
+        refused(cli("train.py", *quick("bigram", **STREAM)), f"error: {os.strerror(number)}")
+    ok(cli("train.py", *quick("bigram", **STREAM), "--overwrite"))
 
 
 @pytest.fixture
