@@ -32,6 +32,9 @@ _META = {
 SCAN = 1 << 18  # bytes checked at a time: they stay in the processor's cache
 
 
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # errors that say what there is
+
+
 class Damaged(UserError):
     """A prepared text of which something is missing, torn or foreign."""
 
@@ -135,7 +138,7 @@ def _crc(path: Path) -> int:
 
 def open_store(folder: Path) -> Store:
     """Open a prepared text and check all of it. Raises Damaged when a file is missing, torn, has another checksum than
-    when it was written, or holds foreign ids."""
+    when it was written, or holds foreign ids, and UserError when the disk fails: what is there may be whole."""
     try:
         meta = read_json(folder / "meta.json", _META)
         for name, sealed in meta.get("files", {}).items():
@@ -147,6 +150,9 @@ def open_store(folder: Path) -> Store:
         tokenizer = from_json(read_json(folder / "tokenizer.json"))
         splits = {name: _open_split(folder, name, meta, tokenizer) for name in ("train", "val")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if isinstance(cause, OSError) and not isinstance(cause, _MISSING):
+            raise UserError(f"cannot read the prepared text {folder}: {cause.strerror}; try again") from error
         raise Damaged(f"{folder} is not a prepared text ({error}); delete it to prepare the text again") from error
     return Store(folder, meta, tokenizer, **splits)
 

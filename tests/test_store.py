@@ -1,6 +1,8 @@
 """Preparing a text: the splits, the vocabulary, notes, the cache, damaged stores, memory, and what is refused."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -342,6 +344,26 @@ def test_a_damaged_store_is_prepared_again_with_one_warning(tmp_path, monkeypatc
     (told,) = capsys.readouterr().err.splitlines()
     assert str(folder) in told and "is damaged" in told
     assert tree(folder) == whole and list((tmp_path / "cache" / "prepared").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "train.bin"])
+def test_a_store_that_the_disk_does_not_give_is_kept(cli, tmp_path, monkeypatch, name):
+    """It may be the only copy of its text."""
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    folder = prepare(write(tmp_path / "t.txt", " ".join(WORDS))).folder
+    before, plain = tree(folder), io.open
+
+    def fail(path, *args, **options):
+        if str(path) == str(folder / name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", fail)
+        patched.setattr("builtins.open", fail)
+        ended = cli("-m data.prepare", "--data", "t.txt")
+    refused(ended, f"cannot read the prepared text {folder}: Input/output error")
+    assert tree(folder) == before
 
 
 def test_a_run_whose_prepared_text_is_damaged_goes_on_from_the_text(cli, tmp_path, monkeypatch):
