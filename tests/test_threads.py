@@ -20,6 +20,23 @@ def quiet_machine(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_real_threads(monkeypatch):
+    """torch's number of threads as a number alone: commands are forked from a process that may have a thread pool, and
+    real threads of such a child wait for ever."""
+    number = [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda wanted: number.__setitem__(0, wanted))
+
+
+def test_a_fresh_process_computes_on_them(process, tmp_path):
+    words = quick("gru", data="names.txt", kind="lines", threads=2)
+    training = process("train.py", *words, env={"OMP_NUM_THREADS": "1"})
+    _, err = training.communicate(timeout=300)
+    assert training.returncode == 0, err
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["threads"] == 2
+
+
 OTHER = "this run computed on {} threads and goes on with {}: its last bits may differ"
 
 
