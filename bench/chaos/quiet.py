@@ -1,0 +1,84 @@
+"""A command to which nothing happens: what it leaves, how long it takes, and folders with runs to begin a round in."""
+
+import json
+import shutil
+import signal
+import time
+from functools import cached_property
+from pathlib import Path
+
+from bench.chaos import faults
+from bench.chaos.faults import CALLS, Trap
+from bench.chaos.processes import Command, Ended
+
+HALF = 5  # renames into a run, of which each save makes one or two: half of it is done then
+
+
+class Quiet:
+    """One command, its `words` played in a folder of its own in `place` beside the `texts`."""
+
+    def __init__(self, place: Path, texts: Path, name: str, words: str):
+        first, *rest = words.split()
+        self.program = first if first != "-m" else f"-m {rest.pop(0)}"
+        self.name, self.flags, self.place, self.texts = name, rest, place, texts
+        self.folder = self._folder("whole")
+        trap, began = Trap(self.folder, CALLS, 0, faults.stop), time.monotonic()
+        ended = Command(self.folder, *self.start, prepare=trap.set).end()
+        self.seconds, self.counts = time.monotonic() - began, trap.counts
+        assert ended.code == 0, f"{name}: {ended.err}"
+        self.left = left(self.folder / "run")
+        self.sampled = {which: self.sample(self.folder, which).out for which in ("best", "last")}
+
+    @property
+    def start(self) -> list[str]:
+        return [self.program, *self.flags, "--out", "run"]
+
+    @property
+    def overwrite(self) -> list[str]:
+        return [*self.start, "--overwrite"]
+
+    @property
+    def resume(self) -> list[str]:
+        return [self.program, "--resume", "--out", "run"]
+
+    def sample(self, folder: Path, which: str) -> Ended:
+        """What sampling from the run in `folder` gives, or labelling with it."""
+        if "classify" in self.name:
+            words = ["-m finetune.classify", "--out", "run", "--predict", "see you"]
+        else:
+            words = ["sample.py", "run", "--num", 2, "--max-new-tokens", 8, "--seed", 1]
+        return Command(folder, *words, "--checkpoint", which).end()
+
+    @cached_property
+    def half(self) -> Path:
+        """A folder with a run that was stopped half-way."""
+        folder = self._folder("half")
+        trap = Trap(folder / "run", ("rename",), HALF, faults.send(signal.SIGTERM))
+        Command(folder, *self.start, prepare=trap.set).end()
+        return folder
+
+    @cached_property
+    def other(self) -> Path:
+        """A folder with a run of another seed, to be overwritten."""
+        folder = self._folder("other")
+        assert Command(folder, *self.start, "--seed", 7).end().code == 0
+        return folder
+
+    def _folder(self, what: str) -> Path:
+        return Path(shutil.copytree(self.texts, self.place / f"{what}-{self.name}"))
+
+
+def left(run: Path) -> dict:
+    """What two runs that are to be equal have to leave alike, bit by bit: all but the seconds."""
+    kept = {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.glob("*/*.safetensors")
+        if path.parent.suffix == ""
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return kept | {"metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines]}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,110 @@
+"""A round: a folder in which a command is to start, to go on or to overwrite, and what has to hold afterwards."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+from bench.chaos.processes import Command, Ended
+from bench.chaos.quiet import Quiet, left, tree
+
+NEVER_SAVED = "start it once more, with --overwrite"
+ON_THE_WAY = (".new", ".old", ".part", ".lock")  # names of what is being written
+
+
+class Round:
+    """One round of the command `quiet` in `folder`, with what `rng` draws."""
+
+    def __init__(self, folder: Path, quiet: Quiet, rng: random.Random):
+        self.folder, self.quiet, self.rng, self.run = folder, quiet, rng, folder / "run"
+        self.story: list[str] = []  # what was done, for whoever reads of a failure
+        self.may_leave_parts = False  # a killed preparation does; `python -m data.prepare --clear` frees them
+
+    def begin(self, mode: str | None = None, cache: str | None = None) -> list[str]:
+        """Lay out the folder for a `mode` ('start', 'resume' or 'overwrite') and a `cache` ('warm' or 'cold'), both
+        drawn where not given, and return the command's words."""
+        self.mode = mode or self.rng.choice(("start", "start", "resume", "overwrite"))
+        cache = cache or self.rng.choice(("warm", "cold"))
+        shutil.copytree(self.quiet.texts, self.folder)
+        if self.mode != "start":
+            shutil.copytree((self.quiet.half if self.mode == "resume" else self.quiet.other) / "run", self.run)
+        if cache == "warm" and (self.quiet.folder / "cache").exists():
+            shutil.copytree(self.quiet.folder / "cache", self.folder / "cache")
+        self.note(f"{self.mode}, {cache} cache")
+        return getattr(self.quiet, self.mode)
+
+    def note(self, what: str) -> None:
+        """Add to the story."""
+        self.story.append(what)
+
+    def do(self, *words, **options) -> Ended:
+        """Run a command to its end and check how it ended."""
+        return self.check(Command(self.folder, *words, **options).end(), words)
+
+    def check(self, ended: Ended, words=(), codes: tuple[int, ...] = (0, 2), signals: tuple[int, ...] = ()) -> Ended:
+        """What holds of every end: no traceback, a known code, one message where it is 2."""
+        self.note(f"{' '.join(map(str, words))}: exit code {ended.code}")
+        said = ended.err.strip()[-2000:]
+        self.may_leave_parts |= ended.code < 0
+        codes += tuple(code for signum in signals for code in (128 + signum, -signum))
+        assert "Traceback" not in said and "Exception ignored" not in said, said
+        assert ended.code in codes, f"exit code {ended.code}: {said}"
+        messages = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(messages) == (ended.code == 2), f"exit code {ended.code}: {said}"
+        return ended
+
+    def go_on(self) -> None:
+        """Do what a user does next; it has to end as if nothing had happened, and leave nothing over."""
+        self.check_samples()
+        names = {path.name for path in self.run.iterdir()} if self.run.is_dir() else set()
+        if names <= {"lock"}:
+            ended = self.do(*self.quiet.start)
+        elif self.is_ours():
+            ended = self.do(*self.quiet.resume)
+            if ended.code == 2 and NEVER_SAVED in ended.err:
+                ended = self.do(*self.quiet.overwrite)
+        else:
+            ended = self.do(*self.quiet.overwrite)
+        assert ended.code == 0, ended.err
+        self.check_whole()
+        self.check_nothing_over()
+
+    def is_ours(self) -> bool:
+        """Whether the run is the command's, not the one that it is to overwrite."""
+        path = self.run / "config.json"
+        return path.is_file() and json.loads(path.read_text())["config"]["seed"] != 7
+
+    def check_samples(self) -> None:
+        """Whatever was saved can be sampled from, but for what is half overwritten."""
+        for which in ("best", "last"):
+            if (self.run / "config.json").is_file() and any(self.run.glob(f"{which}*/manifest.json")):
+                ended = self.check(self.quiet.sample(self.folder, which), ("sample", which))
+                assert ended.code == 0 or not self.is_ours(), ended.err
+
+    def check_whole(self, but: tuple[str, ...] = ()) -> None:
+        """The run is the one to which nothing happened (`but` for these parts)."""
+        found = left(self.run)
+        for name in (found.keys() | self.quiet.left.keys()) - set(but):
+            assert found.get(name) == self.quiet.left.get(name), f"{name} is not that of a quiet run"
+        for name in ("summary.json", "loss.png", "tokenizer.json", "config.json"):
+            assert (self.run / name).is_file(), f"no {name}"
+
+    def check_nothing_over(self) -> None:
+        """Nothing lies around that was only needed on the way."""
+        over = [path for path in self.folder.rglob("*") if path.suffix in ON_THE_WAY or path.name == "lock"]
+        if self.may_leave_parts:
+            over = [path for path in over if path.suffix != ".part"]
+        assert not over, f"left over: {', '.join(map(str, over))}"
+
+    def tree(self) -> dict[str, bytes]:
+        """All that is in the run now, but for the lock."""
+        return {name: content for name, content in tree(self.run).items() if name != "lock"}
+
+
+def ended_by(ended: Ended) -> str:
+    """How a table calls an end."""
+    if ended.code in (0, 2):
+        return "went through" if ended.code == 0 else "one message"
+    signum = -ended.code if ended.code < 0 else ended.code - 128
+    return "killed" if signum == signal.SIGKILL or ended.code < 0 else "saved and left"
