@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from data.disk import remove, rename, sync_folder, write_file
+from data.disk import remove, rename, replace_file, sync_folder, write_file
 from data.errors import UserError
 from data.json_files import Whole, check_schema, parse_json, read_json
 
@@ -43,7 +43,7 @@ def save(
         for name, content in files.items():
             write_file(new / name, content)
         manifest = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
-        write_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())
+        replace_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())  # there only when whole
         sync_folder(new)
     except OSError:
         with contextlib.suppress(OSError):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.chaos import faults
+from bench.chaos.faults import Trap
+from bench.chaos.processes import Command
 from engine import checkpoint, load_run
 from tests.conftest import _child
 from tests.helpers import KILL, at_call, left, ok, quick, trained
@@ -60,6 +63,15 @@ def test_killed_while_resuming(cli, straight, name):
     for nth in (1, 2, 5):
         with at_call(os, name, nth, KILL):
             cli(*RESUME)
+    go_on(cli, straight)
+
+
+@pytest.mark.parametrize("folder, nth", [("best.new", 4), ("last.new", 5)])
+def test_killed_before_the_manifest_of_a_first_save_is_written(cli, tmp_path, straight, folder, nth):
+    """What it is to be written into has been made by then."""
+    trap = Trap(tmp_path / "run" / folder, ("write",), nth, faults.send(signal.SIGKILL))
+    ended = Command(tmp_path, "train.py", *quick(**FLAGS), prepare=trap.set).end()
+    assert ended.code == KILLED and any(tmp_path.glob(f"run/{folder}/manifest.json*"))
     go_on(cli, straight)
 
 
