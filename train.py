@@ -2,13 +2,15 @@
 
 import sys
 
-from data.errors import run_command
+from data.errors import outlive_readers, run_command
 
 
 def main() -> int:
     from engine.flags import parse
 
     config, given = parse(sys.argv[1:])
+    if not config.eval_only:
+        outlive_readers()
     from engine.runtime import Interrupted  # torch loads only now, after --help and the flags' own mistakes
     from engine.session import run
 
@@ -19,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, outlives_readers=True))
+    sys.exit(run_command(main))

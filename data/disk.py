@@ -46,16 +46,14 @@ def append_line(path: Path, line: str) -> None:
     with naming(path):
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path))
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
 
 
 def remove(path: Path) -> None:
     """Remove a file, a folder with all that is in it, or a link (never what it points to), where it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    is_folder = path.is_dir() and not path.is_symlink()
+    patiently(lambda: shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True))
 
 
 def rename(old: Path, new: Path) -> None:

@@ -57,15 +57,18 @@ class Output:
         return getattr(self._stream, name)
 
 
-def run_command(main: Callable[[], int], outlives_readers: bool = False) -> int:
+def outlive_readers() -> None:
+    """From here on the command does its work whether anybody reads what it prints or not."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+
+
+def run_command(main: Callable[[], int]) -> int:
     """The exit code of a command: 2 with one message for a mistake of the user or a file that cannot be read or
-    written, 130 for Ctrl-C. With `outlives_readers` it does its work whether anybody reads what it prints or not."""
+    written, 130 for Ctrl-C."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # Lines appear at once through a pipe too, and what the terminal cannot show is shown as its code.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    if outlives_readers:
-        sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         return main()
     except UserError as error:

@@ -79,11 +79,12 @@ def _is(value: Any, schema: Any) -> bool:
     if schema is None or schema is Any:
         return value is None or schema is Any
     if schema is float:
-        return type(value) in (int, float) and _is_finite(value)
+        return type(value) in (int, float) and is_finite(value)
     return type(value) is (schema if isinstance(schema, type) else type(schema))
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float) -> bool:
+    """Whether a number is one that a float can hold."""
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.errors import UserError, warn
 
-_HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOCKED_BYTE = 1 << 30  # far behind what the file says: on Windows a locked byte cannot be read
 PAUSE = 0.2  # seconds between looks at a lock that is waited for
@@ -33,6 +33,8 @@ def hold(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 def _acquire(path: Path, what: str, wait: bool) -> int:
     said = False
     while True:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, which a lock must not be: remove it")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(handle)

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from data import cache, reading, sources, store, tables
 from data.build import Builder
-from data.disk import naming, sync_folder
+from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
 from data.errors import UserError, run_command, warn
 from data.locks import hold
@@ -87,6 +86,7 @@ def key_of(
     data: str | Sequence[str], *, val_data: str | Sequence[str] | None, val_fraction: float = VAL_FRACTION, **how: Any
 ) -> str:
     """The key that the store of this text has, or would have. Options as of `prepare`, all of them."""
+    reading.check_encoding(how["encoding"])
     with _resolved(data, val_data) as texts:
         return _recipe(texts, How(**how, val_fraction=val_fraction)).key
 
@@ -191,7 +191,7 @@ def open_or_discard(folder: Path) -> store.Store | None:
     except store.Damaged as damage:
         aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.part")
         try:
-            os.replace(folder, aside)
+            rename(folder, aside)
         except OSError:  # not ours to remove
             raise damage from None
         shutil.rmtree(aside, ignore_errors=True)
@@ -208,7 +208,7 @@ def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
             meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
             store.seal(part, meta)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        rename(part, folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import packed
+from data.disk import patiently
 from data.errors import UserError, nearest
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
@@ -190,7 +191,7 @@ def _download(name: str, remote: Remote, path: Path) -> None:
                     got += len(chunk)
                     bar.update(len(chunk))
         _check(part, remote, way_out="")
-        os.replace(part, path)
+        patiently(lambda: os.replace(part, path))
     except (
         OSError,
         http.client.HTTPException,

@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 from data.errors import UserError, nearest
+from data.json_files import is_finite
 from engine.config import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, USES_RUN, Config
 
 _AT_LEAST_ONE = (
@@ -38,6 +39,7 @@ def check_values(config: Config) -> None:
     for name in _AT_LEAST_ONE:
         value = getattr(config, name)
         _demand(value is None or value >= 1, name, value, "at least 1")
+        _demand(value is None or value < 2**63, name, value, "below 2^63")
     for name in _SIZES:
         value, most = getattr(config, name), MAX_CONTEXT if name == "context" else MAX_SIZE
         _demand(value is None or value <= most, name, value, f"at most {most:,}")
@@ -136,7 +138,7 @@ def _fits(value: Any, kind: Any) -> bool:
         (part,) = typing.get_args(kind)
         return isinstance(value, list) and all(_fits(item, part) for item in value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
     return type(value) is kind
 
 

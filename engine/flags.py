@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest
+from data.json_files import read_json
 from data.sources import KINDS
 from engine import presets
 from engine.checks import check_mode, check_stored, check_values
@@ -179,12 +179,7 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
 
 
 def _read_file(path: str, kind: type[Config]) -> dict[str, Any]:
-    try:
-        read = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--config {path} is not JSON: {error}") from error
+    read = read_json(Path(path))
     return _stored_settings(read.get("config", read) if isinstance(read, dict) else None, path, kind)
 
 

@@ -8,6 +8,7 @@ runs/<name>/  config.json  tokenizer.json  metrics.jsonl  summary.json  samples.
 
 import contextlib
 import json
+import secrets
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24
 _FACTS = {
     "format": Whole(1),
+    "id?": str,  # of this run and no other, since format 2
     "config": dict,
     "data": {"key": str, "folder": str, "name": str, "start": str},
     "vocab_size": Whole(1, MAX_VOCABULARY),
@@ -81,7 +83,8 @@ def _describe(
     folder: Path, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], task: dict[str, Any]
 ) -> None:
     """Write down what a new run is, and read it back: a run that cannot be read must not begin."""
-    facts = {"format": FORMAT, "config": config, "data": data, "vocab_size": tokenizer.vocab_size, **task}
+    facts = {"format": FORMAT, "id": secrets.token_hex(8), "config": config, "data": data}
+    facts |= {"vocab_size": tokenizer.vocab_size, **task}
     try:
         replace_file(folder / "tokenizer.json", json.dumps(tokenizer.to_json()).encode())
         write_facts(folder, facts)
@@ -114,7 +117,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if facts["format"] > FORMAT:
         raise UserError(f"{path} has format {facts['format']}; this version reads up to {FORMAT}: take a newer one")
     check_schema(facts, _FACTS, str(path))
-    if Path(facts["data"]["folder"]).name != facts["data"]["folder"]:
+    if Path(facts["data"]["folder"]).name != facts["data"]["folder"] or facts["data"]["folder"] == "..":
         raise UserError(f"{path} is damaged: data.folder is no name of a folder in the cache")
     return facts
 
@@ -146,7 +149,7 @@ def resume_command(folder: Path, program: str = "train.py") -> str:
 
 def _make_next_free(what: str) -> Path:
     """The first of runs/<what>-1, -2, ... that is not there, made now: two processes never get the same."""
-    name = "".join(c if c.isalnum() or c in "._" else "-" for c in what)
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in what)[:80]
     RUNS.mkdir(exist_ok=True)
     n = 1
     while True:

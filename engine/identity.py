@@ -16,13 +16,14 @@ from engine.config import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
 
 # What matters to training alone: whoever samples, scores or labels may find it changed.
 _TRAINING_ONLY = GRADIENT_ONLY | {"dropout", "seed", "init"}
-_OF_EVERY_RUN = ("format", "config", "data", "vocab_size")  # what else config.json says is what the run is for
+_OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size")  # what else config.json says is what the run is for
 
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """Of the run that `config.json` describes with `facts`: what must not change without its weights."""
     ours = {"settings": {n: v for n, v in facts["config"].items() if n not in CHANGEABLE | WHERE_THE_TEXT_LIES}}
     ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
+    ours["run"] = facts.get("id")
     ours["text"] = facts["data"]["key"]
     ours["start"] = facts["data"]["start"]
     ours["task"] = {name: value for name, value in facts.items() if name not in _OF_EVERY_RUN}
@@ -30,15 +31,21 @@ def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, ours: dict[str, Any], exact: bool = False) -> None:
-    """Raise UserError, with the way out, where checkpoint `folder` belongs to another run than `ours`. `exact`: also
-    where only training is another one, which sampling and scoring do not mind. Checkpoints of format 1 do not say."""
-    theirs = checkpoint.belongs_to(folder)
-    if not isinstance(theirs, dict):
-        return
+    """Raise UserError, with the way out, where checkpoint `folder`, or the `base/` beside it, belongs to another run
+    than `ours`. `exact`: also where only training is another one, which sampling and scoring do not mind. Checkpoints
+    of format 1 do not say."""
+    for part in (folder, folder.parent / "base"):
+        theirs = checkpoint.belongs_to(part)
+        if isinstance(theirs, dict):
+            _check(part, theirs, ours, exact)
+
+
+def _check(folder: Path, theirs: dict[str, Any], ours: dict[str, Any], exact: bool) -> None:
     run = folder.parent
+    if ours["run"] is not None and theirs.get("run") not in (ours["run"], None):
+        raise UserError(f"{folder} is the checkpoint of another run than {run / 'config.json'}: put its own back")
     settings = theirs.get("settings") if isinstance(theirs.get("settings"), dict) else {}
-    ignored = set() if exact else _TRAINING_ONLY
-    names = settings.keys() & ours["settings"].keys() - ignored
+    names = settings.keys() & ours["settings"].keys() - (set() if exact else _TRAINING_ONLY)
     for name in sorted(names, key=lambda name: (name != "model", name)):
         if settings[name] != ours["settings"][name]:
             raise UserError(

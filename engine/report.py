@@ -18,7 +18,7 @@ from engine.metrics import Metrics
 from engine.novelty import KnownLines, longest_copied
 from engine.runs import Run
 from engine.trainer import Progress
-from engine.weights import load_weights
+from engine.weights import load_best
 from engine.writing import until_end
 from makemore.base import LanguageModel, count_parameters
 
@@ -37,7 +37,7 @@ def finish(
     metrics: Metrics,
 ) -> None:
     """Samples of the best weights, summary, picture."""
-    facts = load_weights(model, path / "best")
+    facts = load_best(model, path, progress.best_step)
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text, copied = samples(best, store)
     replace_file(path / "samples.txt", (text + "\n").encode("utf-8"))

@@ -140,7 +140,7 @@ class Signals:
     at once. What was inherited ignored, as under nohup, stays ignored; outside of the main thread Python has no
     handlers, and signals are whoever's they were."""
 
-    HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
     def __init__(self) -> None:
         self.received: int | None = None

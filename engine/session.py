@@ -117,7 +117,8 @@ def going_on(config: Any, given: set[str]) -> Iterator[tuple[Any, Path, dict[str
         if is_counted(config):
             refuse_useless(config, given)
         as_now = json.loads(json.dumps(flags.stored(config)))
-        if any(facts["config"].get(name, value) != value for name, value in as_now.items() if name not in given):
+        follow = given | ({"steps"} if "minutes" in given else set())  # minutes alone end a run that had steps
+        if any(facts["config"].get(name, value) != value for name, value in as_now.items() if name not in follow):
             raise UserError(f"{path} was changed by another process just now; try again")
         check_log(config.log)
         device, _ = runtime.choose_device(config.device)
@@ -177,6 +178,9 @@ def restore(trainer: Trainer, path: Path, config: Config, given: set[str]) -> No
             f"--steps {config.steps} is less than the {trainer.progress.step} that {path} has done already; give at "
             "least as many"
         )
+    used, minutes = trainer.progress.elapsed / 60, config.minutes
+    if "minutes" in given and minutes <= used:
+        raise UserError(f"--minutes {minutes:g}, but {path} has used {used:.2g} minutes already; give more")
 
 
 def _restore(trainer: Trainer, path: Path, config: Config) -> None:
@@ -194,8 +198,9 @@ def _restore(trainer: Trainer, path: Path, config: Config) -> None:
         trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
         keep_frozen(trainer.model, path, trainer.belongs_to)
         return
+    for which in ("last", "best"):
+        check_identity(path / which, trainer.belongs_to, exact=True)
     with _offering_best(path):
-        check_identity(path / "last", trainer.belongs_to, exact=True)
         trainer.resume(path / "last")
 
 

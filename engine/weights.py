@@ -19,6 +19,14 @@ def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def load_best(model: nn.Module, path: Path, best_step: int) -> dict[str, Any]:
+    """Load the `best/` of the run `path`, which training says is of `best_step`, and return its facts."""
+    facts = load_weights(model, path / "best")
+    if facts.get("step") != best_step:
+        raise UserError(f"{path / 'best'} is of step {facts.get('step')}, where the run says {best_step}: not its own")
+    return facts
+
+
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint holds of `model`: all but what training leaves alone (that is in `base/`)."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -46,8 +54,10 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> No
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:3]
+        missing = "" if checkpoint.find(folder.parent / "base") else f"; {folder.parent / 'base'} is not there"
         raise UserError(
             f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, first))}"
+            f"{missing if 'Missing' in first[0] else ''}"
         ) from error
 
 

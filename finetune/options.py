@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tyro.conf import Fixed
 
-from data.errors import UserError
+from data.errors import UserError, outlive_readers
 from engine.checks import flag
 from engine.config import Config
 
@@ -71,6 +71,8 @@ def without_scratch(config: Any) -> Any:
 def start_or_resume(session: Any, config: FinetuneConfig, given: set[str]) -> int:
     """The exit code of the run that `session` starts or goes on with."""
     from engine.runtime import Interrupted  # torch loads only now
+
+    outlive_readers()
 
     do: Callable[[FinetuneConfig, set[str]], int] = session.resume_run if config.resume else session.start_run
     try:

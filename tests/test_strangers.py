@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from data.errors import UserError
 from data.json_files import Whole, parse_json
 from engine import checkpoint, report
 from engine.metrics import Metrics
+from tests.conftest import ROOT
 from tests.helpers import LINES, STREAM, at_call, left, metrics, ok, quick, refused, trained, tree, warnings_of
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
@@ -357,3 +360,59 @@ def test_an_edited_text_is_told_and_the_run_goes_on_with_the_old_one(cli, names)
     assert metrics(run)[-1]["step"] == 9
     shutil.rmtree(Path(os.environ["CHARLM_CACHE"], "prepared"))
     refused(cli("train.py", "--resume", "--out", "run", "--steps", 12), "names.txt has changed since the run began")
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_checkpoint_of_another_run_of_the_same_sizes_is_noticed(cli, tmp_path, which):
+    ok(cli("train.py", *quick(**LINES, out="other", seed=2)))
+    run = trained(cli, **LINES)
+    shutil.rmtree(run / which)
+    shutil.copytree(tmp_path / "other" / which, run / which)
+    told = f"run/{which} is the checkpoint of another run than run/config.json"
+    refused(cli("train.py", "--resume", "--out", "run", "--steps", 9), told)
+    refused(cli("sample.py", "run", "--checkpoint", which), told)
+
+
+def test_the_frozen_weights_of_another_run_are_noticed(cli, tmp_path):
+    lines = [json.dumps({"prompt": f"{n}", "completion": "b"}) for n in range(40)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    tiny = ["--data", "x.jsonl", "--steps", 2, "--batch-size", 4]
+    sizes = ["--tokenizer", "byte", "--n-layer", 1, "--n-head", 1, "--n-embd", 8]
+    for seed in (1, 2):
+        ok(cli("-m finetune.instruct", *tiny, *sizes, "--seed", seed, "--out", f"parent{seed}"))
+        lora = ["--init", f"parent{seed}", "--train", "lora", "--out", f"run{seed}"]
+        ok(cli("-m finetune.instruct", *tiny, *lora))
+    shutil.rmtree("run1/base")
+    refused(cli("sample.py", "run1", "--prompt", "1"), "run1/base is not there")
+    shutil.copytree("run2/base", "run1/base")
+    refused(cli("sample.py", "run1", "--prompt", "1"), "run1/base is the checkpoint of another run")
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_minutes_may_end_a_run_that_had_steps(cli, is_done):
+    trained(cli, **LINES)
+    if is_done:
+        told = cli("train.py", "--resume", "--out", "run", "--minutes", 1e-9)
+        refused(told, "--minutes 1e-09, but run has used", "give more")
+    else:
+        ok(cli("train.py", "--resume", "--out", "run", "--minutes", 0.01))
+        assert metrics("run")[-1]["step"] > 6
+
+
+@pytest.mark.parametrize("flags", [["--eval-only", "--out", "run"], ["--help"]], ids=str)
+def test_what_a_command_is_asked_to_print_is_not_lost_in_silence(cli, monkeypatch, flags):
+    trained(cli, **LINES)
+    command = ["bash", "-c", f"'{sys.executable}' '{ROOT / 'train.py'}' {' '.join(flags)} > /dev/full"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode != 0 and "No space left on device" in ended.stderr
+
+
+HUGE = [["--config", "deep.json"], ["--config", "huge.json"], ["--eval-tokens", "1" + "0" * 400]]
+
+
+@pytest.mark.parametrize("flags", HUGE, ids=["deep", "huge", "many"])
+def test_a_flag_that_no_number_can_hold_is_refused(cli, tmp_path, flags):
+    (tmp_path / "deep.json").write_text(NESTED)
+    (tmp_path / "huge.json").write_text('{"lr": 1' + "0" * 400 + "}")
+    refused(cli("train.py", *quick(**LINES), *flags), flags[0] if "eval" in flags[0] else flags[1])
+    assert not Path("run").exists()

@@ -23,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, outlives_readers=True))
+    sys.exit(run_command(main))

@@ -17,7 +17,7 @@ from engine.extend import load_extended
 from engine.identity import identity
 from engine.registry import build_model
 from engine.trainer import Trainer
-from engine.weights import keep_frozen, load_weights
+from engine.weights import keep_frozen, load_best
 from finetune.classify import baselines, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
@@ -123,7 +123,7 @@ def _finish(
 ) -> int:
     session.train(trainer, PROGRAM)
     path, model, pad = trainer.folder, trainer.model, tokenizer.special.pad
-    load_weights(model, path / "best")
+    load_best(model, path, trainer.progress.best_step)
     summary = report.describe(model, trainer.progress, config) | {"labels": task.labels}
     for side in ("val", "test"):
         predicted = probabilities(model, rows[side], pad, trainer.device).argmax(1)

@@ -17,7 +17,7 @@ from engine.identity import identity
 from engine.lora import add_lora
 from engine.registry import build_model
 from engine.trainer import Trainer
-from engine.weights import keep_frozen, load_weights
+from engine.weights import keep_frozen, load_best, load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.evaluation import evaluate_side, own_material
@@ -163,7 +163,7 @@ def _judge(work: Work, model: torch.nn.Module) -> Callable[[], dict[str, float]]
 def _finish(trainer: Trainer, work: Work) -> int:
     session.train(trainer, PROGRAM)
     path, side = trainer.folder, work.sides["test"]
-    load_weights(trainer.model, path / "best")
+    load_best(trainer.model, path, trainer.progress.best_step)
     summary = report.describe(trainer.model, trainer.progress, work.config)
     summary["left_out"] = {name: each.left_out for name, each in work.sides.items()}
     summary["shortened"] = {name: each.shortened for name, each in work.sides.items()}
