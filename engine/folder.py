@@ -38,6 +38,7 @@ _FACTS = {
     "classify?": {"labels": [str]},
     "instruct?": {"template": str},
 }
+_DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # before there is a config.json
 _OURS = (
     LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
     "generations.jsonl", "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
@@ -88,7 +89,7 @@ def _describe(
     try:
         replace_file(folder / "tokenizer.json", json.dumps(tokenizer.to_json()).encode())
         write_facts(folder, facts)
-    except OSError:  # a full disk: leave nothing half made
+    except BaseException:  # a full disk, Ctrl-C: leave nothing half made
         _clear(folder)
         raise
     read = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
@@ -164,10 +165,12 @@ def _make_next_free(what: str) -> Path:
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Raise UserError when there is something in the way of a run in `folder` that may not be removed."""
     if not folder.is_dir():
-        occupied = folder.exists()
+        is_free = not folder.exists()
     else:
-        occupied = any(path.name != LOCK for path in folder.iterdir())
-    if not occupied:
+        names = {path.name for path in folder.iterdir()}
+        was_killed = LOCK in names and names <= _DESCRIPTION  # a start that described its run, and no more
+        is_free = names <= {LOCK} or was_killed
+    if is_free:
         return
     if not overwrite:
         raise UserError(f"{folder} already exists; use --resume to go on with it, --overwrite, or another --out")

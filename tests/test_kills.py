@@ -15,7 +15,7 @@ from bench.chaos.faults import Trap
 from bench.chaos.processes import Command
 from engine import checkpoint, load_run
 from tests.conftest import _child
-from tests.helpers import KILL, at_call, left, ok, quick, trained
+from tests.helpers import INT, KILL, TERM, at_call, left, ok, quick, refused, trained
 
 FLAGS = {"data": "names.txt", "kind": "lines", "dropout": 0.2, "steps": 2, "eval_interval": 1}
 RESUME = ("train.py", "--resume", "--out", "run")
@@ -54,6 +54,26 @@ def test_killed_before_each_change_of_the_disk(cli, straight, name):
             break
         go_on(cli, straight)
     assert code == 0 and nth > 2
+
+
+@pytest.mark.parametrize(
+    "stop, code", [(KILL, KILLED), (TERM, -signal.SIGTERM), (INT, 130)], ids=["kill", "term", "int"]
+)
+@pytest.mark.parametrize("name, nth", [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)])
+def test_a_start_that_ends_before_there_is_a_run_is_no_obstacle(cli, straight, name, nth, stop, code):
+    """While tokenizer.json or config.json is written: the same command starts once more."""
+    with at_call(os, name, nth, stop):
+        assert cli("train.py", *quick(**FLAGS)).code == code
+    assert not Path("run/config.json").exists()
+    ok(cli("train.py", *quick(**FLAGS)))
+    assert left(Path("run")) == straight
+
+
+def test_a_folder_of_somebody_elses_tokenizer_is_not_taken(cli, straight):
+    Path("run").mkdir()
+    Path("run/tokenizer.json").write_text("mine")
+    refused(cli("train.py", *quick(**FLAGS)), "run already exists")
+    assert Path("run/tokenizer.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", CHANGES)

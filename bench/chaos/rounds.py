@@ -57,8 +57,7 @@ class Round:
     def go_on(self) -> None:
         """Do what a user does next; it has to end as if nothing had happened, and leave nothing over."""
         self.check_samples()
-        names = {path.name for path in self.run.iterdir()} if self.run.is_dir() else set()
-        if names <= {"lock"}:
+        if not (self.run / "config.json").exists():
             ended = self.do(*self.quiet.start)
         elif self.is_ours():
             ended = self.do(*self.quiet.resume)
