@@ -3,7 +3,7 @@
     <folder>/meta.json  tokenizer.json  train.bin  val.bin  [train.offsets.bin  val.offsets.bin]
 
 Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Everything is read through memory maps. `meta.json` has the
-size and the CRC-32 of every other file; what earlier versions prepared has none, and is used all the same.
+size and the CRC-32 of every other file, and its own; what earlier versions prepared has none, and is used all the same.
 """
 
 import json
@@ -121,11 +121,18 @@ def seal(folder: Path, meta: dict[str, Any]) -> None:
     the disk: after a power failure the store is whole or not there."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     files = {path.name: {"size": path.stat().st_size, "crc32": _crc(path)} for path in paths}
-    (folder / "meta.json").write_text(json.dumps(meta | {"files": files}, indent=1), "utf-8")
+    meta = meta | {"files": files}
+    meta["crc32"] = _meta_crc(meta)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
     for path in (*paths, folder / "meta.json"):
         with open(path, "r+b") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def _meta_crc(meta: dict[str, Any]) -> int:
+    """The CRC-32 of what `meta.json` says besides."""
+    return zlib.crc32(json.dumps({name: value for name, value in meta.items() if name != "crc32"}).encode())
 
 
 def _crc(path: Path) -> int:
@@ -141,6 +148,8 @@ def open_store(folder: Path) -> Store:
     when it was written, or holds foreign ids, and UserError when the disk fails: what is there may be whole."""
     try:
         meta = read_json(folder / "meta.json", _META)
+        if meta.get("crc32", crc := _meta_crc(meta)) != crc:
+            raise ValueError("meta.json has not the checksum that it was written with")
         for name, sealed in meta.get("files", {}).items():
             check_schema(sealed, {"size": Whole(), "crc32": Whole()}, str(folder / "meta.json"), f"files.{name}")
             if (size := (folder / name).stat().st_size) != sealed["size"]:

@@ -299,7 +299,7 @@ DAMAGE = {
 def without_sums(folder: Path) -> None:
     """Make the store what earlier versions wrote."""
     meta = json.loads((folder / "meta.json").read_text())
-    del meta["files"]
+    del meta["files"], meta["crc32"]
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -323,11 +323,18 @@ def hole(path: Path, start: int, length: int) -> None:
     path.write_bytes(content)
 
 
+def swap(path: Path, old: str, new: str) -> None:
+    content = path.read_text()
+    assert content.count(old) == 1
+    path.write_text(content.replace(old, new))
+
+
 SILENT = {
     "zeros": lambda f: hole(f / "train.bin", 0, 1 << 30),
     "a hole": lambda f: hole(f / "val.bin", 20, 16),
     "zeros for offsets": lambda f: hole(f / "train.offsets.bin", 0, 1 << 30),
     "zeros for meta.json": lambda f: hole(f / "meta.json", 0, 1 << 30),
+    "another name in meta.json": lambda f: swap(f / "meta.json", '"name": "t"', '"name": "u"'),
     "another id": lambda f: hole(f / "train.bin", 8, 1),
     "another alphabet": lambda f: hole(f / "tokenizer.json", 40, 1),
 }
