@@ -42,12 +42,14 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file of its own. Raises OSError (ELOOP) where `path` is a link."""
+    """Append one line to a file of its own and flush it to the disk. Raises OSError (ELOOP) where `path` is a link."""
     with naming(path):
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path))
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:

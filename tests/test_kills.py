@@ -14,6 +14,7 @@ from bench.chaos import faults
 from bench.chaos.faults import Trap
 from bench.chaos.processes import Command
 from engine import checkpoint, load_run
+from engine.metrics import Metrics
 from tests.conftest import _child
 from tests.helpers import INT, KILL, TERM, at_call, left, ok, quick, refused, trained
 
@@ -125,6 +126,18 @@ def test_reading_while_it_is_written(cli, straight, nth):
         found, about = checkpoint.load(run / "best", ("model",))
     expected = changed if about["step"] == 99 else tensors["model"]
     assert replaced and all(found["model"][name].equal(value) for name, value in expected.items())
+
+
+def test_a_line_of_metrics_is_on_the_disk_before_the_checkpoint_that_counts_on_it(tmp_path, monkeypatch):
+    synced, plain = [], os.fsync
+
+    def fsync(number: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{number}"), os.fstat(number).st_size))
+        plain(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Metrics(tmp_path).write({"step": 1})
+    assert synced == [(str(tmp_path / "metrics.jsonl"), len('{"step": 1}\n'))]
 
 
 def test_killed_at_random_moments(cli, tmp_path, straight):
