@@ -1,5 +1,6 @@
 """A text cut into documents: texts of several lines each, with blank lines or a text of one's own between them."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -20,10 +21,13 @@ def read_documents(chunks: Iterable[str], separator: str | None, called: str) ->
     """The documents of one file, in one pass: what stands between blank lines, or between the places where `separator`
     stands. Without the line ends, or blank lines, before and after them; those of white space alone are left out.
 
+    The begin and the end of the file count as the line ends that `separator` has there, and the line ends that close
+    one separator open the next.
     Raises UserError for a document of more than 16 million characters; `called` is the file's name in it."""
+    border, before, after = _border(separator)
     held, n = "", 0
-    for chunk in chunks:
-        *whole, held = _split(held + chunk, separator)
+    for chunk in itertools.chain([before], chunks, [after]):
+        *whole, held = border.split(held + chunk)
         for document in filter(None, map(stripped, whole)):
             n += 1
             _check(document, n, called)
@@ -33,8 +37,18 @@ def read_documents(chunks: Iterable[str], separator: str | None, called: str) ->
         yield document
 
 
-def _split(text: str, separator: str | None) -> list[str]:
-    return _BLANK_LINES.split(text) if separator is None else text.split(separator)
+def _border(separator: str | None) -> tuple[re.Pattern[str], str, str]:
+    """What matches between two documents, and the line ends to think before and after the file. Line ends around a
+    document are no part of it, so those that a separator shares with the next one may be left before that."""
+    if separator is None:
+        return _BLANK_LINES, "", ""
+    if not separator.strip("\n"):
+        return re.compile(re.escape(separator)), "", ""
+    before = separator[: len(separator) - len(separator.lstrip("\n"))]
+    after = separator[len(separator.rstrip("\n")) :]
+    shared = min(before, after)
+    own = separator[: len(separator) - len(shared)]
+    return re.compile(f"{re.escape(own)}(?={shared})"), before, after
 
 
 def stripped(text: str) -> str:

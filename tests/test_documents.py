@@ -62,6 +62,36 @@ def test_a_separator_of_ones_own_is_found_wherever_chunks_end(parts, separator, 
     assert list(read_documents(in_chunks(text, cuts), separator, "x")) == expected
 
 
+def whole_text_cut(text: str, separator: str) -> list[str]:
+    """The documents by a search over the whole text, one place after the other."""
+    before = len(separator) - len(separator.lstrip("\n"))
+    after = len(separator) - len(separator.rstrip("\n"))
+    text, begin, parts = "\n" * before + text + "\n" * after, 0, []
+    while (place := text.find(separator, begin)) >= 0:
+        parts.append(text[begin:place])
+        begin = place + len(separator) - min(before, after)
+    return [re.sub(r"\A(\s*\n)|\n\s*\Z", "", part) for part in [*parts, text[begin:]] if part.strip()]
+
+
+@FIXED
+@given(
+    pieces=st.lists(st.sampled_from(["%%", "\n", "\n", "a", " ", "%"]), max_size=30),
+    separator=st.sampled_from(["\n%%\n", "\n%%", "%%\n", "\n\n%%\n", "\n%%\n\n", "\n%\n%\n"]),
+    cuts=CUTS,
+)
+@example(pieces=[*"%%\n%%\na\n%%\n%%"], separator="\n%%\n", cuts=[2, 3, 6])
+def test_separators_share_line_ends_with_the_file_and_each_other(pieces, separator, cuts):
+    text = "".join(pieces)
+    assert list(read_documents(in_chunks(text, cuts), separator, "x")) == whole_text_cut(text, separator)
+
+
+def test_no_separator_leaks_into_a_document(tmp_path):
+    (tmp_path / "edges.txt").write_text("%%\nfirst poem\nx\n%%\n%%\n%%\nsecond poem\n%%\nthird\n%%")
+    store = prepare(str(tmp_path / "edges.txt"), kind="documents", separator=r"\n%%\n")
+    assert "%" not in store.tokenizer.alphabet
+    assert len(store.train.offsets) + len(store.val.offsets) - 2 == 3
+
+
 def test_escapes_of_a_separator():
     assert [unescaped(text) for text in (r"\n%%\n", r"\t", r"a\\nb", "<|endoftext|>", r"\x")] == [
         "\n%%\n", "\t", r"a\nb", "<|endoftext|>", r"\x",
