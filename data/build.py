@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import packed, reading, tables, vocabulary
 from data.bpe import BPETokenizer, whole_words
-from data.documents import read_documents
+from data.documents import occurs, read_documents
 from data.errors import UserError
 from data.tokenizers import Tokenizer
 
@@ -151,9 +151,13 @@ class Builder:
             return [np.ones(len(hashes[0]), bool)]
         if len(np.unique(hashes[0])) < 2:
             name = reading.shown(self.files[0][0])
-            separator = " (or see --separator for what stands between documents)" if self.kind == "documents" else ""
-            way_out = f"use --kind stream{separator}"
-            raise UserError(f"{name} has only one distinct {self.kind[:-1]}, and {self.kind} were asked for; {way_out}")
+            why, way_out = f", and {self.kind} were asked for", "use --kind stream"
+            if self.kind == "documents" and self.text_column is None:
+                if self.separator is None:
+                    way_out += " (or see --separator for what stands between documents)"
+                elif not any(occurs(self.separator, self._chunks([path])) for path in self.files[0]):
+                    why = f": {self.separator!r} occurs nowhere in it"
+            raise UserError(f"{name} has only one distinct {self.kind[:-1]}{why}; {way_out}")
         chosen = hashes[0] < np.uint64(self.val_fraction * 2**64)
         if not chosen.any() or chosen.all():  # a handful of rows: take the one whose hash is smallest
             chosen = hashes[0] == hashes[0].min()

@@ -9,12 +9,14 @@ from data.errors import UserError
 LONGEST = 1 << 24  # characters of a document: as much as is held while its end is searched
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _LEADING = re.compile(r"(?:[^\S\n]*\n)+")
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+_ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
 
 
 def unescaped(separator: str) -> str:
-    r"""What `--separator` means: \n is a line end, \t a tab and \\ a backslash."""
-    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], separator)
+    r"""What `--separator` means: \n and \r are line ends, \t is a tab and \\ a backslash. "\r\n" and "\r" become "\n",
+    as they do in every text."""
+    meant = re.sub(r"\\[nrt\\]", lambda found: _ESCAPES[found[0]], separator)
+    return meant.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_documents(chunks: Iterable[str], separator: str | None, called: str) -> Iterator[str]:
@@ -30,11 +32,23 @@ def read_documents(chunks: Iterable[str], separator: str | None, called: str) ->
         *whole, held = border.split(held + chunk)
         for document in filter(None, map(stripped, whole)):
             n += 1
-            _check(document, n, called)
+            _check(document, n, separator, called)
             yield document
-        _check(held, n + 1, called)
+        _check(held, n + 1, separator, called)
     if document := stripped(held):
         yield document
+
+
+def occurs(separator: str, chunks: Iterable[str]) -> bool:
+    """Whether a file is cut anywhere by `separator`."""
+    border, before, after = _border(separator)
+    held = ""
+    for chunk in itertools.chain([before], chunks, [after]):
+        held += chunk
+        if border.search(held):
+            return True
+        held = held[-len(separator) :]
+    return False
 
 
 def _border(separator: str | None) -> tuple[re.Pattern[str], str, str]:
@@ -59,9 +73,11 @@ def stripped(text: str) -> str:
     return text[leading.end() if leading else 0 : trailing if trailing >= 0 else len(text)]
 
 
-def _check(text: str, n: int, called: str) -> None:
+def _check(text: str, n: int, separator: str | None, called: str) -> None:
     if len(text) > LONGEST:
-        raise UserError(
-            f"document {n:,} of {called} has more than {LONGEST:,} characters; see --separator for what ends a "
-            "document, or use --kind stream"
+        ends = (
+            "; see --separator for what ends a document, or"
+            if separator is None
+            else f": {separator!r} occurs nowhere in it;"
         )
+        raise UserError(f"document {n:,} of {called} has more than {LONGEST:,} characters{ends} use --kind stream")

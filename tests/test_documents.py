@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data import documents
-from data.documents import read_documents, unescaped
+from data.documents import occurs, read_documents, unescaped
 from data.errors import UserError
 from data.prepare import prepare
 from data.tokenizers import EOS
@@ -93,9 +93,27 @@ def test_no_separator_leaks_into_a_document(tmp_path):
 
 
 def test_escapes_of_a_separator():
-    assert [unescaped(text) for text in (r"\n%%\n", r"\t", r"a\\nb", "<|endoftext|>", r"\x")] == [
-        "\n%%\n", "\t", r"a\nb", "<|endoftext|>", r"\x",
+    assert [unescaped(text) for text in (r"\n%%\n", r"\t", r"a\\nb", "<|endoftext|>", r"\x", r"\r\n%\r", "\r\n")] == [
+        "\n%%\n", "\t", r"a\nb", "<|endoftext|>", r"\x", "\n%\n", "\n",
     ]  # fmt: skip
+
+
+@FIXED
+@given(text=st.text("a%\n", max_size=20), separator=st.sampled_from(["\n%%\n", "%%", "%%\n", "\n%", "\n"]), cuts=CUTS)
+def test_whether_a_separator_occurs_wherever_chunks_end(text, separator, cuts):
+    before = "\n" if separator.startswith("\n") and separator != "\n" else ""
+    after = "\n" if separator.endswith("\n") and separator != "\n" else ""
+    assert occurs(separator, in_chunks(text, cuts)) == (separator in before + text + after)
+
+
+def test_a_separator_that_occurs_nowhere_is_named(cli, monkeypatch):
+    Path("text.txt").write_text("a poem\n%%\nanother\n")
+    told = cli("-m data.prepare", "--data", "text.txt", "--kind", "documents", "--separator", r"\r\n--\r\n")
+    refused(told, r"only one distinct document: '\n--\n' occurs nowhere in it; use --kind stream")
+    assert "--separator" not in told.err
+    monkeypatch.setattr(documents, "LONGEST", 10)
+    with pytest.raises(UserError, match=r"document 1 of x has more than 10 characters: '--' occurs nowhere in it; use"):
+        list(read_documents(["a poem\n%%\nanother\n"], "--", "x"))
 
 
 def test_a_document_without_an_end_is_refused_before_it_fills_the_memory(monkeypatch):
