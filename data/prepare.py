@@ -132,10 +132,13 @@ def _recipe(texts: list[list[sources.Text]], how: How) -> Recipe:
         files.append([])
         for text in side:
             readable, skipped = reading.text_files(text, how.encoding)
-            files[-1] += readable
             notes += reading.left_out(text, skipped, how.encoding)
-            if how.text_column is None and text.folder is None and len(text.files) == 1:
-                notes += tables.note_table(text.files[0], how.encoding)
+            if how.text_column is not None:
+                readable, others = tables.only_tables(text.folder, readable)
+                notes += reading.left_out(text, others, "tables")
+            files[-1] += readable
+    if how.text_column is None:
+        notes += tables.note_tables(list(dict.fromkeys(sum(files, []))), how.encoding)
     if how.kind is None:
         several = tables.has_line_ends(sum(files, []), how.text_column, how.encoding)
         how = how._replace(kind="documents" if several else "lines")

@@ -57,14 +57,14 @@ def text_files(text: Text, encoding: str) -> tuple[list[Path], list[Path]]:
     return readable, sorted(set(text.files) - set(readable))
 
 
-def left_out(text: Text, skipped: list[Path], encoding: str) -> list[str]:
-    """A note that names the first of the `skipped` files of a folder, if there are any."""
+def left_out(text: Text, skipped: list[Path], wanted: str) -> list[str]:
+    """A note that names the first of the `skipped` files of a folder, if there are any: they are not `wanted`."""
     if not skipped or not text.folder:
         return []
     names = ", ".join(str(path.relative_to(text.folder)) for path in skipped[:NAMED])
     more = f" and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
     count = f"{len(skipped):,} of the {len(text.files):,} files in {text.folder}"
-    return [f"{count} are not {encoding}: left out ({names}{more})"]
+    return [f"{count} are not {wanted}: left out ({names}{more})"]
 
 
 def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:

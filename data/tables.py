@@ -37,10 +37,40 @@ def has_line_ends(files: list[Path], column: str, encoding: str) -> bool:
     return any("\n" in text for path in files for text in read_texts(path, column, encoding))
 
 
-def note_table(path: Path, encoding: str) -> list[str]:
-    """A note on a table that is read as it stands, if it is one of several columns."""
-    if not is_table(path):
+def only_tables(folder: Path | None, files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Those `files` of a folder that are tables, and those that are none. Files that were named one by one (`folder` is
+    None) are all kept: reading one that is no table says so. Raises UserError for a folder without tables."""
+    if folder is None:
+        return files, []
+    kept = [path for path in files if is_table(path)]
+    if not kept:
+        raise UserError(
+            f"--text-column is for tables, and the folder {folder} holds none among its {len(files)} files of text "
+            f"({', '.join(TABLES)})"
+        )
+    return kept, [path for path in files if not is_table(path)]
+
+
+def note_tables(files: list[Path], encoding: str) -> list[str]:
+    """A note on the tables of several columns among files that are read as they stand, if there are any."""
+    columns = {path: names for path in files if (names := _columns(path, encoding)) is not None}
+    if not columns:
         return []
+    path, names = next(iter(columns.items()))
+    listed = f" ({'it' if len(files) == 1 else path.name} has: {', '.join(names)[:200]})" if names else ""
+    way_out = f"for the texts of one column say --text-column NAME{listed}"
+    if len(files) == 1:
+        return [f"{path} is a table, and read as it stands; {way_out}"]
+    some = ", ".join(map(str, [*columns][: reading.NAMED]))
+    more = f" and {len(columns) - reading.NAMED:,} more" if len(columns) > reading.NAMED else ""
+    count = f"{len(columns):,} of the {len(files):,} files ({some}{more})"
+    return [f"{count} are tables, and read as they stand; {way_out}"]
+
+
+def _columns(path: Path, encoding: str) -> list[str] | None:
+    """Names of the columns of a table that has several, as far as its begin has them; None for any other file."""
+    if not is_table(path):
+        return None
     try:
         if _suffix(path) in (".tsv", ".csv"):
             _, names = next(_rows(path, encoding, None), (0, []))
@@ -49,9 +79,8 @@ def note_table(path: Path, encoding: str) -> list[str]:
     except (UserError, StopIteration, TypeError):
         names = []
     if len(names) == 1 or (not names and _suffix(path) != ".json"):
-        return []
-    listed = f" (it has: {', '.join(map(str, names))[:200]})" if names else ""
-    return [f"{path} is a table, and read as it stands; for the texts of one column say --text-column NAME{listed}"]
+        return None
+    return list(map(str, names))
 
 
 def _suffix(path: Path) -> str:

@@ -143,6 +143,31 @@ def test_a_table_read_as_it_stands_gets_a_note(cli, tmp_path, name):
     assert warnings_of(ok(cli("-m data.prepare", "--data", name, "--text-column", "body"))) == []
 
 
+def test_tables_among_several_files_get_one_note(cli, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("a.csv", "b.jsonl"):
+        write(tmp_path / "folder" / name, table(name, LINES))
+    write(tmp_path / "folder/c.txt", "\n".join(LINES))
+    for data in (["folder"], ["folder/a.csv", "folder/b.jsonl", "folder/c.txt"]):
+        (note,) = warnings_of(ok(cli("-m data.prepare", "--data", *data)))
+        assert "2 of the 3 files (folder/a.csv, folder/b.jsonl) are tables, and read as they stand" in note
+        assert "say --text-column NAME (a.csv has: id, body, label)" in note
+
+
+def test_of_a_folder_the_tables_alone_have_a_column(cli, tmp_path):
+    for folder in ("folder", "none"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "about.txt", "of these tables")
+    for name, texts in (("a.csv", LINES[::2]), ("b.jsonl", LINES[1::2])):
+        write(tmp_path / "folder" / name, table(name, texts))
+    store = prepare("folder", text_column="body")
+    assert store.meta["notes"] == ["1 of the 3 files in folder are not tables: left out (about.txt)"]
+    assert sorted(rows_of(store)) == sorted(LINES)
+    refused(cli("-m data.prepare", "--data", "none", "--text-column", "body"), "the folder none holds none", ".csv")
+    listed = cli("-m data.prepare", "--data", "folder/a.csv", "folder/about.txt", "--text-column", "body")
+    refused(listed, "about.txt is none by its name")
+
+
 def test_a_run_on_a_column_is_resumed_and_evaluated(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "x.csv", table("x.csv", POEMS))
