@@ -49,7 +49,7 @@ class Builder:
         # Characters outside the vocabulary, with counts, a side each.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
         self.characters = {"train": 0, "val": 0}
-        self.c1: set[str] = set()  # control characters of a text that may be cp1252
+        self.c1: set[str] = set()  # control characters of a text that may be in an encoding of Windows'
 
     def write(self, folder: Path, name: str) -> dict:
         """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
@@ -63,7 +63,7 @@ class Builder:
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
             meta = self._stream(folder) if self.kind == "stream" else self._rows(folder)
         self._note_unknown()
-        self.notes += reading.note_c1(self.c1, "the text")
+        self.notes += reading.note_c1(self.c1, "the text", self.encoding)
         return meta | {"notes": self.notes}
 
     def _stream(self, folder: Path) -> dict:
@@ -182,7 +182,7 @@ class Builder:
 
     def _chunks(self, files: list[Path]) -> Iterator[str]:
         for chunk in reading.read_chunks(files, self.encoding, self.digests):
-            if not chunk.isascii() and reading.may_be_cp1252(self.encoding):
+            if not chunk.isascii() and reading.may_be_windows(self.encoding):
                 self.c1.update(reading.C1.findall(chunk))
             yield chunk
             self.bar.update(len(chunk))

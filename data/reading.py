@@ -16,7 +16,10 @@ from data.sources import SPOOL_PREFIX, Text, cache_folder
 CHUNK = 1 << 22  # bytes read at a time: the largest piece of any text that is ever held while preparing it
 IN_MEMORY = 1 << 30  # bytes that a packed file of examples, which are held in memory, may unpack to
 NAMED = 3  # files left out of a folder
-C1 = re.compile("[\x80-\x9f]")  # control characters that no text has; in cp1252 their bytes are letters and quotes
+C1 = re.compile(
+    "[\x80-\x9f]"
+)  # control characters that no text has; in Windows' encodings their bytes are letters and quotes
+_LIKE_CP1252 = {"iso8859-1", "iso8859-9", "iso8859-15"}  # nearly all letters where cp1252 has them
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
 
@@ -114,7 +117,7 @@ def numbered_lines(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def read_whole(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> str:
-    """All of one file of examples. Warns of control characters that mean that it is cp1252."""
+    """All of one file of examples. Warns of control characters that mean that its encoding is one of Windows'."""
     pieces, size = [], 0
     for chunk in read_chunks([path], encoding, digests):
         pieces.append(chunk)
@@ -122,22 +125,25 @@ def read_whole(path: Path, encoding: str, digests: Mapping[Path, bytes] | None =
         if size > IN_MEMORY and packed.is_packed(path):
             raise UserError(f"{shown(path)} unpacks to more than {IN_MEMORY:,} characters: too many to hold in memory")
     text = "".join(pieces)
-    for note in note_c1(set(C1.findall(text)) if may_be_cp1252(encoding) else set(), shown(path)):
+    for note in note_c1(set(C1.findall(text)) if may_be_windows(encoding) else set(), shown(path), encoding):
         warn(note)
     return text
 
 
-def may_be_cp1252(encoding: str) -> bool:
-    """Whether `encoding` makes control characters of the bytes in which cp1252 has letters and quotes."""
-    return codecs.lookup(encoding).name == "iso8859-1"
+def may_be_windows(encoding: str) -> bool:
+    """Whether `encoding` makes control characters of the bytes in which Windows' encodings have letters and quotes."""
+    return codecs.lookup(encoding).name.startswith("iso8859-")
 
 
-def note_c1(characters: set[str], called: str) -> list[str]:
-    """A note on these control characters of a text, if there are any."""
+def note_c1(characters: set[str], called: str, encoding: str) -> list[str]:
+    """A note on these control characters of a text in `encoding`, if there are any."""
     if not characters:
         return []
     some = " ".join(map(repr, sorted(characters)[:8])) + (" ..." if len(characters) > 8 else "")
-    return [f"{called} has control characters that no text has ({some}); it looks like Windows': see --encoding cp1252"]
+    likely = " cp1252" if codecs.lookup(encoding).name in _LIKE_CP1252 else ""
+    return [
+        f"{called} has control characters that no text has ({some}); it looks like Windows': see --encoding{likely}"
+    ]
 
 
 def whole_characters(text: str) -> str:

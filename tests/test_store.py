@@ -194,6 +194,10 @@ def test_control_characters_of_a_text_that_is_cp1252_are_noted(tmp_path):
     (note,) = prepare(path, encoding="latin-1").meta["notes"]
     assert "'\\x93' '\\x94'" in note and "--encoding cp1252" in note
     assert prepare(path, encoding="cp1252").meta["notes"] == []
+    for encoding in ("iso8859-9", "latin9"):
+        assert "--encoding cp1252" in prepare(path, encoding=encoding).meta["notes"][0]
+    (note,) = prepare(path, encoding="iso8859-2").meta["notes"]
+    assert "'\\x93' '\\x94'" in note and note.endswith("see --encoding")
 
 
 def test_the_same_text_is_prepared_once_wherever_it_lies(tmp_path):
