@@ -48,6 +48,7 @@ class Builder:
         self.notes: list[str] = []
         # Characters outside the vocabulary, with counts, a side each.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+        self.other_form = {"train": "", "val": ""}  # what to do where the Unicode form makes them unknown
         self.characters = {"train": 0, "val": 0}
         self.c1: set[str] = set()  # control characters of a text that may be in an encoding of Windows'
 
@@ -212,8 +213,11 @@ class Builder:
         ids = tokenizer.encode(text, "mask")
         self.characters[side] += len(text)
         if tokenizer.name == "char":
-            for position in np.flatnonzero(ids == tokenizer.special.unk):
+            positions = np.flatnonzero(ids == tokenizer.special.unk)
+            for position in positions:
                 self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
+            if self.given and len(positions) and not self.other_form[side]:
+                self.other_form[side] = tokenizer.other_form(text)
         return ids
 
     def _finish(self, folder: Path, tokenizer: Tokenizer, counts: dict[str, int], start: str) -> dict:
@@ -234,15 +238,16 @@ class Builder:
         for side, what in (("train", "training"), ("val", "validation")):
             if not (found := self.unknown[side]):
                 continue
+            way_out = self.other_form[side] or self._way_out()
             if sum(found.values()) == self.characters[side]:
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
-                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary; {self._way_out()}")
+                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary; {way_out}")
             shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
             where = "are not in the model's vocabulary" if self.given else "never occur in the training text"
             self.notes.append(
                 f"{sum(found.values()):,} characters of the {what} text ({len(found)} distinct: {shown}) {where}: "
                 "not predicted, and not counted in the loss"
-                + (f"; {self._way_out()}" if 2 * sum(found.values()) > self.characters[side] else "")
+                + (f"; {way_out}" if self.other_form[side] or 2 * sum(found.values()) > self.characters[side] else "")
             )
 
     def _way_out(self) -> str:

@@ -80,6 +80,11 @@ class Tokenizer:
         """All that `from_json` needs."""
         raise NotImplementedError
 
+    def other_form(self, text: str) -> str:
+        """What to do where the Unicode form of `text` is foreign: an accent may be part of its letter's character (NFC)
+        or one of its own (NFD), and they look the same. Nothing where the form is not to blame."""
+        return ""
+
 
 class Decoder:
     """Ids in, text out, a few at a time."""
@@ -127,16 +132,14 @@ class CharTokenizer(Tokenizer):
         position = int(foreign.argmax())
         raise UserError(
             f"character {text[position]!r} (position {position}) is not in this model's vocabulary of "
-            f"{len(self.alphabet)}; {self._other_form(text)}use --unknown skip"
+            f"{len(self.alphabet)}; {hint + ', or ' if (hint := self.other_form(text)) else ''}use --unknown skip"
         )
 
-    def _other_form(self, text: str) -> str:
-        """What to do where the Unicode form of `text` is foreign: an accent may be part of its letter's character (NFC)
-        or one of its own (NFD), and they look the same."""
+    def other_form(self, text: str) -> str:
         for form, there in (("NFC", "part of their letters"), ("NFD", "apart from their letters")):
             other = unicodedata.normalize(form, text)
             if other != text and self._count_unknown(other) < self._count_unknown(text):
-                return f"it was trained on accents {there} ({form}), so write the text in that form, or "
+                return f"it was trained on accents {there} ({form}), so write the text in that form"
         return ""
 
     def _count_unknown(self, text: str) -> int:

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from data.errors import UserError
-from finetune.classify import baselines
+from data.tokenizers import CharTokenizer
+from finetune.classify import baselines, labeller
 from finetune.classify.options import ClassifyConfig, check
 from tests.helpers import INT, TERM, at_call, summary
 
@@ -266,3 +267,12 @@ def test_what_a_shell_passes_on_that_is_no_text_is_predicted_as_u_fffd(cli, sms)
     assert labelled.code == 0 and json.loads(labelled.out)["text"] == "win \ufffd"
     labelled = cli(MODULE, "--out", "run", "--predict", "-", stdin=b"win\rsee\r\n\rok\n")
     assert [json.loads(line)["text"] for line in labelled.out.splitlines()] == ["win", "see", "ok"]
+
+
+def test_texts_in_another_unicode_form_than_the_vocabulary_s_are_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(labeller, "probabilities", lambda *_: None)
+    judge = labeller.Labeller(None, CharTokenizer("caf\u00e9"), ClassifyConfig(data="x", context=16), ["a", "b"], None)
+    judge(["cafe\u0301", "caf\u00e9"])
+    assert "so write the text in that form" in capsys.readouterr().err
+    judge(["cafx"])
+    assert "are not in the vocabulary: expect little" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from data import reading
 from data.errors import UserError
 from data.prepare import prepare
 from data.store import FORMAT, open_store
-from data.tokenizers import EOS, UNK
+from data.tokenizers import EOS, UNK, CharTokenizer
 from tests.conftest import NAMES, ROOT
 from tests.helpers import at_call, ok, refused, tree, warnings_of
 
@@ -472,3 +472,17 @@ def test_the_command_reports_notes_and_sizes(cli, tmp_path):
     folder = Path(made.out.split("prepared in ")[1].split(";")[0])
     tokens = json.loads((folder / "meta.json").read_text())["tokens"]
     assert f"train: {tokens['train']:,} tokens" in made.out and f"val: {tokens['val']:,} tokens" in made.out
+
+
+@pytest.mark.parametrize("kind", ["stream", "lines"])
+def test_a_text_in_another_unicode_form_than_the_vocabulary_s_is_told_so(tmp_path, kind):
+    vocabulary = CharTokenizer("caf\u00e9 ab\n0123456789")
+    texts = [f"cafe\u0301 {n}\n" for n in range(99)]
+    path = write(tmp_path / "t", "".join(texts).encode())
+    notes = prepare(path, kind=kind, vocabulary=vocabulary).meta["notes"]
+    assert len(notes) == 2, "a note a side"
+    for note in notes:
+        assert "are not in the model's vocabulary" in note
+        assert note.endswith("accents part of their letters (NFC), so write the text in that form")
+    path = write(tmp_path / "u", "".join(texts).replace("e\u0301", "x").encode())
+    assert all("NFC" not in note for note in prepare(path, kind=kind, vocabulary=vocabulary).meta["notes"])

@@ -45,7 +45,8 @@ class Labeller:
         if cut:
             warn(f"{cut:,} of {len(texts):,} texts are longer than {self.config.context} tokens: cut")
         if unknown > UNKNOWN_ALLOWED * sum(map(len, texts)):
-            warn(f"{unknown:,} of {sum(map(len, texts)):,} characters are not in the vocabulary: expect little")
+            hint = self.tokenizer.other_form("\n".join(texts)) or "expect little"
+            warn(f"{unknown:,} of {sum(map(len, texts)):,} characters are not in the vocabulary: {hint}")
         return probabilities(self.model, rows, self.tokenizer.special.pad, self.device)
 
 
