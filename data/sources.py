@@ -70,6 +70,8 @@ def cache_folder() -> Path:
     if os.path.isabs(shared):  # a relative one is to be ignored, says the XDG Base Directory Specification
         return Path(shared, "charlm")
     try:
+        if os.environ.get("HOME") == "":  # Python takes the root folder for it
+            raise RuntimeError("$HOME is empty")
         return Path.home() / ".cache" / "charlm"
     except RuntimeError as error:
         raise UserError(
@@ -105,9 +107,10 @@ def resolve(data: str) -> Text:
         return Text("stdin", (_spool_standard_input(),), temporary=True)
     path = path_of(data)
     if path is None or not path.exists():
+        begin = data[:200]
+        named = repr(begin) if len(begin.splitlines()) > 1 else f"'{begin}'"
         raise UserError(
-            f"no such file, folder or data set: '{data[:200]}'; by name there are: {', '.join(KINDS)}."
-            f"{nearest(data[:200], KINDS)}"
+            f"no such file, folder or data set: {named}; by name there are: {', '.join(KINDS)}.{nearest(begin, KINDS)}"
         )
     if path.is_dir():
         files = tuple(_walk(path))

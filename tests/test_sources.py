@@ -192,6 +192,14 @@ def test_a_user_without_a_home_is_told_what_to_name(cli, text, monkeypatch):
     refused(cli("-m data.prepare", "--data", text), "no home folder", "$CHARLM_CACHE")
     refused(cli("train.py", "--data", text), "no home folder", "$CHARLM_CACHE")
     assert "no home folder" in ok(cli("-m engine.doctor")).out
+    monkeypatch.setenv("HOME", "")
+    refused(cli("-m data.prepare", "--data", text), "no home folder", "$CHARLM_CACHE")
+
+
+def test_a_text_in_the_place_of_a_file_takes_one_line(cli):
+    told = cli("-m data.prepare", "--data", "to be\nor not\n" * 99)
+    refused(told, r"no such file, folder or data set: 'to be\nor not\nto be")
+    assert told.err.count("\n") == 1
 
 
 @pytest.fixture
