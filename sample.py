@@ -12,6 +12,7 @@ from data.bpe import BPETokenizer
 from data.errors import UserError, run_command, warn
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
+from engine.arguments import check_max_new_tokens, check_num, check_seed, check_stop
 from engine.checks import MAX_SEED
 
 
@@ -103,13 +104,12 @@ def main() -> int:
 
 def check(options: Options) -> None:
     """Refuse what cannot be or does not go together."""
-    for name in ("num", "max_new_tokens"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
-    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
-        raise UserError(f"--seed is {options.seed}; it has to be from 0 to {MAX_SEED}")
-    if options.stop == "":
-        raise UserError("--stop is empty; leave it out for no stop text")
+    if options.num is not None:
+        check_num(options.num)
+    if options.max_new_tokens is not None:
+        check_max_new_tokens(options.max_new_tokens)
+    check_seed(options.seed)
+    check_stop(options.stop)
     for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
         if getattr(options, one) and getattr(options, other):
             raise UserError(f"--{one} and --{other.replace('_', '-')} exclude each other")
@@ -201,7 +201,7 @@ def stream(run, options: Options, prompts: list[str], num: int, drawn: dict) -> 
     """Print every character as soon as it is certain, one sample after the other."""
     for prompt in prompts:
         for n in range(num):
-            seed = None if options.seed is None else options.seed + n
+            seed = None if options.seed is None else (options.seed + n) % (MAX_SEED + 1)
             show(prompt, end="", flush=True)
             for piece in run.pieces(prompt, **(drawn | {"seed": seed})):
                 show(piece, end="", flush=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.errors import UserError
+from engine.arguments import demand, is_number, is_whole
 from engine.evaluate import Evaluation
 from engine.healing import Healing
 from engine.runtime import widest
@@ -29,20 +29,19 @@ class Sampling:
     repetition_penalty: float = 1.0  # divides what occurred before (Keskar et al. 2019)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise UserError(
-                f"--temperature is {self.temperature}; it has to be from 0 (the likeliest) to {MAX_TEMPERATURE}"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top-k is {self.top_k}; it has to be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p is {self.top_p}; it has to be above 0 and at most 1")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise UserError(f"--min-p is {self.min_p}; it has to be between 0 and 1")
-        if not 0.01 <= self.repetition_penalty <= 100:
-            raise UserError(
-                f"--repetition-penalty is {self.repetition_penalty}; it has to be from 0.01 to 100 (1: none)"
-            )
+        demand(
+            is_number(self.temperature, 0, MAX_TEMPERATURE),
+            "temperature",
+            self.temperature,
+            f"a number from 0 (the likeliest) to {MAX_TEMPERATURE}",
+        )
+        k, top, least, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        demand(k is None or is_whole(k, 1, math.inf), "top_k", k, "a whole number, at least 1")
+        demand(top is None or (is_number(top, 0, 1) and top > 0), "top_p", top, "a number above 0 and at most 1")
+        demand(least is None or is_number(least, 0, 1), "min_p", least, "a number from 0 to 1")
+        demand(
+            is_number(penalty, 0.01, 100), "repetition_penalty", penalty, "a number from 0.01 to 100 (1: no penalty)"
+        )
 
 
 @torch.inference_mode()

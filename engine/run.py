@@ -11,15 +11,16 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.tokenizers import Tokenizer
+from engine.arguments import check_names, check_num, check_text, demand
 from engine.config import Config
 from engine.evaluate import Evaluation
 from engine.generate import Sampling, generate, score
 from engine.healing import Healing, heal
-from engine.samples import MAX_NUM, Drawing, Prompt, Request, Sample, seeded
+from engine.samples import Drawing, Prompt, Request, Sample, seeded
 from makemore.base import LanguageModel
 
 STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample where nothing else is asked for
-KNOBS = {field.name for field in dataclasses.fields(Sampling)}
+OPTIONS = {field.name for kind in (Request, Sampling) for field in dataclasses.fields(kind)}  # of `Run.request`
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Run:
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
         """Ids of a prompt: after `<bos>` for lines and documents; an empty one of a stream is the run's start text."""
+        check_text("prompt", prompt, unknown)
         ids = self.tokenizer.encode(prompt, unknown).tolist()
         if self.is_lines:
             return [self.tokenizer.special.bos, *ids]
@@ -76,10 +78,11 @@ class Run:
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield one token (num,) at a time after the ids of `prompt`, whose end is not healed. `max_new_tokens` None:
         `longest`."""
+        check_num(num)
+        request = self.request(max_new_tokens=max_new_tokens, seed=seed, sampling=sampling)
         ids = torch.tensor([self.prompt_ids(prompt, unknown)], device=self.device)
-        length, eos = max_new_tokens or self.longest, self.tokenizer.special.eos
-        generator = seeded(seed, self.device)
-        return generate(self.model, ids, length, sampling or Sampling(), self.never, eos, generator, copies=[num])
+        length, eos, generator = request.max_new_tokens, self.tokenizer.special.eos, seeded(seed, self.device)
+        return generate(self.model, ids, length, request.sampling, self.never, eos, generator, copies=[num])
 
     def generate(self, prompt: str | Iterable[str] = "", num: int = 1, **options: Any) -> list[str]:
         """The texts of `samples`, prompts included."""
@@ -99,15 +102,17 @@ class Run:
 
         `unknown`: what to do with characters outside the vocabulary, as in `Tokenizer.encode`. `wanted`: as in
         `Drawing`. Other options as of `request`."""
-        if not 1 <= num <= MAX_NUM:
-            raise UserError(f"--num is {num}; it has to be from 1 to {MAX_NUM:,}")
+        check_names(options, OPTIONS | {"prompt", "num", "unknown", "wanted"})
+        check_num(num)
+        demand(isinstance(prompt, Iterable), "prompt", prompt, "a text, or several")
         drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options), wanted)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return drawing.draw(self._prompt(drawing, text, unknown, num) for text in prompts)
 
     def pieces(self, prompt: str = "", *, unknown: str = "error", **options: Any) -> Iterator[str]:
         """What one sample adds to `prompt`, piece by piece as it becomes certain: never half a character, nothing of
-        the stop text. Options as of `samples`."""
+        the stop text. Options as of `request`."""
+        check_names(options, OPTIONS | {"prompt", "unknown"})
         drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options))
         return drawing.pieces(self._prompt(drawing, prompt, unknown, 1))
 
@@ -133,11 +138,12 @@ class Run:
         `temperature=0.5`.
 
         Raises UserError for what cannot be, TypeError for an unknown name."""
-        if foreign := sorted(set(knobs) - KNOBS):
-            raise TypeError(f"there is no option {foreign[0]!r}; of drawing there are {', '.join(sorted(KNOBS))}")
+        check_names(knobs, OPTIONS)
         if min_new_tokens and not self.is_lines and stop is None:
             raise UserError("--min-new-tokens goes with lines, or with --stop: a stream does not end by itself")
-        sampling = dataclasses.replace(sampling or Sampling(), **knobs)
+        sampling = Sampling() if sampling is None else sampling
+        demand(isinstance(sampling, Sampling), "sampling", sampling, "a Sampling")
+        sampling = dataclasses.replace(sampling, **knobs)
         length = self.longest if max_new_tokens is None else max_new_tokens
         return Request(length, sampling, seed, stop, min_new_tokens, heal)
 
@@ -155,6 +161,7 @@ class Run:
 
     def score_or_nothing(self, text: str, unknown: str = "error") -> Evaluation:
         """The same; of no tokens where nothing can be scored."""
+        check_text("score", text, unknown)
         total = Evaluation(0.0, 0, 0)
         for part in text.split("\n") if self.is_single_lines else [text]:
             if ids := self.tokenizer.encode(part, unknown).tolist():

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data.errors import UserError
 from data.tokenizers import Tokenizer
+from engine.arguments import check_max_new_tokens, check_seed, check_stop, demand, is_whole
 from engine.generate import Sampling, generate
 from engine.healing import Healing
 from engine.writing import Writer
 from makemore.base import LanguageModel
 
-MAX_NUM = 10_000_000
-MAX_TOKENS = 100_000_000  # new ones of one sample
 BATCH_BYTES = 512 << 20  # of all rows that are drawn together
 VOCABULARY_BYTES = 40  # of a row for each token of the vocabulary: logits, probabilities, what is drawn, their order
 FIRST_BATCH = 10  # rows that are always drawn together
@@ -48,13 +46,17 @@ class Request:
     heal: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens <= MAX_TOKENS:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it has to be from 1 to {MAX_TOKENS:,}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise UserError(
-                f"--min-new-tokens is {self.min_new_tokens}; it has to be from 0 to --max-new-tokens, here "
-                f"{self.max_new_tokens:,}"
-            )
+        check_max_new_tokens(self.max_new_tokens)
+        least, most = self.min_new_tokens, self.max_new_tokens
+        demand(
+            is_whole(least, 0, most),
+            "min_new_tokens",
+            least,
+            f"a whole number from 0 to --max-new-tokens, here {most:,}",
+        )
+        check_seed(self.seed)
+        check_stop(self.stop)
+        demand(isinstance(self.heal, bool), "heal", self.heal, "True or False")
 
 
 @dataclass
@@ -188,5 +190,5 @@ class Drawing:
 def seeded(seed: int | None, device: torch.device) -> torch.Generator:
     """A fresh generator; None: another one each time."""
     generator = torch.Generator(device)
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    generator.seed() if seed is None else generator.manual_seed(int(seed))
     return generator

@@ -1,12 +1,15 @@
 """Sampling: what `sample.py` prints, in any of its ways."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import engine
+from data.errors import UserError
 from data.tokenizers import EOS, N_SPECIALS, NEVER_PREDICTED
 from engine import load_run, samples
 from engine.generate import Sampling, generate
@@ -262,3 +265,41 @@ def test_drawing_takes_plain_keyword_arguments(cli):
     for wrong in ({"temprature": 1}, {"num_samples": 2}):
         with pytest.raises(TypeError, match=next(iter(wrong))):
             run.generate("emma", **wrong)
+
+
+WRONG = [
+    ({"seed": -1}, "--seed is -1; it has to be a whole number from 0"),
+    ({"seed": 2**70}, f"--seed is {2**70}; it has to be"),
+    ({"seed": "x"}, "--seed is 'x'; it has to be"),
+    ({"seed": True}, "--seed is True; it has to be"),
+    ({"stop": ""}, "--stop is empty"),
+    ({"stop": ["a"]}, "--stop is ['a']; it has to be a text"),
+    ({"top_k": 2.5}, "--top-k is 2.5; it has to be a whole number"),
+    ({"top_p": "x"}, "--top-p is 'x'; it has to be a number"),
+    ({"min_p": [1]}, "--min-p is [1]; it has to be a number"),
+    ({"repetition_penalty": None}, "--repetition-penalty is None; it has to be a number"),
+    ({"temperature": "0.5"}, "--temperature is '0.5'; it has to be a number"),
+    ({"sampling": 0.5}, "--sampling is 0.5; it has to be a Sampling"),
+    ({"num": "3"}, "--num is '3'; it has to be a whole number"),
+    ({"max_new_tokens": "8"}, "--max-new-tokens is '8'; it has to be a whole number"),
+    ({"min_new_tokens": 1.5, "stop": "a"}, "--min-new-tokens is 1.5; it has to be a whole number"),
+    ({"heal": "no"}, "--heal is 'no'; it has to be True or False"),
+    ({"unknown": "foo"}, "--unknown is 'foo'; it has to be error, skip or mask"),
+    ({"prompt": [5]}, "--prompt is 5; it has to be a text"),
+    ({"prompt": None}, "--prompt is None; it has to be a text"),
+]
+
+
+def test_python_is_told_which_value_is_wrong(cli):
+    run = load_run(trained_any(cli, **STREAM))
+    for wrong, words in WRONG:
+        with pytest.raises(UserError, match=re.escape(words)):
+            run.generate(**wrong)
+    for wrong in ({"num": 0}, {"max_new_tokens": 0}, {"seed": -1}, {"sampling": "x"}, {"unknown": "foo"}):
+        with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} is "):
+            run.stream(**wrong)
+    with pytest.raises(UserError, match="--score is None; it has to be a text"):
+        run.score(None)
+    with pytest.raises(UserError, match="--unknown is 'foo'"):
+        run.score("emma", "foo")
+    assert run.generate("emma", np.int64(2), seed=np.int64(3), top_k=np.int32(2), temperature=np.float32(0.5))

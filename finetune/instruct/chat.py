@@ -1,6 +1,7 @@
 """A conversation with a run of finetune.instruct: its history, one reply at a time, and the terminal around it."""
 
 import contextlib
+import dataclasses
 import re
 import signal
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from data.conversations import Turn
 from data.errors import UserError
 from data.terminal import for_stream, show
+from engine.arguments import check_text
+from engine.checks import MAX_SEED
 from engine.generate import Sampling
 from engine.healing import Healing, heal
 from engine.runs import Run
@@ -38,8 +41,8 @@ class Chat:
         if run.template is None:
             raise UserError(f"{run.folder} never learned to answer; python -m finetune.instruct with --init teaches it")
         self.run, self.template = run, Template(run.template, run.tokenizer)
-        self.sampling, self.max_new_tokens = sampling or Sampling(temperature=0), max_new_tokens
-        self.seed, self.stop, self.unknown = seed, stop, unknown
+        longest = run.config.context + 1 if max_new_tokens is None else max_new_tokens
+        self.request, self.unknown = Request(longest, sampling or Sampling(temperature=0), seed, stop), unknown
         self.reset()
 
     def reset(self) -> None:
@@ -52,18 +55,20 @@ class Chat:
 
         Raises UserError, and forgets the message, where it is empty, too long, or has characters the model does not
         know."""
+        check_text("message", message, self.unknown)
         known = self.run.tokenizer.decode(self.run.tokenizer.encode(message, self.unknown).tolist())
         if not known.strip():
             raise UserError("the message is empty, or the model knows none of its characters")
         turns = (*self.turns, Turn("user", known))
         ids, turns = self._within_context(turns)
         room = self.run.config.context + 1 - len(ids)
-        length = min(self.max_new_tokens or room, room)
-        seed = None if self.seed is None else self.seed + self.asked
+        length, seed = min(self.request.max_new_tokens, room), self.request.seed
+        seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
+        request = dataclasses.replace(self.request, max_new_tokens=length, seed=seed)
         self.asked += 1
         said = ""
         try:
-            for piece in self.run.answer(ids, Request(length, self.sampling, seed, self.stop), self._healing(ids)):
+            for piece in self.run.answer(ids, request, self._healing(ids)):
                 said += piece
                 yield piece
         finally:
