@@ -217,7 +217,7 @@ def chat(run, options: Options, sampling) -> int:
         return converse(partner)
     pieces = partner.ask(text_of(options.message, "--message"))
     if options.json:
-        show(json.dumps({"text": "".join(pieces)}, ensure_ascii=False))
+        show(json.dumps({"text": "".join(pieces), "end": partner.end}, ensure_ascii=False))
         return 0
     for piece in pieces:
         show(piece, end="", flush=True)

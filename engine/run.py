@@ -1,7 +1,7 @@
 """A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ class Run:
         drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options))
         return drawing.pieces(self._prompt(drawing, prompt, unknown, 1))
 
-    def answer(self, ids: list[int], request: Request, healing: Healing | None = None) -> Iterator[str]:
-        """What one sample adds to these ids, piece by piece."""
+    def answer(self, ids: list[int], request: Request, healing: Healing | None = None) -> Generator[str, None, str]:
+        """What one sample adds to these ids, piece by piece. Returns why it ended."""
         drawing = Drawing(self.model, self.tokenizer, self.never, self.device, request)
         return drawing.pieces(drawing.prompt("", ids, 1, healing))
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -122,14 +122,15 @@ class Drawing:
                         break
                     some.pop(0)
 
-    def pieces(self, prompt: Prompt) -> Iterator[str]:
-        """What one sample adds to the prompt, piece by piece as it becomes certain."""
+    def pieces(self, prompt: Prompt) -> Generator[str, None, str]:
+        """What one sample adds to the prompt, piece by piece as it becomes certain. Returns why it ended."""
         writer = self._writer(prompt)
         for token in self._tokens([prompt], [1]):
             yield writer.write(int(token))
             if writer.end:
-                return
+                return writer.end
         yield writer.close()
+        return writer.end
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
         """What is missing of prompts of one length, as far as it goes into one batch."""

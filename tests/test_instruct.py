@@ -78,7 +78,10 @@ def test_it_learns_and_then_answers(cli, taught):
     assert ok(cli("sample.py", "run", "--chat", "--message", "Leave.\nemma")).out == "bye\n"
     open("question.txt", "w").write("Leave.\nemma\n")
     told = ok(cli("sample.py", "run", "--chat", "--message", "@question.txt", "--json")).out
-    assert json.loads(told) == {"text": "bye"}
+    assert json.loads(told) == {"text": "bye", "end": "eos"}
+    ask = ("sample.py", "run", "--chat", "--message", "Leave.\nemma", "--json")
+    assert json.loads(ok(cli(*ask, "--max-new-tokens", 2)).out) == {"text": "by", "end": "length"}
+    assert json.loads(ok(cli(*ask, "--stop", "ye")).out) == {"text": "b", "end": "stop"}
     open("stdin.txt", "w").write("")
     talk = ok(
         cli("sample.py", "run", "--chat", stdin="Leave.\nemma\n/nonsense\n/reset\nLeave.é\n/quit\nLeave.\n".encode())

@@ -5,7 +5,7 @@ import dataclasses
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from data.conversations import Turn
@@ -26,6 +26,8 @@ REPLY_ROOM = 4  # at least this fraction of the context is free for a reply
 
 class Chat:
     """Asks `run` and keeps what was said; what no longer fits into the context is forgotten, oldest first.
+
+    `end` says why the last reply ended: 'eos', 'stop' or 'length'; None where it did not end by itself.
 
     Raises UserError for a run that was not trained on conversations."""
 
@@ -49,6 +51,7 @@ class Chat:
         """Forget everything."""
         self.turns: tuple[Turn, ...] = ()
         self.asked = 0
+        self.end: str | None = None
 
     def ask(self, message: str) -> Iterator[str]:
         """The reply, piece by piece. What has been said when the caller stops listening is remembered as the reply.
@@ -66,14 +69,17 @@ class Chat:
         seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
         request = dataclasses.replace(self.request, max_new_tokens=length, seed=seed)
         self.asked += 1
-        said = ""
+        said, self.end = "", None
         try:
-            for piece in self.run.answer(ids, request, self._healing(ids)):
+            for piece in self._noting_end(self.run.answer(ids, request, self._healing(ids))):
                 said += piece
                 yield piece
         finally:
             if said:
                 self.turns = (*turns, Turn("assistant", said))
+
+    def _noting_end(self, pieces: Generator[str, None, str]) -> Iterator[str]:
+        self.end = yield from pieces
 
     def _healing(self, ids: list[int]) -> Healing | None:
         """Only white space is healed: answers were learned to begin where their question's last token ends. Where a
