@@ -1,4 +1,4 @@
-"""What of a sample is new: which lines stand in the training text, and the longest run of characters copied from it.
+"""What of a sample is new: which lines (or documents) training has, and the longest run of characters copied from it.
 
 Both need the prepared text, from the cache; a run directory alone has none."""
 
@@ -36,9 +36,11 @@ class Novelty:
         return KnownLines(self.store.train)
 
     def check(self) -> None:
-        """Raise UserError where a line cannot be told to be new."""
-        if not self.run.is_single_lines:
-            raise UserError("--only-new is for runs on lines: a stream has none that could be new")
+        """Raise UserError where a line or a document cannot be told to be new."""
+        if not self.run.is_lines:
+            raise UserError("--only-new is for runs on lines or documents: a stream has none that could be new")
+        if self.run.template is not None:
+            raise UserError("--only-new is for runs on lines or documents; this one was trained on conversations")
         if self.store is None:
             raise UserError(
                 f"--only-new needs the prepared training text of {self.run.folder}, which the cache has no more; "
@@ -46,7 +48,7 @@ class Novelty:
             )
 
     def is_known(self, line: str) -> bool:
-        """Whether the training text has that line."""
+        """Whether the training text has that line, or that document."""
         return self.lines.has(self.run.tokenizer.encode(line, "mask"))
 
     def of(self, sample: Sample) -> dict[str, Any]:

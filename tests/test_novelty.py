@@ -116,3 +116,19 @@ def test_only_what_was_written_after_the_prompt_is_asked_about(cli, text):
     known = Novelty(load_run("run"))
     sample = Sample("emma met ava; they", "@@@", "length")
     assert known.of(sample) == {"longest_copied": 0}
+
+
+def test_documents_that_stand_in_the_training_text_are_drawn_again(cli, tmp_path):
+    poems = [f"{a}\n  met {b}" for a in NAMES[:6] for b in NAMES[6:12]]
+    (tmp_path / "poems.txt").write_text("\n\n".join(poems))
+    trained_any(cli, "ngram", data="poems.txt", kind="documents", order=7)
+    lines = ok(cli("sample.py", "run", "--num", 30, "--seed", 1, "--json")).out.splitlines()
+    drawn = [json.loads(line) for line in lines]
+    assert {one["in_train"] for one in drawn} == {True, False}
+    new = [
+        json.loads(line)
+        for line in ok(cli("sample.py", "run", "--num", 30, "--seed", 1, "--json", "--only-new")).out.splitlines()
+    ]
+    assert len(new) == 30 and not any(one["in_train"] for one in new) and any("\n" in one["text"] for one in new)
+    kept = [one["text"] for one in drawn if not one["in_train"]]
+    assert [one["text"] for one in new][: len(kept)] == kept
