@@ -1,8 +1,10 @@
 """Sample from a trained run, score a text with it, or talk to it: `python sample.py --help`."""
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -153,6 +155,15 @@ def text_of_file(file: Path, flag: str) -> str:
         raise UserError(f"{file} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
 
 
+@contextlib.contextmanager
+def naming_line(n: int, file: str) -> Iterator[None]:
+    """Say of an error in which line of the file it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"line {n:,} of {file}: {error}") from error
+
+
 def stop_of(options: Options) -> str | None:
     """The text that ends a sample."""
     return None if options.stop is None else whole_characters(options.stop)
@@ -165,6 +176,9 @@ def sample(run, options: Options, sampling) -> int:
     prompts = [text_of(options.prompt or "", "--prompt")]
     if options.prompts is not None:
         prompts = text_of_file(Path(options.prompts), "--prompts").split("\n")
+        for n, prompt in enumerate(prompts, 1):  # before the first is drawn
+            with naming_line(n, options.prompts):
+                run.prompt_ids(prompt, options.unknown)
     if run.is_single_lines and any("\n" in prompt for prompt in prompts):
         raise UserError("--prompt has a line end, but this run's texts are single lines")
     num = options.num or (10 if run.is_lines and not run.is_documents and options.prompts is None else 1)
@@ -237,8 +251,9 @@ def score(run, options: Options) -> int:
 
 def score_lines(run, options: Options) -> int:
     """The likelihood of each line, one after the other; of an empty one there is none."""
-    for line in text_of_file(Path(options.score_lines), "--score-lines").split("\n"):
-        found = run.score_or_nothing(line, options.unknown)
+    for n, line in enumerate(text_of_file(Path(options.score_lines), "--score-lines").split("\n"), 1):
+        with naming_line(n, options.score_lines):
+            found = run.score_or_nothing(line, options.unknown)
         if options.json:
             show(json.dumps({"text": line} | facts_of(found), ensure_ascii=False))
         else:

@@ -45,6 +45,9 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--prompt", "a", "--prompts", "names.txt"], ["--prompt", "--prompts"]),
         (["--prompts", "nowhere.txt"], ["nowhere.txt", "--prompts", "No such file"]),
         (["--prompts", "latin.txt"], ["latin.txt", "--prompts", "not UTF-8"]),
+        (["--prompts", "some.txt"], ["line 2 of some.txt: character 'é' (position 3)"]),
+        (["--prompts", "some.txt", "--stream"], ["line 2 of some.txt: character 'é' (position 3)"]),
+        (["--score-lines", "some.txt"], ["line 2 of some.txt: character 'é' (position 3)"]),
         (["--no-heal"], ["--no-heal", "bpe:N", "char"]),
         (["--score-lines", "nowhere.txt"], ["nowhere.txt", "--score-lines", "No such file"]),
         (["--score-lines", "names.txt", "--num", 2], ["--num", "--score-lines"]),
@@ -64,6 +67,7 @@ def test_a_wrong_way_of_sampling_is_refused(cli, tmp_path, flags, words):
     trained(cli, **LINES)
     (tmp_path / "latin.txt").write_bytes(b"ann\xe9")
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "some.txt").write_text("anna\nanné\nava\n", "utf-8")
     refused(cli("sample.py", *(["run", *flags] if flags else [])), *words)
 
 
