@@ -23,7 +23,7 @@ STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample where nothing else is 
 OPTIONS = {field.name for kind in (Request, Sampling) for field in dataclasses.fields(kind)}  # of `Run.request`
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained model with its tokenizer: what sampling, scoring and fine-tuning start from."""
 
@@ -35,6 +35,9 @@ class Run:
     facts: dict[str, Any]  # of the checkpoint: step, val_loss
     device: torch.device
     template: str | None = None  # how conversations are written down, for a run that was trained on them
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.config.model}, step {self.facts['step']:,})"
 
     @property
     def is_lines(self) -> bool:
