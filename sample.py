@@ -29,17 +29,18 @@ class Options:
     and documents, the start text for a stream."""
     prompts: str | None = None
     """A file: each of its lines is a prompt."""
-    heal: bool = True
-    """Leave the prompt's end as it is. With bpe:N and gpt2 its last token is otherwise drawn again, with what
+    no_heal: bool = False
+    """Leave the prompt's last token as it is. Without this flag, with bpe:N and gpt2, it is drawn again with what
     follows."""
     num: int | None = None
     """How many samples (default: 10 for lines, 1 for documents, a stream, or each of --prompts)."""
     max_new_tokens: int | None = None
     """Longest sample (default: the context for lines, 2,000 for documents, 500 for a stream), or longest reply."""
     min_new_tokens: int = 0
-    """Shortest sample: before that neither the line nor --stop ends it."""
+    """Shortest sample: before that neither its own end nor --stop ends it. A stream has no end of its
+    own: it needs --stop for this."""
     only_new: bool = False
-    """Draw lines that stand in the training text again. Needs the prepared text in the cache."""
+    """Draw lines and documents that stand in the training text again. Needs the prepared text in the cache."""
     temperature: float | None = None
     """softmax temperature: below 1 sharper, above 1 flatter, 0 greedy (default: 1, with --chat 0)."""
     top_k: int | None = None
@@ -119,6 +120,8 @@ def check(options: Options) -> None:
         raise UserError("--message goes with --chat")
     if options.message == "":
         raise UserError("--message is empty; leave it out to talk in the terminal")
+    if options.score == "":
+        raise UserError("--score is empty: there is nothing to score")
     if options.chat and options.json and options.message is None:
         raise UserError("--json goes with --message here")
     modes = {
@@ -130,12 +133,7 @@ def check(options: Options) -> None:
         plain = Options(run=options.run)
         for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
             if getattr(options, name) != getattr(plain, name):
-                raise UserError(f"--{flag_of(name)} is for sampling; with {mode} leave it out")
-
-
-def flag_of(name: str) -> str:
-    """How the command line calls an option."""
-    return "no-heal" if name == "heal" else name.replace("_", "-")
+                raise UserError(f"--{name.replace('_', '-')} is for sampling; with {mode} leave it out")
 
 
 def text_of(value: str, flag: str) -> str:
@@ -171,7 +169,7 @@ def stop_of(options: Options) -> str | None:
 
 def sample(run, options: Options, sampling) -> int:
     """Go on from the prompt, or from each of the prompts."""
-    if not options.heal and not isinstance(run.tokenizer, BPETokenizer):
+    if options.no_heal and not isinstance(run.tokenizer, BPETokenizer):
         raise UserError(f"--no-heal is for bpe:N and gpt2; this run's tokenizer is {run.tokenizer.name}")
     prompts = [text_of(options.prompt or "", "--prompt")]
     if options.prompts is not None:
@@ -183,7 +181,7 @@ def sample(run, options: Options, sampling) -> int:
         raise UserError("--prompt has a line end, but this run's texts are single lines")
     num = options.num or (10 if run.is_lines and not run.is_documents and options.prompts is None else 1)
     drawn = {name: getattr(options, name) for name in ("max_new_tokens", "min_new_tokens", "seed", "unknown")}
-    drawn |= {"sampling": sampling, "heal": options.heal, "stop": stop_of(options)}
+    drawn |= {"sampling": sampling, "heal": not options.no_heal, "stop": stop_of(options)}
     show_all = stream if options.stream else batch
     show_all(run, options, prompts, num, drawn)
     return 0

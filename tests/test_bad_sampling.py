@@ -1,10 +1,13 @@
 """Mistakes in what is asked of `sample.py`, and what looks like one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.helpers import LINES, STREAM, ok, quick, refused, trained, words_of
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
@@ -108,3 +111,30 @@ def test_a_stream_has_no_end_that_could_be_put_off(cli):
     trained(cli, **STREAM)
     refused(cli("sample.py", "run", "--min-new-tokens", 3), "--min-new-tokens", "--stop")
     ok(cli("sample.py", "run", "--min-new-tokens", 3, "--stop", "a"))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["sample.py", "no run", "--num", "1000000000000"], "--num is 1000000000000"),
+        (["sample.py", "no run", "--max-new-tokens", "1000000000000"], "--max-new-tokens is 1000000000000"),
+        (["sample.py", "no run", "--score", ""], "--score is empty"),
+    ],
+    ids=words_of,
+)
+def test_what_can_be_known_wrong_is_refused_before_torch_and_the_run_are_loaded(words, message):
+    check = """
+import runpy, sys
+sys.argv, sys.path[0] = sys.argv[1:], "."
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", check, *words], cwd=ROOT, capture_output=True, text=True)
+    assert message in done.stderr and done.stderr.split()[-2:] == ["2", "False"], done.stderr
+
+
+def test_the_help_says_which_way_a_switch_stands(cli):
+    told = " ".join(ok(cli("sample.py", "--help")).out.split())
+    assert "--no-heal" in told and "(default: True)" not in told

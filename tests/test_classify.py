@@ -54,6 +54,9 @@ def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
     again = json.loads(cli(MODULE, "--out", "run", "--eval-only").out)
     assert again["accuracy"] == found["test"]["accuracy"] and again["confusion"] == found["test"]["confusion"]
     assert json.loads(cli(MODULE, "--out", "run", "--eval-only", "--data", sms).out)["examples"] == 120
+    shutil.rmtree("run/best")
+    blank = cli(MODULE, "--out", "run", "--predict", " ")
+    assert blank.code == 2 and "--predict is empty" in blank.err, "said before the weights are loaded"
 
     refused = cli("sample.py", "run")
     assert refused.code == 2 and "labels texts and writes none" in refused.err

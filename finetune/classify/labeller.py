@@ -149,7 +149,5 @@ def _texts(config: ClassifyConfig) -> Iterator[str]:
     file, text = file_or_text(wanted)
     if file is not None:
         yield from read_lines(read_chunks([file], config.encoding))
-    elif not text.strip():
-        raise UserError("--predict is empty; give a text, @FILE or -")
     else:
         yield text

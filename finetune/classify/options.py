@@ -58,6 +58,8 @@ class ClassifyConfig(FinetuneConfig):
 def check(config: ClassifyConfig, given: set[str]) -> None:
     """Raise UserError for what cannot be or does not go together."""
     check_shared(config, given)
+    if config.predict is not None and not config.predict.strip():
+        raise UserError("--predict is empty; give a text, @FILE or -")
     if not 0 <= config.lm_weight <= 100:
         raise UserError(f"--lm-weight is {config.lm_weight}; it has to be from 0 to 100")
     if last_layers(config.train) is None and config.train not in ("all", "head", "lora"):
