@@ -22,9 +22,11 @@ class Quiet:
         self.program = first if first != "-m" else f"-m {rest.pop(0)}"
         self.name, self.flags, self.place, self.texts = name, rest, place, texts
         self.folder = self._folder("whole")
-        trap, began = Trap(self.folder, CALLS, 0, faults.stop), time.monotonic()
-        ended = Command(self.folder, *self.start, prepare=trap.set).end()
-        self.seconds, self.counts = time.monotonic() - began, trap.counts
+        traps = {where: Trap(self.folder / where, CALLS, 0, faults.stop) for where in ("", "run")}
+        began = time.monotonic()
+        ended = Command(self.folder, *self.start, prepare=lambda: [trap.set() for trap in traps.values()]).end()
+        self.seconds = time.monotonic() - began
+        self.counts = {where: trap.counts for where, trap in traps.items()}  # of calls in all, and into the run
         assert ended.code == 0, f"{name}: {ended.err}"
         self.left = left(self.folder / "run")
         self.sampled = {which: self.sample(self.folder, which).out for which in ("best", "last")}
