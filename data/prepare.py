@@ -5,6 +5,7 @@ A text is cached under a hash of its bytes and of how it was read, so that it is
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
 import secrets
@@ -203,7 +204,9 @@ def open_or_discard(folder: Path) -> store.Store | None:
 
 
 def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
-    """Build beside `folder` and move there once whole."""
+    """Build beside `folder`, whose lock is held, and move there once whole."""
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.part"):  # of a preparation that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     part = sources.cache_subfolder("prepared") / f"{folder.name}.{secrets.token_hex(4)}.part"
     part.mkdir()
     try:

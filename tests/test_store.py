@@ -266,6 +266,7 @@ def test_what_a_killed_preparation_left_behind_is_no_obstacle(tmp_path):
     folder = prepare(path).folder
     folder.rename(folder.with_name(f"{folder.name}.{os.getpid()}.part"))
     assert prepare(path).folder == folder
+    assert [other.name for other in folder.parent.glob(f"{folder.name}*")] == [folder.name]
 
 
 def test_others_may_read_a_prepared_text_where_the_umask_lets_them(tmp_path):

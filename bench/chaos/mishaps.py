@@ -83,7 +83,6 @@ def error_once(one: Round, lasting: bool = False) -> str:
     calls = (one.rng.choice([call for call in CALLS if one.quiet.counts[""][call]]),)
     one.note(name)
     set_up = trap(one, faults.fail(name), calls, lasting)
-    one.may_leave_parts = True  # what could not be removed
     ended = one.check(Command(one.folder, *words, prepare=set_up.set).end(), words)
     if ended.code == 0:
         one.check_whole()

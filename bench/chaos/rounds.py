@@ -19,7 +19,6 @@ class Round:
     def __init__(self, folder: Path, quiet: Quiet, rng: random.Random):
         self.folder, self.quiet, self.rng, self.run = folder, quiet, rng, folder / "run"
         self.story: list[str] = []  # what was done, for whoever reads of a failure
-        self.may_leave_parts = False  # a killed preparation does; `python -m data.prepare --clear` frees them
 
     def begin(self, mode: str | None = None, cache: str | None = None) -> list[str]:
         """Lay out the folder for a `mode` ('start', 'resume' or 'overwrite') and a `cache` ('warm' or 'cold'), both
@@ -46,7 +45,6 @@ class Round:
         """What holds of every end: no traceback, a known code, one message where it is 2."""
         self.note(f"{' '.join(map(str, words))}: exit code {ended.code}")
         said = ended.err.strip()[-2000:]
-        self.may_leave_parts |= ended.code < 0
         codes += tuple(code for signum in signals for code in (128 + signum, -signum))
         assert "Traceback" not in said and "Exception ignored" not in said, said
         assert ended.code in codes, f"exit code {ended.code}: {said}"
@@ -92,8 +90,6 @@ class Round:
     def check_nothing_over(self) -> None:
         """Nothing lies around that was only needed on the way."""
         over = [path for path in self.folder.rglob("*") if path.suffix in ON_THE_WAY or path.name == "lock"]
-        if self.may_leave_parts:
-            over = [path for path in over if path.suffix != ".part"]
         assert not over, f"left over: {', '.join(map(str, over))}"
 
     def tree(self) -> dict[str, bytes]:
