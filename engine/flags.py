@@ -179,7 +179,10 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
 
 
 def _read_file(path: str, kind: type[Config]) -> dict[str, Any]:
-    read = read_json(Path(path))
+    try:
+        read = read_json(Path(path))
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
     return _stored_settings(read.get("config", read) if isinstance(read, dict) else None, path, kind)
 
 

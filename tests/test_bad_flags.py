@@ -101,7 +101,7 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--data", "-", "--val-data", "-"], ["standard input"]),
         (["--data", "-"], ["standard input is empty"]),
         (["--config", "nowhere.json"], ["nowhere.json", "No such file"]),
-        (["--config", "text.txt"], ["text.txt is not JSON"]),
+        (["--config", "text.txt"], ["it is not JSON"]),
         (["--config", "."], ["--config .", "directory"]),
         (["--init", "nowhere"], ["nowhere"]),
         (["--log", "wandb"], ["pip install wandb"]),

@@ -397,18 +397,18 @@ def test_a_run_whose_prepared_text_is_damaged_goes_on_from_the_text(cli, tmp_pat
 
 def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
-    done = []
+    done, original = [], os.rename
 
     def fsync(number: int) -> None:
         done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
 
-    def replace(source, target) -> None:
+    def rename(source, target) -> None:
         assert {"train.bin", "val.bin", "tokenizer.json", "meta.json", Path(source).name} == set(done)
         done.clear()
-        os.rename(source, target)
+        original(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "rename", rename)
     prepare(write(tmp_path / "t", " ".join(WORDS)))
     assert done == ["prepared"]
 

@@ -62,8 +62,7 @@ def test_a_terminal_that_is_gone(cli, tmp_path, hangs_up):
     flags = LINES | ({"steps": 10**6, "eval_interval": 10} if hangs_up else {"steps": 300, "eval_interval": 10})
 
     def prepare() -> None:
-        if not hangs_up:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if hangs_up else signal.SIG_IGN)
 
     training = start(tmp_path, *quick(**flags), preexec_fn=prepare, **streams)
     os.close(terminal)
