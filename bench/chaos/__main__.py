@@ -35,6 +35,7 @@ from bench.chaos.mishaps import MISHAPS, SHARES
 from bench.chaos.processes import Command
 from bench.chaos.quiet import Quiet
 from bench.chaos.rounds import Round
+from data.errors import UserError, run_command
 
 NAMES = """emma olivia ava isabella sophia charlotte mia amelia harper evelyn abigail emily ella elizabeth camila luna
 sofia avery mila aria scarlett penelope layla chloe victoria madison eleanor grace nora riley zoey hannah hazel lily
@@ -83,7 +84,8 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
     (place / "parent's").mkdir()
     shutil.copytree(texts, place / "parent's", dirs_exist_ok=True)
     parent = Command(place / "parent's", *PARENT.split()).end()
-    assert parent.code == 0, parent.err
+    if parent.code:
+        raise UserError(f"the run that others start from cannot be trained here: {parent.err.strip()}")
     quiet: dict[str, Quiet] = {}
     failures = []
     outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
@@ -158,4 +160,4 @@ def print_table(outcomes: dict[str, collections.Counter]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
