@@ -14,8 +14,8 @@ from data.bpe import BPETokenizer
 from data.errors import UserError, run_command, warn
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
-from engine.arguments import check_max_new_tokens, check_num, check_seed, check_stop
-from engine.checks import MAX_SEED
+from engine.config.checks import MAX_SEED
+from engine.run.arguments import check_max_new_tokens, check_num, check_seed, check_stop
 
 
 @dataclasses.dataclass
@@ -90,8 +90,8 @@ _CHAT_TAKES = _ALWAYS | {
 def main() -> int:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog="sample.py")
     check(options)
-    from engine.generate import Sampling
-    from engine.runs import load_run
+    from engine.run.generate import Sampling
+    from engine.run.load import load_run
 
     temperature = (0.0 if options.chat else 1.0) if options.temperature is None else options.temperature
     sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
@@ -189,7 +189,7 @@ def sample(run, options: Options, sampling) -> int:
 
 def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> None:
     """Draw samples together, then print them."""
-    from engine.novelty import Novelty
+    from engine.run.novelty import Novelty
 
     novelty = Novelty(run) if options.only_new or options.json else None
     wanted, count = None, 0

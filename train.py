@@ -6,7 +6,7 @@ from data.errors import outlive_readers, run_command
 
 
 def main() -> int:
-    from engine.flags import parse
+    from engine.config.flags import parse
 
     config, given = parse(sys.argv[1:])
     if not config.eval_only:

@@ -22,7 +22,7 @@ from bench import decoding
 from bench.peers import ROOT
 from bench.speedrun import BEST_OF_LINES, BEST_OF_STREAM
 from data.sources import KINDS
-from engine.runs import Run, load_run
+from engine.run.load import Run, load_run
 
 FAMILIES = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 BEST = "best"

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from bench.nanogpt_cpu import FLAGS, nanogpt_model
-from engine.flags import parse
-from engine.generate import Sampling, generate
+from engine.config.flags import parse
 from engine.registry import build_model
+from engine.run.generate import Sampling, generate
 
 
 def theirs(model: torch.nn.Module, length: int) -> float:

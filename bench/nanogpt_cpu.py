@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from bench import peers
-from engine.flags import parse
-from engine.optimizers import make_optimizers
+from engine.config.flags import parse
 from engine.registry import build_model
+from engine.training.optimizers import make_optimizers
 
 FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
 BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
@@ -53,7 +53,7 @@ def nanogpt_step(checkout: Path) -> Callable[[], None]:
 
 
 def our_step() -> Callable[[], None]:
-    """One training step as in engine/trainer.py at the same sizes."""
+    """One training step as in engine/training/trainer.py at the same sizes."""
     config, _ = parse(FLAGS)
     model = build_model(config, 71)
     optimizers = make_optimizers(model, config)

@@ -2,7 +2,8 @@
 
     python -m bench.step [train.py's flags] --steps 100
 
-The parts are those of engine/trainer.py, each timed to its end (on a GPU that takes away the overlap of a real step).
+The parts are those of engine/training/trainer.py, each timed to its end (on a GPU that takes away the overlap of a
+real step).
 """
 
 import sys
@@ -19,14 +20,14 @@ from tqdm import tqdm
 from data.batches import eval_batches
 from data.errors import UserError, run_command
 from engine import runtime, threads
-from engine.budget import Budget
-from engine.config import Config
-from engine.flags import parse
-from engine.metrics import Metrics
+from engine.config.flags import parse
+from engine.config.sections import Config
 from engine.registry import build_model, is_counted, refuse_foreign_flags
 from engine.session import count_to_mix
 from engine.texts import make_loader, prepare_text, with_context
-from engine.trainer import Trainer
+from engine.training.budget import Budget
+from engine.training.metrics import Metrics
+from engine.training.trainer import Trainer
 
 WARM_UP, OPERATIONS = 10, 12
 NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log"}

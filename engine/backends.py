@@ -4,8 +4,8 @@ import torch
 
 import kernels
 from data.errors import UserError
-from engine.checks import flag
-from engine.config import BACKENDS, Config
+from engine.config.checks import flag
+from engine.config.sections import BACKENDS, Config
 
 
 def check_backends(config: Config, device: torch.device) -> None:

@@ -7,14 +7,15 @@ from data.batches import eval_batches
 from data.errors import UserError
 from data.prepare import VAL_FRACTION, prepare, read_notes
 from data.tables import is_table
-from engine import report, runtime
-from engine.checks import refuse_contradictions
-from engine.config import BACKENDS, Config
+from engine import runtime
+from engine.config.checks import refuse_contradictions
+from engine.config.sections import BACKENDS, Config
 from engine.evaluate import evaluate
-from engine.folder import read_facts
-from engine.runs import load_run
+from engine.run import report
+from engine.run.folder import read_facts
+from engine.run.load import load_run
 from engine.texts import store_of_run
-from engine.trainer import Progress
+from engine.training.trainer import Progress
 
 _MAY_CHANGE = {
     "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",

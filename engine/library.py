@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest
-from engine import flags, session
-from engine.checks import check_stored, flag
-from engine.config import Config
-from engine.runs import Run, load_run
+from engine import session
+from engine.config import flags
+from engine.config.checks import check_stored, flag
+from engine.config.sections import Config
+from engine.run.load import Run, load_run
 
 
 def train(**settings: Any) -> Run:

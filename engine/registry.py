@@ -5,14 +5,14 @@ import inspect
 from data.errors import UserError
 from data.tokenizers import Special
 from engine import runtime
-from engine.checks import flag
-from engine.config import Config
+from engine.config.checks import flag
+from engine.config.sections import Config
 from makemore.base import OURS, LanguageModel
 from makemore.bigram import Bigram, CountedBigram
 from makemore.cnn import CNN
-from makemore.mixture import Mixture
+from makemore.counts.mixture import Mixture
+from makemore.counts.ngram import NGram
 from makemore.mlp import MLP
-from makemore.ngram import NGram
 from makemore.recurrent import GRU, LSTM, RNN
 from nanogpt.model import Transformer
 

@@ -15,21 +15,24 @@ from data.errors import UserError, fault, is_fault, warn
 from data.prepare import read_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
-from engine import checkpoint, extend, flags, folder, report, runtime, threads
+from engine import runtime, threads
 from engine.backends import check_backends
-from engine.checks import refuse_contradictions, refuse_useless
-from engine.config import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
+from engine.config import flags
+from engine.config.checks import refuse_contradictions, refuse_useless
+from engine.config.sections import CHANGEABLE, MODEL_FIELDS, WHERE_THE_TEXT_LIES, Config
 from engine.eval_only import evaluate_run
 from engine.evaluate import evaluate
-from engine.identity import check_identity, identity
-from engine.metrics import Metrics, check_log
 from engine.registry import build_model, is_counted, layers, refuse_foreign_flags
-from engine.runs import Run, load_parent
+from engine.run import checkpoint, folder, report
+from engine.run.identity import check_identity, identity
+from engine.run.load import Run, load_parent
+from engine.run.weights import check_sizes, keep_frozen, load_weights
 from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
-from engine.trainer import Progress, Trainer
-from engine.weights import check_sizes, keep_frozen, load_weights
+from engine.training import extend
+from engine.training.metrics import Metrics, check_log
+from engine.training.trainer import Progress, Trainer
 from makemore.base import LanguageModel, count_parameters
-from makemore.mixture import Mixture
+from makemore.counts.mixture import Mixture
 
 
 def run(config: Config, given: set[str]) -> int:

@@ -10,8 +10,8 @@ from data.prepare import key_of, open_or_discard, prepare
 from data.sources import KINDS, cache_folder
 from data.store import Store
 from data.tokenizers import Tokenizer
-from engine import presets
-from engine.config import WHERE_THE_TEXT_LIES, Config
+from engine.config import presets
+from engine.config.sections import WHERE_THE_TEXT_LIES, Config
 
 
 def prepare_text(config: Config, vocabulary: Tokenizer | None, extend: bool = False) -> Store:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.errors import warn
-from engine.config import Config
+from engine.config.sections import Config
 
 BUSY = 0.75  # of the processors
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from tyro.conf import Fixed
 
 from data.errors import UserError, outlive_readers
-from engine.checks import flag
-from engine.config import Config
+from engine.config.checks import flag
+from engine.config.sections import Config
 
 LORA_FLAGS = {"lora_rank", "lora_alpha", "lora_layers"}
 

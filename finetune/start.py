@@ -14,16 +14,18 @@ from data.errors import UserError, warn
 from data.rows import HasTokens, RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
-from engine import extend, flags, runtime, threads
+from engine import runtime, threads
 from engine.backends import check_backends
-from engine.checks import refuse_contradictions
-from engine.config import MODEL_FIELDS, Config
-from engine.metrics import Metrics, check_log
+from engine.config import flags
+from engine.config.checks import refuse_contradictions
+from engine.config.sections import MODEL_FIELDS, Config
 from engine.registry import is_counted, refuse_foreign_flags
-from engine.runs import Run, load_parent
-from engine.trainer import Trainer
+from engine.run.load import Run, load_parent
+from engine.training import extend
+from engine.training.metrics import Metrics, check_log
+from engine.training.trainer import Trainer
 from makemore.base import count_parameters
-from makemore.mixture import Mixture
+from makemore.counts.mixture import Mixture
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
 FEW = 20  # examples

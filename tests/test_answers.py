@@ -15,11 +15,11 @@ from data.conversations import Conversation, Pair, Turn
 from data.errors import UserError
 from data.rows import PairRow, RowLoader, by_length, collate, eval_rows
 from data.tokenizers import ByteTokenizer, CharTokenizer
-from engine.config import Config
-from engine.lora import LoRALinear, add_lora, fold
-from engine.optimizers import make_optimizers
+from engine.config.sections import Config
 from engine.registry import build_model
-from engine.weights import trained_weights
+from engine.run.weights import trained_weights
+from engine.training.lora import LoRALinear, add_lora, fold
+from engine.training.optimizers import make_optimizers
 from finetune.instruct.answers import answer_all, by_task, exact, exactly_right, table
 from finetune.instruct.material import encode, row_of, within
 from finetune.instruct.options import InstructConfig

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from bench import compare, speedrun
-from engine.flags import parse
+from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
 from tests.helpers import ok, refused

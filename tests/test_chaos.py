@@ -23,7 +23,7 @@ def test_some_rounds(cli, tmp_path):
     assert not list(tmp_path.glob("charlm-chaos-*"))
 
 
-BROKEN = [("data.locks._lock", "second-writer"), ("engine.trainer.Trainer.resume", "killed-again-and-again")]
+BROKEN = [("data.locks._lock", "second-writer"), ("engine.training.trainer.Trainer.resume", "killed-again-and-again")]
 
 
 @pytest.mark.parametrize("name, mishap", BROKEN, ids=[name for name, _ in BROKEN])

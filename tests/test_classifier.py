@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.batches import IGNORE
-from engine.config import Config
-from engine.lora import LoRALinear, add_lora
-from engine.optimizers import make_optimizers
+from engine.config.sections import Config
 from engine.registry import build_model
-from engine.weights import trained_weights
+from engine.run.weights import trained_weights
+from engine.training.lora import LoRALinear, add_lora
+from engine.training.optimizers import make_optimizers
 from finetune.classify import baselines, measure
 from finetune.classify.build import class_weights, freeze_all_but
 from finetune.classify.classifier import POOLINGS, Classifier, NGramBag

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import makemore.base
-import makemore.ngram_reader
+import makemore.counts.ngram_reader
 import nanogpt.decoder
 import nanogpt.model
 from data.tokenizers import BOS
-from engine.lora import add_lora
+from engine.training.lora import add_lora
 from makemore import segments
 from makemore.small_work import for_small_work
 from nanogpt.decoder import Decoder, GraphDecoder
@@ -141,7 +141,7 @@ def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("ngram") or " mixed" in name])
 def test_many_rows_are_looked_up_at_once_to_the_same_end(name, monkeypatch):
-    monkeypatch.setattr(makemore.ngram_reader, "FEW", B - 1)
+    monkeypatch.setattr(makemore.counts.ngram_reader, "FEW", B - 1)
     assert close(decoded(ready(name), some_tokens(40), 5), uncached(name))
 
 

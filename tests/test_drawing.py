@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.generate import Sampling, draw
+from engine.run.generate import Sampling, draw
 
 
 def frequencies(logits: list[float], seen: list[int] | None = None, **options) -> torch.Tensor:

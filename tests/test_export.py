@@ -12,10 +12,10 @@ from data import bpe
 from data.errors import UserError
 from data.gpt2 import GPT2Tokenizer, read_merges
 from data.tokenizers import ByteTokenizer, CharTokenizer
-from engine.config import Config
-from engine.presets import TRANSFORMERS
+from engine.config.presets import TRANSFORMERS
+from engine.config.sections import Config
 from engine.registry import build_model
-from nanogpt import hub
+from export import hub
 from tests.test_gpt2 import FILE
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -108,7 +108,7 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
 def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 32, "--batch-size", 4, "--steps", 5)
     assert cli("train.py", "--preset", preset, "--data", text, *quick, "--out", "run").code == 0
-    done = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    done = cli("-m export", "run", "--to", "hf", "out")
     assert done.code == 0 and f"wrote out, {expected}" in done.out, done.err
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -117,9 +117,9 @@ def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     )
     ours = cli("sample.py", "run", "--prompt", "emma", "--max-new-tokens", 12, "--temperature", 0, "--json")
     assert read.decode(drawn[0]) == json.loads(ours.out)["text"]
-    again = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    again = cli("-m export", "run", "--to", "hf", "out")
     assert again.code == 2 and "out already exists" in again.err
-    unknown = cli("-m nanogpt.export", "run", "--to", "gguf", "other")
+    unknown = cli("-m export", "run", "--to", "gguf", "other")
     assert unknown.code == 2 and "unknown format 'gguf'" in unknown.err
 
 
@@ -130,7 +130,7 @@ def test_gpt2_goes_out_as_it_came_in(tmp_path, cli):
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
     theirs.save_pretrained(tmp_path / "in")
     (tmp_path / "in" / "merges.txt").write_text(FILE, "utf-8")
-    assert cli("-m nanogpt.export", "gpt2:in", "--to", "hf", "out").code == 0
+    assert cli("-m export", "gpt2:in", "--to", "hf", "out").code == 0
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = torch.randint(50_257, (2, 16))
     assert back.config.vocab_size == 50_257 and torch.allclose(back(tokens).logits, theirs(tokens).logits, atol=1e-5)
@@ -166,5 +166,5 @@ def test_what_none_of_the_three_can_be_is_refused(tmp_path, case):
 def test_another_family_is_refused(cli, names):
     quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
     assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "run").code == 0
-    refused = cli("-m nanogpt.export", "run", "--to", "hf", "out")
+    refused = cli("-m export", "run", "--to", "hf", "out")
     assert refused.code == 2 and "run is a gru: transformers has a class for Transformers alone" in refused.err

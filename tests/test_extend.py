@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from data.tokenizers import CharTokenizer
 from data.vocabulary import from_json
 from engine import load_run
-from engine.extend import load_extended
 from engine.registry import build_model
-from engine.trainer import Trainer
+from engine.training.extend import load_extended
+from engine.training.trainer import Trainer
 from tests.conftest import NAMES, TINY
 from tests.helpers import INT, at_call, left, ok, quick, refused, summary, warnings_of
 

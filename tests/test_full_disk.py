@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from data.build import Builder
-from engine import checkpoint, folder, report
-from engine.metrics import Metrics
+from engine.run import checkpoint, folder, report
+from engine.training.metrics import Metrics
 from tests.conftest import NAMES
 from tests.helpers import LINES, STREAM, at_call, left, ok, quick, refused, trained
 

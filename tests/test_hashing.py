@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.config import Config
-from engine.flags import parse
-from engine.optimizers import make_optimizers
+from engine.config.flags import parse
+from engine.config.sections import Config
 from engine.registry import build_model
+from engine.training.optimizers import make_optimizers
 from makemore.hashing import HashedNGrams, longer, row_of
 from tests.conftest import TINY
 from tests.helpers import left, ok, refused, trained
@@ -112,7 +112,7 @@ def test_mistakes_end_in_one_message(cli, case):
 
 def test_a_model_with_them_has_no_place_on_the_hub(cli, names):
     trained(cli, "transformer", data=names, kind="lines", preset="gpt2", hash_ngrams=3, hash_rows=64)
-    refused(cli("-m nanogpt.export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of", "--preset gpt2")
+    refused(cli("-m export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of", "--preset gpt2")
 
 
 def test_presets_bring_their_optimizer_with_its_own_defaults():

@@ -7,8 +7,8 @@ import pytest
 from data.bpe import learn
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from engine import load_run
-from engine.healing import heal
-from engine.writing import Writer
+from engine.run.healing import heal
+from engine.run.writing import Writer
 from finetune.instruct.chat import Chat
 from tests.helpers import LINES, ok, trained_any
 

@@ -7,7 +7,7 @@ import torch
 
 from data.errors import UserError
 from data.tokenizers import NEVER_PREDICTED
-from engine.config import Config
+from engine.config.sections import Config
 from engine.registry import build_model
 from tests.variants import (
     SMALL,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import load_run
-from engine.generate import Sampling
+from engine.run.generate import Sampling
 from finetune.instruct.chat import Chat
 from tests.conftest import NAMES, ROOT
 from tests.helpers import left, metrics, ok, refused, summary, warnings_of

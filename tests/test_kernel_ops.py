@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from engine.flags import parse
+from engine.config.flags import parse
 from engine.registry import build_model
 from kernels import dispatch
 from tests.conftest import ROOT

@@ -13,8 +13,9 @@ import pytest
 from bench.chaos import faults
 from bench.chaos.faults import Trap
 from bench.chaos.processes import Command
-from engine import checkpoint, load_run
-from engine.metrics import Metrics
+from engine import load_run
+from engine.run import checkpoint
+from engine.training.metrics import Metrics
 from tests.conftest import _child
 from tests.helpers import INT, KILL, TERM, at_call, left, ok, quick, refused, trained
 

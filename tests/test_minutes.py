@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import budget
-from engine.schedules import lr_factor
+from engine.training import budget
+from engine.training.schedules import lr_factor
 from tests.conftest import NAMES
 from tests.helpers import INT, LINES, at_call, facts, left, metrics, ok, quick, refused, summary
 

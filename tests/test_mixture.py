@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.batches import IGNORE
-from engine.config import Config
+from engine.config.sections import Config
 from engine.registry import build_model
-from engine.runs import load_run
-from makemore.folds import elsewhere
-from makemore.mixture import FOLDS
-from makemore.ngram import count, discounts
+from engine.run.load import load_run
+from makemore.counts.folds import elsewhere
+from makemore.counts.mixture import FOLDS
+from makemore.counts.ngram import count, discounts
 from tests.conftest import TINY
 from tests.helpers import ok, refused, trained
 
@@ -219,4 +219,4 @@ def test_mistakes_end_in_one_message(cli, case):
 @pytest.mark.parametrize("format_", ["hf", "onnx"])
 def test_a_mixture_is_not_exported(cli, names, format_):
     trained(cli, "transformer", data=names, kind="lines", mix_ngram=3)
-    refused(cli("-m nanogpt.export", "run", "--to", format_, "out"), "mixes with counts (--mix-ngram)")
+    refused(cli("-m export", "run", "--to", format_, "out"), "mixes with counts (--mix-ngram)")

@@ -13,7 +13,7 @@ from data.batches import IGNORE
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
 from engine import load_run
 from makemore.bigram import IMPOSSIBLE, SMOOTHING, CountedBigram
-from makemore.ngram import MAX_ORDER, NGram
+from makemore.counts.ngram import MAX_ORDER, NGram
 from tests.conftest import NAMES
 
 LETTERS = sorted(set("".join(NAMES)))

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.store import Split, TokenFile
-from engine import load_run, novelty
-from engine.novelty import KnownLines, Novelty, _longest_run
-from engine.samples import Sample
+from engine import load_run
+from engine.run import novelty
+from engine.run.novelty import KnownLines, Novelty, _longest_run
+from engine.run.samples import Sample
 from tests.conftest import NAMES
 from tests.helpers import LINES, STREAM, ok, refused, summary, trained, trained_any, warnings_of
 

@@ -15,8 +15,8 @@ from data import locks, prepare
 from data.build import Builder
 from data.errors import UserError
 from data.locks import hold
-from engine import folder
-from engine.trainer import Trainer
+from engine.run import folder
+from engine.training.trainer import Trainer
 from tests.conftest import _child
 from tests.helpers import LINES, STREAM, at_call, left, ok, quick, refused, trained, tree, warnings_of
 

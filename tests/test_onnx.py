@@ -10,10 +10,10 @@ import torch
 
 from data.vocabulary import from_json
 from engine import load_run
-from engine.config import Config
+from engine.config.sections import Config
 from engine.registry import build_model
+from export import onnx
 from makemore.recurrent import Recurrent
-from nanogpt import onnx
 from tests.helpers import ok, refused, trained
 
 VOCAB = 23
@@ -108,18 +108,18 @@ def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkey
 @pytest.mark.parametrize("family", ["gru", "transformer"])
 def test_a_run_goes_out_with_its_tokenizer(cli, names, family):
     trained(cli, family, data=names, kind="lines")
-    told = ok(cli("-m nanogpt.export", "run", "--to", "onnx", "out")).out
+    told = ok(cli("-m export", "run", "--to", "onnx", "out")).out
     assert "wrote out/model.onnx" in told and "out logits" in told
     run = load_run("run")
     tokenizer = from_json(json.load(open("out/tokenizer.json")))
     tokens = torch.tensor([[1, *tokenizer.encode("emma").tolist()]])
     found = computed("out/model.onnx", run.model, tokens)
     assert (found - run.model(tokens).logits.detach()).abs().max() < 2e-5
-    refused(cli("-m nanogpt.export", "run", "--to", "onnx", "out"), "out already exists")
+    refused(cli("-m export", "run", "--to", "onnx", "out"), "out already exists")
 
 
 def test_a_missing_package_is_named(cli, names, monkeypatch):
     trained(cli, "bigram", data=names, kind="lines")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
-    refused(cli("-m nanogpt.export", "run", "--to", "onnx", "out"), "needs onnxscript: pip install onnx onnxscript")
+    refused(cli("-m export", "run", "--to", "onnx", "out"), "needs onnxscript: pip install onnx onnxscript")

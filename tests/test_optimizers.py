@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data.batches import IGNORE, Batch, Loader
-from engine.config import OPTIMIZERS, SCHEDULES, Config
-from engine.metrics import Metrics
-from engine.optimizers import Muon, make_optimizers, orthogonalise
+from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
 from engine.registry import build_model
-from engine.schedules import lr_factor
-from engine.trainer import Trainer
+from engine.training.metrics import Metrics
+from engine.training.optimizers import Muon, make_optimizers, orthogonalise
+from engine.training.schedules import lr_factor
+from engine.training.trainer import Trainer
 from tests.conftest import TINY
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from data.errors import UserError
-from engine.runs import load_gpt2, load_run
+from engine.run.load import load_gpt2, load_run
 from nanogpt import pretrained
 from nanogpt.model import Transformer
 from tests.test_gpt2 import FILE

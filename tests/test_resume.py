@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-import engine.trainer
+import engine.training.trainer
 from data.batches import Loader
-from engine import checkpoint, report
-from engine.metrics import Metrics
+from engine.run import checkpoint, report
+from engine.training.metrics import Metrics
 from tests.conftest import TINY
 from tests.helpers import (
     INT,
@@ -91,7 +91,12 @@ def test_a_signal_in_any_step(cli, tmp_path, straight, nth):
 
 @pytest.mark.parametrize(
     "moment",
-    [(engine.trainer, "evaluate", 1), (engine.trainer, "evaluate", 2), (Metrics, "write", 2), (Metrics, "write", 3)]
+    [
+        (engine.training.trainer, "evaluate", 1),
+        (engine.training.trainer, "evaluate", 2),
+        (Metrics, "write", 2),
+        (Metrics, "write", 3),
+    ]
     + [(checkpoint, "save", n) for n in range(1, 5)]
     + [(report, "samples", 1), (report, "write_summary", 1), (report, "draw_loss", 1)],
     ids=lambda moment: f"{moment[1]}-{moment[2]}",

@@ -11,8 +11,9 @@ import torch
 import engine
 from data.errors import UserError
 from data.tokenizers import EOS, N_SPECIALS, NEVER_PREDICTED
-from engine import load_run, samples
-from engine.generate import Sampling, generate
+from engine import load_run
+from engine.run import samples
+from engine.run.generate import Sampling, generate
 from tests.conftest import NAMES
 from tests.helpers import FAMILIES, LINES, STREAM, ok, trained, trained_any
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from data import disk
 from data.errors import UserError
 from data.json_files import Whole, parse_json
-from engine import checkpoint, report
-from engine.metrics import Metrics
+from engine.run import checkpoint, report
+from engine.training.metrics import Metrics
 from tests.conftest import ROOT
 from tests.helpers import LINES, STREAM, at_call, left, metrics, ok, quick, refused, trained, tree, warnings_of
 
@@ -190,7 +190,7 @@ def test_weights_that_are_not_finite_are_refused(cli, file):
         ["sample.py", "run", "--checkpoint", file], ["sample.py", "run", "--checkpoint", file, "--score", "emma"],
         ["train.py", "--eval-only", "--out", "run", "--checkpoint", file],
         ["train.py", "--init", "run", "--checkpoint", file],
-        ["-m nanogpt.export", "run", "--to", "onnx", "x", "--checkpoint", file],
+        ["-m export", "run", "--to", "onnx", "x", "--checkpoint", file],
     ):  # fmt: skip
         refused(cli(*command), f"run/{file} holds weights that are not finite", name)
     assert not Path("x").exists()

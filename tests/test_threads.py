@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.trainer import Trainer
+from engine.training.trainer import Trainer
 from tests.conftest import NAMES
 from tests.helpers import LINES, at_call, ok, quick, warnings_of
 

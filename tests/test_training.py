@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.flags import parse
+from engine.config.flags import parse
 from tests.conftest import TINY
 from tests.helpers import LINES, STREAM, evaluated, facts, left, metrics, ok, quick, refused, summary, trained
 

@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nanogpt.decoder
 from data.batches import IGNORE
-from engine.config import Config
-from engine.optimizers import make_optimizers
+from engine.config.sections import Config
+from engine.training.optimizers import make_optimizers
 from finetune.classify.classifier import POOLINGS, Classifier
 from nanogpt.decoder import GraphDecoder
 from nanogpt.model import Transformer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from engine.config import Config
-from engine.presets import FAMILY
+from engine.config.presets import FAMILY
+from engine.config.sections import Config
 from engine.registry import build_model, family
 from makemore.layers import ACTIVATIONS
 

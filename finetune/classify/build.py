@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from engine.extend import train_tables
-from engine.lora import add_lora
+from engine.training.extend import train_tables
+from engine.training.lora import add_lora
 from finetune.classify.classifier import Classifier
 from finetune.classify.options import ClassifyConfig, last_layers
 from makemore.base import LanguageModel

@@ -16,11 +16,13 @@ from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
 from data.terminal import show
 from data.tokenizers import Tokenizer
-from engine import flags, folder, runtime, threads
+from engine import runtime, threads
 from engine.backends import check_backends
-from engine.identity import check_identity, identity
+from engine.config import flags
 from engine.registry import build_model, layers
-from engine.weights import check_sizes, load_weights
+from engine.run import folder
+from engine.run.identity import check_identity, identity
+from engine.run.weights import check_sizes, load_weights
 from finetune.classify import measure
 from finetune.classify.build import build_classifier
 from finetune.classify.classifier import Classifier

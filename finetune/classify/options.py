@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from data.errors import UserError
-from engine.presets import Defaults
+from engine.config.presets import Defaults
 from finetune.options import FinetuneConfig, check_shared, check_start
 
 # What --predict and --eval-only take besides --out.

@@ -12,12 +12,14 @@ from data.errors import UserError
 from data.rows import Row
 from data.terminal import show
 from data.tokenizers import Tokenizer
-from engine import flags, folder, report, session
-from engine.extend import load_extended
-from engine.identity import identity
+from engine import session
+from engine.config import flags
 from engine.registry import build_model
-from engine.trainer import Trainer
-from engine.weights import keep_frozen, load_best
+from engine.run import folder, report
+from engine.run.identity import identity
+from engine.run.weights import keep_frozen, load_best
+from engine.training.extend import load_extended
+from engine.training.trainer import Trainer
 from finetune.classify import baselines, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier

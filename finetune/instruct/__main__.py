@@ -6,7 +6,7 @@ from data.errors import run_command
 
 
 def main() -> int:
-    from engine.flags import parse
+    from engine.config.flags import parse
     from finetune.instruct.options import InstructConfig, check, defaults
     from finetune.options import start_or_resume, without_scratch
 

@@ -14,8 +14,8 @@ from data.conversations import Conversation
 from data.disk import replace_file
 from data.rows import Row, by_length, collate
 from data.tokenizers import Special
-from engine.generate import Sampling, generate
-from engine.writing import until_end
+from engine.run.generate import Sampling, generate
+from engine.run.writing import until_end
 from finetune.instruct.templates import Template
 from makemore.base import LanguageModel
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from data.conversations import Turn
 from data.errors import UserError
 from data.terminal import for_stream, show
-from engine.arguments import check_text
-from engine.checks import MAX_SEED
-from engine.generate import Sampling
-from engine.healing import Healing, heal
-from engine.runs import Run
+from engine.config.checks import MAX_SEED
+from engine.run.arguments import check_text
+from engine.run.generate import Sampling
+from engine.run.healing import Healing, heal
+from engine.run.load import Run
+from engine.run.samples import Request
 from engine.runtime import may_handle
-from engine.samples import Request
 from finetune.instruct.templates import Template, without_oldest
 
 COMMANDS = ("/reset", "/quit")

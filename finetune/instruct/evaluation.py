@@ -9,11 +9,13 @@ import torch
 from data.conversations import Pair
 from data.errors import UserError
 from data.rows import eval_rows
-from engine import flags, folder, threads
-from engine.config import BACKENDS
+from engine import threads
+from engine.config import flags
+from engine.config.sections import BACKENDS
 from engine.evaluate import evaluate
-from engine.runs import load_run
-from engine.weights import load_weights
+from engine.run import folder
+from engine.run.load import load_run
+from engine.run.weights import load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import answer_all, by_task, exact, write_generations
 from finetune.instruct.material import Material, Side, encode, read_all, read_material

@@ -11,13 +11,15 @@ import torch
 
 from data.terminal import show
 from data.tokenizers import Tokenizer
-from engine import checkpoint, flags, folder, report, session
-from engine.extend import load_extended, train_tables
-from engine.identity import identity
-from engine.lora import add_lora
+from engine import session
+from engine.config import flags
 from engine.registry import build_model
-from engine.trainer import Trainer
-from engine.weights import keep_frozen, load_best, load_weights
+from engine.run import checkpoint, folder, report
+from engine.run.identity import identity
+from engine.run.weights import keep_frozen, load_best, load_weights
+from engine.training.extend import load_extended, train_tables
+from engine.training.lora import add_lora
+from engine.training.trainer import Trainer
 from finetune.instruct import preference
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.evaluation import evaluate_side, own_material

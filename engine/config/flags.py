@@ -10,10 +10,10 @@ from typing import Any
 from data.errors import UserError, nearest
 from data.json_files import read_json
 from data.sources import KINDS
-from engine import presets
-from engine.checks import check_mode, check_stored, check_values
-from engine.config import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, TASKS, USES_RUN, Config
-from engine.folder import read_facts
+from engine.config import presets
+from engine.config.checks import check_mode, check_stored, check_values
+from engine.config.sections import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, TASKS, USES_RUN, Config
+from engine.run.folder import read_facts
 from nanogpt import pretrained
 
 

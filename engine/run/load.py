@@ -5,16 +5,16 @@ from pathlib import Path
 
 from data import gpt2
 from data.errors import UserError
-from engine import checkpoint
 from engine.backends import check_backends
-from engine.config import Config
-from engine.flags import config_of
-from engine.folder import read_facts, read_tokenizer
-from engine.identity import check_identity, identity
+from engine.config.flags import config_of
+from engine.config.sections import Config
 from engine.registry import build_model, layers
-from engine.run import Run
+from engine.run import checkpoint
+from engine.run.folder import read_facts, read_tokenizer
+from engine.run.identity import check_identity, identity
+from engine.run.run import Run
+from engine.run.weights import check_finite, check_sizes, load_weights
 from engine.runtime import choose_device
-from engine.weights import check_finite, check_sizes, load_weights
 from makemore.base import LanguageModel
 from nanogpt import pretrained
 

@@ -15,14 +15,15 @@ from torch import Tensor
 from data.batches import Batch, Loader
 from data.errors import UserError
 from data.json_files import Whole, check_schema
-from engine import checkpoint, runtime
-from engine.budget import Budget
-from engine.config import Config
+from engine import runtime
+from engine.config.sections import Config
 from engine.evaluate import Evaluation, evaluate
-from engine.metrics import Metrics
-from engine.optimizers import make_optimizers
-from engine.schedules import lr_factor
-from engine.weights import load_state, trained_weights
+from engine.run import checkpoint
+from engine.run.weights import load_state, trained_weights
+from engine.training.budget import Budget
+from engine.training.metrics import Metrics
+from engine.training.optimizers import make_optimizers
+from engine.training.schedules import lr_factor
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 

@@ -22,7 +22,7 @@ from data.json_files import Whole, check_schema, parse_json, read_json
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
-BELONGS_TO = "belongs_to.json"  # what `engine.identity` says of the run
+BELONGS_TO = "belongs_to.json"  # what `engine.run.identity` says of the run
 FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None)}
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file; the library's own limit
 READS = 5  # a reader tries again when a training run replaces the checkpoint under its eyes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.arguments import demand, is_number, is_whole
 from engine.evaluate import Evaluation
-from engine.healing import Healing
+from engine.run.arguments import demand, is_number, is_whole
+from engine.run.healing import Healing
 from engine.runtime import widest
 from makemore.base import LanguageModel, State
 

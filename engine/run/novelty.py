@@ -14,9 +14,9 @@ from data.errors import UserError
 from data.sources import cache_folder
 from data.store import Split, Store, TokenFile, open_store
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
-from engine.folder import read_facts
-from engine.run import Run
-from engine.samples import Sample
+from engine.run.folder import read_facts
+from engine.run.run import Run
+from engine.run.samples import Sample
 
 CHUNK = 1 << 17  # ids that are looked at together: their hashes stay in a core's cache
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hashes, modulo 2^64; odd

@@ -1,4 +1,4 @@
-"""`python -m nanogpt.export RUN --to hf|onnx DIR`: a trained model for `transformers`, or as an ONNX graph.
+"""`python -m export RUN --to hf|onnx DIR`: a trained model for `transformers`, or as an ONNX graph.
 
 A command, like train.py: it stands on `engine`, and nothing stands on it.
 """
@@ -17,7 +17,7 @@ FORMATS = ("hf", "onnx")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m nanogpt.export", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="the run directory, or gpt2:PATH")
     parser.add_argument(
         "--to", nargs=2, metavar=("FORMAT", "DIR"), required=True,
@@ -28,7 +28,7 @@ def main() -> int:
     kind, folder = args.to[0], Path(args.to[1])
     if kind not in FORMATS:
         raise UserError(f"unknown format '{kind}'; there are: {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
-    from engine.runs import load_run
+    from engine.run.load import load_run
 
     run = load_run(args.run, args.checkpoint, "cpu")
     if run.config.mix_ngram:
@@ -44,7 +44,7 @@ def main() -> int:
 
 def to_hub(run: Any, folder: Path) -> str:
     """Write the run for `transformers`; what to tell the user."""
-    from nanogpt import hub
+    from export import hub
     from nanogpt.model import Transformer
 
     if not isinstance(run.model, Transformer):
@@ -58,7 +58,7 @@ def to_hub(run: Any, folder: Path) -> str:
 
 def to_onnx(run: Any, folder: Path) -> str:
     """Write the run as a graph, with its tokenizer beside it; what to tell the user."""
-    from nanogpt import onnx
+    from export import onnx
 
     onnx.check_packages()
     folder.mkdir(parents=True, exist_ok=True)

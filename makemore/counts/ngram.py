@@ -21,7 +21,7 @@ from torch import Tensor
 from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
-from makemore.ngram_reader import FLOOR, CountReader
+from makemore.counts.ngram_reader import FLOOR, CountReader
 
 MAX_ORDER = 8  # what choosing the order goes up to
 

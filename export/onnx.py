@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from data.errors import UserError
 from makemore.base import LanguageModel, Output
-from makemore.ngram import FLOOR, NGram
+from makemore.counts.ngram import FLOOR, NGram
 from makemore.recurrent import Recurrent
 from nanogpt.attention import CausalSelfAttention
 

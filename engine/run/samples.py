@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from data.tokenizers import Tokenizer
-from engine.arguments import check_max_new_tokens, check_seed, check_stop, demand, is_whole
-from engine.generate import Sampling, generate
-from engine.healing import Healing
-from engine.writing import Writer
+from engine.run.arguments import check_max_new_tokens, check_seed, check_stop, demand, is_whole
+from engine.run.generate import Sampling, generate
+from engine.run.healing import Healing
+from engine.run.writing import Writer
 from makemore.base import LanguageModel
 
 BATCH_BYTES = 512 << 20  # of all rows that are drawn together

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
-from engine.config import Config
+from engine.config.sections import Config
 from makemore.base import LanguageModel
 
 SHOWN = 8  # new characters

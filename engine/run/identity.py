@@ -11,8 +11,8 @@ from typing import Any
 
 from data.errors import UserError
 from data.tokenizers import Tokenizer
-from engine import checkpoint
-from engine.config import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
+from engine.config.sections import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
+from engine.run import checkpoint
 
 # What matters to training alone: whoever samples, scores or labels may find it changed.
 _TRAINING_ONLY = GRADIENT_ONLY | {"dropout", "seed", "init"}

@@ -7,7 +7,7 @@ out). Nothing is counted anew: what a fold put into the tables is taken out agai
 
 import numpy as np
 
-from makemore.ngram import Level, backwards, discounts
+from makemore.counts.ngram import Level, backwards, discounts
 
 
 def elsewhere(

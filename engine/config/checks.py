@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.json_files import is_finite
-from engine.config import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, USES_RUN, Config
+from engine.config.sections import CHANGEABLE, GRADIENT_ONLY, OPTIMIZER_FLAGS, USES_RUN, Config
 
 _AT_LEAST_ONE = (
     "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "window", "steps", "batch_size",

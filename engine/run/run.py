@@ -11,12 +11,12 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.tokenizers import Tokenizer
-from engine.arguments import check_names, check_num, check_text, demand
-from engine.config import Config
+from engine.config.sections import Config
 from engine.evaluate import Evaluation
-from engine.generate import Sampling, generate, score
-from engine.healing import Healing, heal
-from engine.samples import Drawing, Prompt, Request, Sample, seeded
+from engine.run.arguments import check_names, check_num, check_text, demand
+from engine.run.generate import Sampling, generate, score
+from engine.run.healing import Healing, heal
+from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
 from makemore.base import LanguageModel
 
 STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample where nothing else is asked for
@@ -137,7 +137,7 @@ class Run:
     ) -> Request:
         """How samples are drawn. A sample ends with its line, before the text `stop`, or after `max_new_tokens` (None:
         `longest`); neither of the first two comes within `min_new_tokens`. The same `seed`, the same samples; None:
-        different ones each time. `heal`: see engine/healing.py. `knobs` are fields of `Sampling`, as in
+        different ones each time. `heal`: see engine/run/healing.py. `knobs` are fields of `Sampling`, as in
         `temperature=0.5`.
 
         Raises UserError for what cannot be, TypeError for an unknown name."""

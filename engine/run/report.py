@@ -13,13 +13,13 @@ from data.json_files import read_json
 from data.store import Store
 from data.terminal import show
 from engine import runtime
-from engine.config import Config
-from engine.metrics import Metrics
-from engine.novelty import KnownLines, longest_copied
-from engine.runs import Run
-from engine.trainer import Progress
-from engine.weights import load_best
-from engine.writing import until_end
+from engine.config.sections import Config
+from engine.run.load import Run
+from engine.run.novelty import KnownLines, longest_copied
+from engine.run.weights import load_best
+from engine.run.writing import until_end
+from engine.training.metrics import Metrics
+from engine.training.trainer import Progress
 from makemore.base import LanguageModel, count_parameters
 
 N_LINES, N_DOCUMENTS = 20, 5

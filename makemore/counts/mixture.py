@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
-from makemore.folds import elsewhere
-from makemore.ngram import NGram, count
-from makemore.ngram_reader import FLOOR, CountReader
+from makemore.counts.folds import elsewhere
+from makemore.counts.ngram import NGram, count
+from makemore.counts.ngram_reader import FLOOR, CountReader
 from makemore.small_work import for_small_work
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted

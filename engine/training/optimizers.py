@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from engine.config import Config
+from engine.config.sections import Config
 from makemore.layers import embedding_names, sparse_parameters
 
 

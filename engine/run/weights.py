@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
-from engine import checkpoint
-from engine.lora import LoRALinear, fold
+from engine.run import checkpoint
+from engine.training.lora import LoRALinear, fold
 
 
 def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:

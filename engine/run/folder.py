@@ -25,7 +25,7 @@ RUNS = Path("runs")
 LOCK = "lock"
 FORMATS = {
     1: "the first one",
-    2: "checkpoints say which settings, tokenizer and labels they belong to (engine/identity.py)",
+    2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
 }
 FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24

@@ -13,8 +13,8 @@ from torch import Tensor
 from data import gpt2
 from data.gpt2 import GPT2Tokenizer
 from data.tokenizers import Tokenizer
-from nanogpt.hub_tokenizer import tokenizer_json
-from nanogpt.hub_weights import counterpart
+from export.hub_tokenizer import tokenizer_json
+from export.hub_weights import counterpart
 from nanogpt.model import Transformer
 
 GPT2_END = "<|endoftext|>"  # what GPT-2 calls its <eos>

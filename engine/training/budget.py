@@ -5,7 +5,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from engine.config import Config
+from engine.config.sections import Config
 
 
 class Spent(Protocol):

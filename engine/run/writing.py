@@ -1,7 +1,7 @@
 """Drawn ids into text: what is certain so far, where it ends, and why."""
 
 from data.tokenizers import Tokenizer
-from engine.healing import CONTEXT, Healing
+from engine.run.healing import CONTEXT, Healing
 
 
 class Writer:

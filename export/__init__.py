@@ -1,0 +1,1 @@
+"""Ways out for a run: the Hub's layout for `transformers`, and ONNX."""
