@@ -14,7 +14,7 @@ from data.bpe import BPETokenizer
 from data.errors import UserError, run_command, warn
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
-from engine.config.checks import MAX_SEED
+from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_max_new_tokens, check_num, check_seed, check_stop
 
 

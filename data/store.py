@@ -115,6 +115,11 @@ class Store:
     def key(self) -> str:
         return self.meta["key"]
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a run says of its text."""
+        return {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
+
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
     """Write `meta.json` beside the other files of a new store, with their sizes and checksums, and have all of it on

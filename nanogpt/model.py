@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.layers import activation_of, initialise, make_norm
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
+from nanogpt.config import TransformerConfig
 from nanogpt.decoder import WINDOWS, make_decoder
 from nanogpt.packing import Packing, leave_padding_out
 
@@ -25,14 +26,15 @@ class MLP(nn.Module):
     """(B, T, C) -> four times as wide -> (B, T, C). SwiGLU has two inner matrices, two thirds as wide: as many
     weights."""
 
-    def __init__(self, n_embd: int, activation: str, bias: bool, dropout: float):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.gated = activation == "swiglu"
+        n_embd, bias = config.n_embd, config.bias
+        self.gated = config.activation == "swiglu"
         inner = -(-8 * n_embd // 24) * 8 if self.gated else 4 * n_embd  # two thirds of 4C, rounded up to 8
-        self.activation = F.silu if self.gated else ACTIVATIONS[activation]
+        self.activation = F.silu if self.gated else activation_of(config.activation)
         self.c_fc = nn.Linear(n_embd, 2 * inner if self.gated else inner, bias)
         self.c_proj = nn.Linear(inner, n_embd, bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
@@ -48,9 +50,12 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). The last sum is left to the next norm, which adds in passing: in
     go x (B, T, C) and what is still to be added to it (None at first), and so they come out; (N, C) when packed."""
 
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
+    def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
-        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
+        self.ln_1 = make_norm(config, config.n_embd, config.bias)
+        self.attn = CausalSelfAttention(config, slopes)
+        self.ln_2 = make_norm(config, config.n_embd, config.bias)
+        self.mlp = MLP(config)
 
     def forward(
         self,
@@ -81,60 +86,22 @@ class Transformer(LanguageModel):
     in the state included; with a sliding window and relative positions it is unbounded. Past its context `read` keeps
     the last half of it and encodes that anew from position 0: each token costs the same on average."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        context: int,
-        n_layer: int,
-        n_head: int,
-        n_embd: int,
-        n_kv_head: int | None,
-        positions: str,
-        window: int | None,
-        qk_norm: bool,
-        tie_head: bool,
-        bias: bool,
-        activation: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        zero_init: bool = False,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        attention: str = "auto",
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        n_kv_head = n_kv_head or n_head
-        if n_embd % n_head:
-            raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-        if n_head % n_kv_head:
-            raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
-        if positions == "rope" and n_embd // n_head % 2:
-            raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
+    def __init__(self, vocab_size: int, config: TransformerConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        _check(config)
+        C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
-        self.context, self.window, self.positions = None if unbounded else context, window, positions
-        self.n_embd, self.head_size = n_embd, n_embd // n_head
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        self.wpe = nn.Embedding(context, n_embd) if positions == "learned" else None
-        slopes = alibi_slopes(n_head) if positions == "alibi" else None
-        self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList(
-            Block(
-                CausalSelfAttention(n_embd, n_head, n_kv_head, bias, dropout, qk_norm, window, slopes, attention),
-                MLP(n_embd, activation, bias, dropout),
-                make_norm(norm, n_embd, bias, norm_kernel),
-                make_norm(norm, n_embd, bias, norm_kernel),
-            )
-            for _ in range(n_layer)
-        )
-        self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
-        self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
-        self._initialise(weight_init, activation, zero_init)
+        self.context, self.window, self.positions = None if unbounded else config.context, window, positions
+        self.n_embd, self.head_size = C, C // config.n_head
+        self.wte = nn.Embedding(vocab_size, C)
+        self.ngrams = make_ngrams(config)
+        self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None
+        slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config, C, config.bias)
+        self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
+        self._initialise(config.weight_init, config.activation, config.zero_init)
 
     @property
     def held(self) -> int:
@@ -288,3 +255,14 @@ class Transformer(LanguageModel):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
             if zero_init:
                 nn.init.zeros_(projection.weight)
+
+
+def _check(config: TransformerConfig) -> None:
+    """Raise ValueError for sizes that do not go together."""
+    n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
+    if n_embd % n_head:
+        raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
+    if n_head % n_kv_head:
+        raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
+    if config.positions == "rope" and n_embd // n_head % 2:
+        raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")

@@ -75,7 +75,7 @@ def test_a_run_extends_and_resumes_and_evaluates(cli, model):
     assert added and set(added) <= set(NEW) and list(added) == sorted(added)
     assert f"{len(added)} characters added to the vocabulary of {len(known)} ('A'" in told.out
     assert not [line for line in warnings_of(told) if "training text" in line]
-    with at_call(Trainer, "_backward", 3, INT):
+    with at_call(Trainer, "backward", 3, INT):
         assert cli(*EXTEND, "--out", "part").code == 130
     for store in Path(os.environ["CHARLM_CACHE"], "prepared").glob("capitals*"):
         shutil.rmtree(store)  # the text is prepared anew, and is the same

@@ -30,7 +30,7 @@ import torch
 import torch._dynamo  # noqa: F401  as the next two: imported once, so that forked commands start at once
 import tyro  # noqa: F401
 
-import engine.session  # noqa: F401
+import engine.pretraining  # noqa: F401
 from bench.chaos.mishaps import MISHAPS, SHARES
 from bench.chaos.processes import Command
 from bench.chaos.quiet import Quiet

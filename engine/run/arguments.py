@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.errors import UserError, nearest
-from engine.config.checks import MAX_SEED
+from engine.config.sections import MAX_SEED
 
 MAX_NUM = 10_000_000
 MAX_TOKENS = 100_000_000  # new ones of one sample

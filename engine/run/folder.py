@@ -35,9 +35,9 @@ _FACTS = {
     "config": dict,
     "data": {"key": str, "folder": str, "name": str, "start": str},
     "vocab_size": Whole(1, MAX_VOCABULARY),
-    "classify?": {"labels": [str]},
-    "instruct?": {"template": str},
+    "command?": str,  # what made it
 }
+OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size", "command")  # what else is there is the run's task
 _DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # before there is a config.json
 _OURS = (
     LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
@@ -47,12 +47,19 @@ _OURS = (
 
 @contextlib.contextmanager
 def create(
-    out: str | None, overwrite: bool, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], **task: Any
+    out: str | None,
+    overwrite: bool,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    data: dict[str, str],
+    command: str = "python train.py",
+    **task: Any,
 ) -> Iterator[Path]:
     """The directory of a new run, made and described, and locked as long as the context lasts. Never replaces a run
     unless told to.
 
-    `data` tells the text: its key, name, folder in the cache and start text; `task` what a fine-tuned run is for."""
+    `data` tells the text: its key, name, folder in the cache and start text; `task`, by its name, what a run is for
+    besides being a language model; `command` what makes it."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
@@ -63,7 +70,7 @@ def create(
             stack.enter_context(writing(folder))
             _check_free(folder, overwrite)  # another process may have been faster
             _clear(folder)
-            _describe(folder, config, tokenizer, data, task)
+            _describe(folder, config, tokenizer, data, {"command": command, **task})
             held = stack.pop_all()
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -117,10 +124,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path, {"format": Whole(1)})
     if facts["format"] > FORMAT:
         raise UserError(f"{path} has format {facts['format']}; this version reads up to {FORMAT}: take a newer one")
-    check_schema(facts, _FACTS, str(path))
+    check_schema(facts, _FACTS | {name: dict for name in facts if name not in OF_EVERY_RUN}, str(path))
     if Path(facts["data"]["folder"]).name != facts["data"]["folder"] or facts["data"]["folder"] == "..":
         raise UserError(f"{path} is damaged: data.folder is no name of a folder in the cache")
     return facts
+
+
+def task_of(facts: dict[str, Any]) -> str | None:
+    """What a run is for, by the name under which its facts say more of it; None for a language model."""
+    return next((name for name in facts if name not in OF_EVERY_RUN), None)
+
+
+def command_of(facts: dict[str, Any]) -> str:
+    """The command that a run is for, as far as it says so: those of old formats do not."""
+    return facts.get("command", "the command that made it")
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

@@ -14,9 +14,9 @@ TABLES = ("wte", "lm_head", "table")  # what has a row for each token, in every 
 
 def check_extendable(config: Config, tokenizer: Tokenizer) -> None:
     """Raise UserError where `--extend-vocabulary` asks to extend a vocabulary that knows every character."""
-    if config.extend_vocabulary and not isinstance(tokenizer, CharTokenizer):
+    if config.run.extend_vocabulary and not isinstance(tokenizer, CharTokenizer):
         raise UserError(
-            f"--extend-vocabulary: the {tokenizer.name} vocabulary of {config.init} has every character already; "
+            f"--extend-vocabulary: the {tokenizer.name} vocabulary of {config.run.init} has every character already; "
             "leave it out"
         )
 
@@ -51,7 +51,7 @@ def train_tables(body: LanguageModel) -> None:
 
 def unknown_hint(config: Config, tokenizer: Tokenizer) -> str:
     """What a message about unknown characters says of the flag, where it would help."""
-    could = config.init and not config.extend_vocabulary and isinstance(tokenizer, CharTokenizer)
+    could = config.run.init and not config.run.extend_vocabulary and isinstance(tokenizer, CharTokenizer)
     return "--extend-vocabulary gives those of the training text ids of their own" if could else ""
 
 

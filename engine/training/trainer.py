@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
@@ -83,18 +84,19 @@ class Trainer:
         self.belongs_to = belongs_to
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
-        self.optimizers = make_optimizers(model, config)
-        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
+        self.optimizers = make_optimizers(model, config.optim)
+        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.machine.dtype, device)[0])
         self.progress = Progress()
+        self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
+        self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
         self._unchecked: list[tuple[int, float, Tensor, int]] = []
 
     def train(self) -> None:
         """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted after saving when a
         signal came, and UserError when the loss stops being finite."""
-        config, progress = self.config, self.progress
         self.model.train()
-        self.budget = Budget(config, progress)
+        self.budget = Budget(self.config.optim, self.progress)
         with runtime.Signals() as signals, self.budget.bar() as self.bar:
             while True:
                 self.budget.read_clock()
@@ -106,22 +108,26 @@ class Trainer:
                     raise runtime.Interrupted(signals.received)
                 if self.budget.used >= 1 or self._is_out_of_patience():
                     return
-                started = time.perf_counter()
-                lr = self._set_lr()
-                batches = [self.loader.next() for _ in range(config.grad_accum)]
-                n_tokens = sum(batch.n_tokens for batch in batches)
-                nll_sum = self._backward(batches, n_tokens)
-                norm = self._clip()
-                self._note_loss(lr, nll_sum, norm, n_tokens)
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                progress.step += 1
-                progress.tokens += n_tokens
-                progress.seconds += time.perf_counter() - started
+                self.step()
                 self.budget.show(self.bar)
 
-    def _backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
+    def step(self) -> None:
+        """One optimizer step, on as many batches as it accumulates."""
+        started = time.perf_counter()
+        lr = self.set_lr()
+        batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
+        n_tokens = sum(batch.n_tokens for batch in batches)
+        nll_sum = self.backward(batches, n_tokens)
+        norm = self.clip()
+        self.note_loss(lr, nll_sum, norm, n_tokens)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.tokens += n_tokens
+        self.progress.seconds += time.perf_counter() - started
+
+    def backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
         """Gradients of the mean over all targets of the step; returns the sum of their losses."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
@@ -131,7 +137,7 @@ class Trainer:
                 out = self.model(here.tokens, here.targets, state, want_logits=False)
             (out.nll_sum / max(1, n_tokens)).backward()
             nll_sum += out.nll_sum.detach()
-            if self.config.carry_state:
+            if self.carries_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return nll_sum
 
@@ -139,21 +145,23 @@ class Trainer:
         """What the model begins a batch of a text with; rows of a fine-tuning set stand in none."""
         return None if batch.place is None else self.model.start(None, batch.place)
 
-    def _set_lr(self) -> float:
-        config = self.config
-        step, time_used = self.progress.step, self.budget.time_used
-        factor = lr_factor(config.schedule, step, config.steps, config.warmup, config.lr_floor, time_used)
+    def set_lr(self) -> float:
+        """Set every group's learning rate to this step's, and return the peak one's."""
+        optim, step, time_used = self.config.optim, self.progress.step, self.budget.time_used
+        factor = lr_factor(optim.schedule, step, optim.steps, optim.warmup, optim.lr_floor, time_used)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        return config.lr * factor
+        return optim.lr * factor
 
-    def _clip(self) -> Tensor | None:
-        if not self.config.grad_clip:
+    def clip(self) -> Tensor | None:
+        """Shorten the gradient to its largest norm; its norm before, or None where it is not clipped."""
+        if not self.config.optim.grad_clip:
             return None
-        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.grad_clip)
+        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
 
-    def _note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+        """Add a step's loss to the progress, on a GPU a few steps later."""
         # An infinite gradient under a finite loss ruins the weights all the same: it counts as a non-finite loss.
         seen = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
         self._unchecked.append((self.progress.step, lr, seen, n_tokens))
@@ -177,20 +185,20 @@ class Trainer:
     def _diverged(self, step: int, lr: float, what: str) -> UserError:
         kept = checkpoint.find(self.folder / "last")
         saved = f"; {kept} keeps the last good checkpoint" if kept else ""
-        muon = " and --muon-lr" if self.config.optimizer == "muon" else ""
-        clip = "" if self.config.grad_clip else ", --grad-clip 1"
+        muon = " and --muon-lr" if self.config.optim.optimizer == "muon" else ""
+        clip = "" if self.config.optim.grad_clip else ", --grad-clip 1"
         return UserError(
             f"the {what} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
             f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
         )
 
     def _evaluation_is_due(self) -> bool:
-        step, config = self.progress.step, self.config
-        due = step % config.eval_interval == 0 or self.budget.used >= 1
+        step = self.progress.step
+        due = step % self.config.optim.eval_interval == 0 or self.budget.used >= 1
         return due and self.progress.evaluated != step and not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.progress.worse >= self.config.patience
+        return self.config.optim.patience is not None and self.progress.worse >= self.config.optim.patience
 
     def _evaluate_and_save(self, signals: runtime.Signals) -> None:
         """Evaluate, write a metrics line, save `best/` when it is one, save `last/`. Nothing of it when a
@@ -202,7 +210,7 @@ class Trainer:
             return
         progress = self.progress
         if not math.isfinite(found.loss):
-            raise self._diverged(progress.step, self._set_lr(), "validation loss")
+            raise self._diverged(progress.step, self.set_lr(), "validation loss")
         if progress.nll_tokens:
             progress.train_loss = progress.nll_sum / progress.nll_tokens
         progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
@@ -227,7 +235,7 @@ class Trainer:
                 "train_loss": progress.train_loss,
                 "val_loss": found.loss,
                 "val_bits_per_char": found.bits_per_char,
-                "lr": self._set_lr(),
+                "lr": self.set_lr(),
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
                 **judged,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
+from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import elsewhere
 from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_reader import FLOOR, CountReader
@@ -53,11 +54,11 @@ class Mixture(LanguageModel):
     fixed = ("counts.",)
 
     def __init__(self, neural: LanguageModel, order: int):
-        super().__init__(neural.vocab_size, special=neural.special)
+        super().__init__(neural.vocab_size, TrainedConfig(), neural.special)
         head = neural.head_weights()
         width = neural.vocab_size if head is None else head[0].shape[1]
         self.neural, self.context = neural, neural.context
-        self.counts = NGram(neural.vocab_size, order=order, special=neural.special)
+        self.counts = NGram(neural.vocab_size, NGramConfig(order=order), neural.special)
         self.gate = Gate(width, order)
         self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
         self.register_buffer("confidence", torch.empty(0, 2 * order), persistent=False)

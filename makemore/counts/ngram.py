@@ -21,6 +21,7 @@ from torch import Tensor
 from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
+from makemore.config import NGramConfig
 from makemore.counts.ngram_reader import FLOOR, CountReader
 
 MAX_ORDER = 8  # what choosing the order goes up to
@@ -80,9 +81,9 @@ class NGram(LanguageModel):
     discounted share of its context), `freed_k` (each context's mass for the shorter one), `total_k` (each context's
     counts)."""
 
-    def __init__(self, vocab_size: int, *, order: int | None, special: Special = OURS):
-        super().__init__(vocab_size, special=special)
-        self.order = order
+    def __init__(self, vocab_size: int, config: NGramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        self.order = config.order
         self.register_buffer("base", torch.zeros(vocab_size))
         self._predictable = [i for i in range(vocab_size) if i not in special.never_predicted]
         self.base[self._predictable] = 1 / len(self._predictable)
