@@ -55,8 +55,8 @@ def cases(targets: list[str], only: str) -> Iterator[Case]:
 
 
 def _attention(target: str) -> Iterator[Case]:
-    from kernels.attention_call import Call
-    from kernels.attention_launch import constants
+    from kernels.attention.call import Call
+    from kernels.attention.launch import constants
 
     here = torch.zeros(1)
     plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
@@ -67,14 +67,14 @@ def _attention(target: str) -> Iterator[Case]:
     ):
         note = f"head size {size}, {'causal' if call is plain else 'window, ALiBi, dropout, packed'}"
         settings = constants(kernel, size, dtype, target, call)
-        module = "attention_forward" if kernel == "forward" else "attention_backward"
+        module = "attention.forward" if kernel == "forward" else "attention.backward"
         yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _norm(target: str) -> Iterator[Case]:
     import triton.language as tl
 
-    from kernels.norm_triton import ONE_TILE, tiles
+    from kernels.norm.launch import ONE_TILE, tiles
 
     widths = (*(2**i for i in range(ONE_TILE.bit_length())), 65536)  # a tile for each, and walked
     for width, rms, dtype in itertools.product(widths, (False, True), (torch.bfloat16, torch.float32)):
@@ -85,13 +85,13 @@ def _norm(target: str) -> Iterator[Case]:
                 "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
             }  # fmt: skip
             note = f"width {width}, {'rms' if rms else 'layer'}"
-            yield Case("norm_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+            yield Case("norm.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _cross_entropy(target: str) -> Iterator[Case]:
     import triton.language as tl
 
-    from kernels.cross_entropy_triton import tiles
+    from kernels.cross_entropy.kernel import tiles
 
     for kernel, vocabulary, dtype in itertools.product(
         ("loss", "gradient"), (*(2**i for i in range(13)), 50257), (torch.bfloat16, torch.float32)
@@ -99,7 +99,7 @@ def _cross_entropy(target: str) -> Iterator[Case]:
         rows, block_v, num_warps = tiles(vocabulary, target)
         settings = {"ROWS": rows, "BLOCK_V": block_v, "SMOOTH": True, "ACC": tl.float32, "num_warps": num_warps}
         note = f"vocabulary {vocabulary}"
-        yield Case("cross_entropy_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+        yield Case("cross_entropy.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
@@ -190,7 +190,7 @@ def _prepare(cache: str) -> None:
 
 def _line(case: Case, usage: Usage | None, wrong: list[str]) -> str:
     kind = str(case.dtype).removeprefix("torch.")
-    name = f"{case.module}.{case.kernel.removesuffix('_kernel')}"
+    name = f"{case.module.split('.')[0]}.{case.kernel.removesuffix('_kernel')}"
     used = "" if usage is None else f"{usage.shared} B shared, {usage.registers} registers, {usage.spilled} B spilled"
     return "; ".join(filter(None, (f"{case.target} {name} {kind} {case.note}", used, ", ".join(wrong))))
 

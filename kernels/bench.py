@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from kernels import reference
+from kernels.attention import reference
 from kernels.dispatch import interpreting, why_not
 
 # TFLOP/s on an H200 at 1k, 4k and 16k tokens: what the kernels are to reach.

@@ -55,14 +55,6 @@ def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
     return backend == "auto" and wins and not interpreting() and why_not(device) is None
 
 
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """What autocast narrows to on x's device; None where it is off."""
-    kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast to ask about
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
 def target_of(device: torch.device) -> str:
     """Which row of the kernels' tables `device` belongs to: "interpreter", "hip", "sm90" or "sm80"."""
     if interpreting():

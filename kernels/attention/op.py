@@ -2,8 +2,8 @@
 
 softmax(scale q k^T + bias) v, causal or full, with grouped heads (Ainslie et al. 2023), a sliding window (Beltagy et
 al. 2020), ALiBi (Press et al. 2022), dropout, and packed sequences of any lengths. Queries and keys end together: query
-i of Tq stands where key i + Tk - Tq stands. attention_launch.py runs the Triton kernels, a plain version is in
-reference.py.
+i of Tq stands where key i + Tk - Tq stands. launch.py runs the Triton kernels, reference.py
+is a plain version.
 """
 
 import math
@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import reference
-from kernels.attention_call import Call
-from kernels.dispatch import autocast_dtype, interpreting, use_triton
+from kernels.attention import reference
+from kernels.attention.call import Call
+from kernels.attention.checks import check_arguments, check_rank, check_starts, longest_sequences
+from kernels.dispatch import use_triton
+from kernels.dtypes import autocast_dtype, precise_dtype, refuse_float64
 
 MAX_HEAD_SIZE = 128
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def attention(
@@ -47,8 +48,8 @@ def attention(
     for the backward: q, k, v, the output and two float32 numbers a row. Deterministic, without atomics.
 
     Raises ValueError for arguments that do not fit, RuntimeError for backend "triton" where it cannot run. Dao 2023."""
-    _check_rank(q, k, v, 4, "(batch, heads, tokens, head size)")
-    _check(q, k, v, window, slopes, scale, dropout, seed)
+    check_rank(q, k, v, 4, "(batch, heads, tokens, head size)")
+    check_arguments(q, k, v, window, slopes, scale, dropout, seed)
     if q.shape[0] != k.shape[0]:
         raise ValueError(f"q and k have batches of {q.shape[0]} and {k.shape[0]}; they have to be equal")
     if not use_triton(backend, q.device, wins=False):
@@ -77,16 +78,10 @@ def attention_packed(
     `starts_k` is that of the queries by default. On the CPU they cost no synchronisation. Dropout counts within each
     sequence, as if it were a batch of its own."""
     starts_k = starts_q if starts_k is None else starts_k
-    _check_rank(q, k, v, 3, "(tokens, heads, head size)")
+    check_rank(q, k, v, 3, "(tokens, heads, head size)")
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, total, D)
-    _check(q, k, v, window, slopes, scale, dropout, seed)
-    for name, starts in (("starts_q", starts_q), ("starts_k", starts_k)):
-        if starts.dtype != torch.int32 or starts.ndim != 1 or len(starts) < 1:
-            raise ValueError(
-                f"{name} is {starts.dtype} of shape {tuple(starts.shape)}; it has to be int32 of shape (N + 1,)"
-            )
-    if len(starts_q) != len(starts_k):
-        raise ValueError(f"starts_q and starts_k hold {len(starts_q)} and {len(starts_k)} numbers; they go by pairs")
+    check_arguments(q, k, v, window, slopes, scale, dropout, seed)
+    check_starts(starts_q, starts_k)
     if use_triton(backend, q.device, wins=False):
         found = _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse)
     else:
@@ -130,8 +125,7 @@ class Attention(nn.Module):
 def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
     if narrow := autocast_dtype(q):
         q, k, v = (x.to(narrow) for x in (q, k, v))
-    if q.dtype == torch.float64 and not interpreting():
-        raise ValueError("q is float64, which the Triton kernels take in the interpreter only; use float32")
+    refuse_float64("q", q)
     if q.shape[-1] > MAX_HEAD_SIZE:
         raise ValueError(f"q has head size {q.shape[-1]}; the Triton kernels take 1 to {MAX_HEAD_SIZE}")
     slopes = None if slopes is None else slopes.detach()
@@ -159,7 +153,7 @@ def _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse):
 
 
 def _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
-    _check_starts(starts_q, starts_k, q.shape[2], k.shape[2])
+    longest_sequences(starts_q, starts_k, q.shape[2], k.shape[2])
     slopes = None if slopes is None else slopes.detach()
     options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
     options |= {"dropout": dropout, "seed": _seed(seed, dropout, q)}
@@ -169,7 +163,7 @@ def _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_
 
 def _precisely(function, q, k, v, *rest, **options) -> tuple[Tensor, Tensor]:
     """The plain reference in float32 at least, as the kernels compute; the output in the dtype of q."""
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(q)
     out, lse = function(q.to(precise), k.to(precise), v.to(precise), *rest, **options)
     return out.to(q.dtype), lse
 
@@ -186,11 +180,11 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None,
     starts_k: Tensor | None, causal: bool, window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    from kernels import attention_launch
+    from kernels.attention import launch
 
     out, lse, statistics = _empty_outputs(q)
     call = _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
-    attention_launch.forward(q, k, v, call, out, lse, statistics)
+    launch.forward(q, k, v, call, out, lse, statistics)
     return out, lse, statistics
 
 
@@ -205,12 +199,12 @@ def _backward(
     slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None, starts_k: Tensor | None, causal: bool,
     window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    from kernels import attention_launch
+    from kernels.attention import launch
 
     gradients = tuple(_heads_inside(x) for x in (q, k, v))
     call = _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    attention_launch.backward(dout, dlse.contiguous(), q, k, v, out, statistics, call, gradients)
+    launch.backward(dout, dlse.contiguous(), q, k, v, out, statistics, call, gradients)
     return gradients
 
 
@@ -237,7 +231,7 @@ _forward.register_autograd(_differentiate, setup_context=_remember)
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the output, the log-sum-exps and the statistics (each row's peak and one over its total)."""
     B, H, T, _ = q.shape
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(q)
     return _heads_inside(q), q.new_empty(B, H, T, dtype=precise), q.new_empty(2, B, H, T, dtype=precise)
 
 
@@ -250,7 +244,7 @@ def _heads_inside(x: Tensor) -> Tensor:
 def _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout) -> Call:
     longest_q, longest_k = q.shape[2], k.shape[2]
     if starts_q is not None:
-        longest_q, longest_k = _check_starts(starts_q, starts_k, longest_q, longest_k)
+        longest_q, longest_k = longest_sequences(starts_q, starts_k, longest_q, longest_k)
         starts_q, starts_k = (starts.to(q.device).contiguous() for starts in (starts_q, starts_k))
     if window is not None:
         window = min(window, q.shape[2] + k.shape[2])  # sees all there is, and overflows nothing
@@ -261,57 +255,3 @@ def _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout
 
 def _scale(scale: float | None, q: Tensor) -> float:
     return 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-
-
-def _check_starts(starts_q: Tensor, starts_k: Tensor, total_q: int, total_k: int) -> tuple[int, int]:
-    """The longest sequence of queries and of keys. Raises ValueError when the lengths do not sum up."""
-    longest = []
-    for name, starts, total in (("starts_q", starts_q, total_q), ("starts_k", starts_k, total_k)):
-        ends = starts.tolist()
-        lengths = [b - a for a, b in zip(ends, ends[1:], strict=False)]
-        if ends[0] != 0 or ends[-1] != total or min(lengths, default=0) < 0:
-            raise ValueError(f"{name} runs {_shortened(ends)}; it has to rise from 0 to the {total} rows there are")
-        longest.append(max(lengths, default=0))
-    return longest[0], longest[1]
-
-
-def _shortened(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers)) if len(numbers) < 8 else f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
-
-
-def _check_rank(q: Tensor, k: Tensor, v: Tensor, rank: int, meaning: str) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != rank:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it has to have {rank} dimensions {meaning}")
-
-
-def _check(q, k, v, window, slopes, scale, dropout, seed) -> None:
-    """Raise ValueError for whatever does not go together, naming the argument, what it was and what it may be."""
-    if k.shape != v.shape:
-        raise ValueError(f"v has shape {tuple(v.shape)}; it has to be k's, {tuple(k.shape)}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in DTYPES:
-            raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != q.dtype and autocast_dtype(q) is None:
-            raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}; they have to be the same")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they have to be together")
-        if x.shape[-1] != q.shape[-1]:
-            raise ValueError(f"{name} has head size {x.shape[-1]} and q {q.shape[-1]}; they have to be equal")
-        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel() > 0:
-            raise ValueError(f"{name}'s last dimension has stride {x.stride(-1)}; it has to be 1: use contiguous()")
-    H, heads, D = q.shape[-3], k.shape[-3], q.shape[-1]
-    if D < 1:
-        raise ValueError("q has head size 0; it may be 1 or more")
-    if heads == 0 or H % heads:
-        raise ValueError(f"q has {H} heads and k {heads}; k's have to divide q's")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; it may be 1 or more, or None for no window")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it has to be positive and finite")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it may be 0 or more, below 1")
-    if slopes is not None and tuple(slopes.shape) != (H,):
-        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; it has to be one a head, ({H},)")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
-        raise ValueError(f"seed is {seed.dtype} of shape {tuple(seed.shape)}; it has to be one int64")

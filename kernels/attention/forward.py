@@ -8,7 +8,7 @@ digits left for the total.
 import triton
 import triton.language as tl
 
-from kernels.attention_parts import (
+from kernels.attention.parts import (
     LN2,
     LOG2E,
     dropout_keeps,

@@ -1,17 +1,17 @@
 """Layer norm (Ba, Kiros & Hinton 2016) and RMS norm (Zhang & Sennrich 2019), a residual add in the same pass.
 
-The functions, their operator for autograd and the compiler, and the modules. The Triton kernels are in norm_triton.py,
-a plain version in reference.py.
+The functions, their operator for autograd and the compiler, and the modules. launch.py runs the Triton kernels,
+reference.py is a plain version.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import autocast_dtype, interpreting, use_triton
+from kernels.dispatch import use_triton
+from kernels.dtypes import DTYPES, autocast_dtype, refuse_float64
 
 MAX_WIDTH = 65536
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def layer_norm(
@@ -85,8 +85,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def _triton(x, residual, weight, bias, eps, rms):
-    if x.dtype == torch.float64 and not interpreting():
-        raise ValueError("x is float64, which the Triton kernels take in the interpreter only; use float32")
+    refuse_float64("x", x)
     y, s, _, _ = torch.ops.charlm.norm(x, residual, weight, bias, eps, rms)
     return y if residual is None else (y, s)
 
@@ -95,11 +94,11 @@ def _triton(x, residual, weight, bias, eps, rms):
 def _forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from kernels import norm_triton
+    from kernels.norm import launch
 
     y, s, mean, rstd = _empty_outputs(x, residual, rms)
     rows, added = _as_rows(x), None if residual is None else _as_rows(residual)
-    norm_triton.forward(rows, added, _packed(weight), _packed(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
+    launch.forward(rows, added, _packed(weight), _packed(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
     return y, s, mean, rstd
 
 
@@ -119,10 +118,10 @@ def _backward(
     rstd: Tensor,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels import norm_triton
+    from kernels.norm import launch
 
     dx, dw, db = _empty_gradients(s, weight, has_bias, rstd)
-    found = norm_triton.backward(
+    found = launch.backward(
         _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _packed(weight), has_bias, mean, rstd, rms,
         _as_rows(dx),
     )  # fmt: skip

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.cross_entropy_op import DTYPES, IGNORE, check_rest, check_targets, empty_outputs, precise, refuse_float64
-from kernels.dispatch import autocast_dtype, use_triton
+from kernels.cross_entropy.op import IGNORE, check_rest, check_targets, empty_outputs
+from kernels.dispatch import use_triton
+from kernels.dtypes import DTYPES, autocast_dtype, precise_dtype, refuse_float64
 
 CHUNK_ELEMENTS = 1 << 25  # logits of one chunk: 128 MB in float32
 
@@ -134,16 +135,16 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Losses (n,) of a chunk of logits (n, V) and their gradient, written over the logits where that can be."""
     if by_triton:
-        from kernels import cross_entropy_triton
+        from kernels.cross_entropy import kernel
 
         losses, peak, inverse = empty_outputs(logits)
         targets = targets.contiguous()
-        cross_entropy_triton.loss(logits, targets, ignore, smoothing, losses, peak, inverse)
+        kernel.loss(logits, targets, ignore, smoothing, losses, peak, inverse)
         if wanted:
             one = losses.new_ones(1).expand(len(losses))
-            cross_entropy_triton.gradient(logits, targets, peak, inverse, one, ignore, smoothing, logits)
+            kernel.gradient(logits, targets, peak, inverse, one, ignore, smoothing, logits)
         return losses, logits if wanted else None
-    log_p = logits.log_softmax(-1, dtype=precise(logits))
+    log_p = logits.log_softmax(-1, dtype=precise_dtype(logits))
     losses = F.nll_loss(log_p, targets, ignore_index=ignore, reduction="none")
     counts = targets != ignore
     if smoothing > 0:
@@ -161,7 +162,7 @@ def _empty_linear_outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for the loss and the gradients, which are empty when nobody wants them. Those of the weights are sums over
     chunks, hence precise."""
-    dtype = precise(hidden)
+    dtype = precise_dtype(hidden)
     return (
         hidden.new_empty((), dtype=dtype),
         hidden.new_empty(hidden.shape if wanted else (0,)),

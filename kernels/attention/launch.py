@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import attention_backward, attention_forward
-from kernels.attention_call import Call
+from kernels.attention.backward import dkv_kernel, dq_kernel
+from kernels.attention.call import Call
+from kernels.attention.forward import forward_kernel
 from kernels.dispatch import on_its_device, target_of
 
 
@@ -21,11 +22,7 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-KERNELS = {
-    "forward": attention_forward.forward_kernel,
-    "dq": attention_backward.dq_kernel,
-    "dkv": attention_backward.dkv_kernel,
-}
+KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
 
 # (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without any option, tiles with some (window,
 # ALiBi, dropout, packed). The first that fits counts. Chosen by what compiles without spilling (python -m kernels.aot),

@@ -1,12 +1,12 @@
-"""Every operation of this package in plain torch: what the kernels are tested against, in any floating dtype.
+"""Attention in plain torch: what the kernels are tested against, in any floating dtype.
 
-Nothing here is fast. The whole table of scores is held, and autograd differentiates what stands here.
+Slow and plain: the whole table of scores is held, and autograd differentiates it. Dropout draws from the same Philox
+generator as the kernels, so that it keeps the same weights.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 PHILOX_ROUNDS = 7
@@ -111,42 +111,3 @@ def kept(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float)
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
     return (c0 >> 8) >= round(dropout * 2**24)
-
-
-def layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual over its last dimension, and that sum."""
-    x = x if residual is None else x + residual
-    centred = x - x.mean(-1, keepdim=True)
-    y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    y = y if weight is None else y * weight
-    return (y if bias is None else y + bias), x
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same without the mean and the bias."""
-    x = x if residual is None else x + residual
-    y = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-    return (y if weight is None else y * weight), x
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each row of logits (N, V), (N,); 0 where targets (N,) are ignore_index."""
-    return F.cross_entropy(
-        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
-    )
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    ignore_index: int = -1,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The sum of those losses, the logits being hidden (N, C) times weight (V, C) plus bias (V,)."""
-    logits = hidden @ weight.T
-    logits = logits if bias is None else logits + bias
-    return cross_entropy(logits, targets, ignore_index, label_smoothing).sum()

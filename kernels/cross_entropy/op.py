@@ -1,18 +1,18 @@
 """Cross-entropy over logits.
 
-The function, its operator for autograd and the compiler, and the module. The Triton kernels are in
-cross_entropy_triton.py, plain versions in reference.py; linear_cross_entropy_op.py stands on this.
+The function, its operator for autograd and the compiler, and the module. kernel.py holds the
+Triton kernels, reference.py plain versions; linear.py stands on this file.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import interpreting, use_triton
+from kernels.dispatch import use_triton
+from kernels.dtypes import DTYPES, precise_dtype, refuse_float64
 
 IGNORE = -1
 REDUCTIONS = ("sum", "mean", "none")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def cross_entropy(
@@ -88,11 +88,11 @@ class CrossEntropy(nn.Module):
 def _forward(
     logits: Tensor, targets: Tensor, ignore: int, smoothing: float, in_place: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
     check_targets(targets, logits.shape[1], ignore)
     losses, peak, inverse = empty_outputs(logits)
-    cross_entropy_triton.loss(logits, targets.contiguous(), ignore, smoothing, losses, peak, inverse)
+    kernel.loss(logits, targets.contiguous(), ignore, smoothing, losses, peak, inverse)
     return losses, peak, inverse
 
 
@@ -105,10 +105,10 @@ def _(logits, targets, ignore, smoothing, in_place):
 def _backward(
     upstream: Tensor, logits: Tensor, targets: Tensor, peak: Tensor, inverse: Tensor, ignore: int, smoothing: float
 ) -> Tensor:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
     out = logits.new_empty(logits.shape)
-    cross_entropy_triton.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, out)
+    kernel.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, out)
     return out
 
 
@@ -121,9 +121,9 @@ def _(upstream, logits, targets, peak, inverse, ignore, smoothing):
 def _backward_in_place(
     upstream: Tensor, logits: Tensor, targets: Tensor, peak: Tensor, inverse: Tensor, ignore: int, smoothing: float
 ) -> None:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
-    cross_entropy_triton.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, logits)
+    kernel.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, logits)
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -148,13 +148,9 @@ def _differentiate(ctx, upstream, _, __):
 _forward.register_autograd(_differentiate, setup_context=_remember)
 
 
-def precise(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def empty_outputs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Room for losses, peaks and inverse totals."""
-    losses, peak, inverse = (logits.new_empty(logits.shape[0], dtype=precise(logits)) for _ in range(3))
+    losses, peak, inverse = (logits.new_empty(logits.shape[0], dtype=precise_dtype(logits)) for _ in range(3))
     return losses, peak, inverse
 
 
@@ -175,11 +171,6 @@ def _check_in_place(logits: Tensor) -> None:
         raise ValueError(
             "in_place is True and the rows of logits share memory; they have to lie apart: use contiguous()"
         )
-
-
-def refuse_float64(name: str, x: Tensor) -> None:
-    if x.dtype == torch.float64 and not interpreting():
-        raise ValueError(f"{name} is float64, which the Triton kernels take in the interpreter only; use float32")
 
 
 def _check_logits(logits: Tensor, targets: Tensor, label_smoothing: float) -> None:

@@ -8,7 +8,7 @@ atomics, the same bits every time.
 import triton
 import triton.language as tl
 
-from kernels.attention_parts import (
+from kernels.attention.parts import (
     LOG2E,
     dropout_keeps,
     keys_of,

@@ -1,0 +1,1 @@
+"""Attention: the operator, its Triton kernels, and a plain version."""
