@@ -13,13 +13,13 @@ def precise_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def refuse_float64(name: str, x: torch.Tensor) -> None:
-    """Raise ValueError for a float64 `x` on a GPU, whose kernels have none."""
+    """Raise ValueError for a float64 `x`, unless the kernels run in the interpreter."""
     if x.dtype == torch.float64 and not interpreting():
         raise ValueError(f"{name} is float64, which the Triton kernels take in the interpreter only; use float32")
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """What autocast narrows to on x's device; None where it is off."""
+    """The dtype that autocast casts to on x's device; None where it is off."""
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast to ask about
         return None

@@ -1,1 +1,1 @@
-"""Attention: the operator, its Triton kernels, and a plain version."""
+"""Attention: the function and its operators, the Triton kernels, and a version in plain torch."""

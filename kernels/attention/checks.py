@@ -9,13 +9,14 @@ from kernels.dtypes import DTYPES, autocast_dtype
 
 
 def check_rank(q: Tensor, k: Tensor, v: Tensor, rank: int, meaning: str) -> None:
+    """Raise ValueError unless all three have `rank` dimensions, whose names `meaning` lists for the message."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != rank:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it has to have {rank} dimensions {meaning}")
 
 
 def check_arguments(q, k, v, window, slopes, scale, dropout, seed) -> None:
-    """Raise ValueError for whatever does not go together, naming the argument, what it was and what it may be."""
+    """Raise ValueError for an argument that does not fit the others, with what it is and what it may be."""
     if k.shape != v.shape:
         raise ValueError(f"v has shape {tuple(v.shape)}; it has to be k's, {tuple(k.shape)}")
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -47,7 +48,7 @@ def check_arguments(q, k, v, window, slopes, scale, dropout, seed) -> None:
 
 
 def check_starts(starts_q: Tensor, starts_k: Tensor) -> None:
-    """Raise ValueError when the starts of packed sequences are not int32 or do not go by pairs."""
+    """Raise ValueError unless the starts of packed sequences are int32, and as many for queries as for keys."""
     for name, starts in (("starts_q", starts_q), ("starts_k", starts_k)):
         if starts.dtype != torch.int32 or starts.ndim != 1 or len(starts) < 1:
             raise ValueError(
@@ -58,7 +59,7 @@ def check_starts(starts_q: Tensor, starts_k: Tensor) -> None:
 
 
 def longest_sequences(starts_q: Tensor, starts_k: Tensor, total_q: int, total_k: int) -> tuple[int, int]:
-    """The longest sequence of queries and of keys. Raises ValueError when the lengths do not sum up."""
+    """The most queries and the most keys of a sequence. Raises ValueError unless starts rise from 0 to the totals."""
     longest = []
     for name, starts, total in (("starts_q", starts_q, total_q), ("starts_k", starts_k, total_k)):
         ends = starts.tolist()

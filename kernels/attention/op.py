@@ -2,8 +2,7 @@
 
 softmax(scale q k^T + bias) v, causal or full, with grouped heads (Ainslie et al. 2023), a sliding window (Beltagy et
 al. 2020), ALiBi (Press et al. 2022), dropout, and packed sequences of any lengths. Queries and keys end together: query
-i of Tq stands where key i + Tk - Tq stands. launch.py runs the Triton kernels, reference.py
-is a plain version.
+i of Tq has the position of key i + Tk - Tq. launch.py runs the Triton kernels, reference.py is a plain version.
 """
 
 import math
@@ -44,8 +43,8 @@ def attention(
     that a weight is dropped, by a counter-based generator seeded with `seed` (1,) int64, by default from torch's. A
     query that sees no key gives zeros, and -inf as its log-sum-exp.
 
-    Any strides, so q, k and v may be views of one packed tensor, but the last dimension must lie without gaps. Saved
-    for the backward: q, k, v, the output and two float32 numbers a row. Deterministic, without atomics.
+    The last dimension must have stride 1; other strides are free, so q, k and v may be views of one packed tensor.
+    Saved for the backward: q, k, v, the output and two float32 numbers a row. Deterministic, without atomics.
 
     Raises ValueError for arguments that do not fit, RuntimeError for backend "triton" where it cannot run. Dao 2023."""
     check_rank(q, k, v, 4, "(batch, heads, tokens, head size)")
@@ -54,7 +53,8 @@ def attention(
         raise ValueError(f"q and k have batches of {q.shape[0]} and {k.shape[0]}; they have to be equal")
     if not use_triton(backend, q.device, wins=False):
         return _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse)
-    return _triton(q, k, v, causal, window, slopes, scale, dropout, seed, None, None, return_lse)
+    out, lse = _triton(q, k, v, causal, window, slopes, scale, dropout, seed, None, None)
+    return (out, lse) if return_lse else out
 
 
 def attention_packed(
@@ -74,21 +74,18 @@ def attention_packed(
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`attention` of each of N sequences laid end to end: q (total_q, H, D), k, v (total_k, Hkv, D) -> (total_q, H, D);
-    the log-sum-exp is (H, total_q). `starts` (N + 1,) int32: 0, the ends of the sequences, the last being the total;
-    `starts_k` is that of the queries by default. On the CPU they cost no synchronisation. Dropout counts within each
-    sequence, as if it were a batch of its own."""
+    the log-sum-exp is (H, total_q). `starts_q` (N + 1,) int32: 0, then where each sequence ends; `starts_k` is the same
+    by default. Keep them on the CPU: reading them from a GPU waits for it. Dropout draws as if the sequences were a
+    batch."""
     starts_k = starts_q if starts_k is None else starts_k
     check_rank(q, k, v, 3, "(tokens, heads, head size)")
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, total, D)
     check_arguments(q, k, v, window, slopes, scale, dropout, seed)
     check_starts(starts_q, starts_k)
-    if use_triton(backend, q.device, wins=False):
-        found = _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse)
-    else:
-        found = _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse)
-    if return_lse:
-        return found[0][0].transpose(0, 1), found[1][0]
-    return found[0].transpose(0, 1)
+    run = _triton if use_triton(backend, q.device, wins=False) else _torch_packed
+    out, lse = run(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k)
+    out = out[0].transpose(0, 1)
+    return (out, lse[0]) if return_lse else out
 
 
 class Attention(nn.Module):
@@ -122,7 +119,7 @@ class Attention(nn.Module):
         )
 
 
-def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
+def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k) -> tuple[Tensor, Tensor]:
     if narrow := autocast_dtype(q):
         q, k, v = (x.to(narrow) for x in (q, k, v))
     refuse_float64("q", q)
@@ -132,122 +129,122 @@ def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, sta
     out, lse, _ = torch.ops.charlm.attention(
         q, k, v, slopes, _seed(seed, dropout, q), starts_q, starts_k, causal, window, _scale(scale, q), dropout
     )
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
 def _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse):
-    """By torch's own kernels where they have the operation, else by the plain reference."""
+    """Attention by torch's own kernels where they can compute it, else by the plain reference."""
     Tq, Tk = q.shape[2], k.shape[2]
     slopes = None if slopes is None else slopes.detach()
     if return_lse or (seed is not None and dropout > 0) or Tq > Tk:
         options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
-        found = _precisely(reference.attention, q, k, v, dropout=dropout, seed=_seed(seed, dropout, q), **options)
-        return found if return_lse else found[0]
+        options |= {"dropout": dropout, "seed": _seed(seed, dropout, q)}
+        out, lse = _at_least_float32(reference.attention, q, k, v, **options)
+        return (out, lse) if return_lse else out
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    plain = causal and window is None and slopes is None and (Tq == Tk or Tq == 1)
-    whole = not causal and window is None and slopes is None
-    bias = None if plain or whole else reference.bias(Tq, Tk, causal, window, slopes, q.device, q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=plain and Tq > 1, scale=scale)
+    causal_only = causal and window is None and slopes is None and (Tq == Tk or Tq == 1)
+    unmasked = not causal and window is None and slopes is None
+    mask = None if causal_only or unmasked else reference.sdpa_mask(Tq, Tk, causal, window, slopes, q.device, q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal_only and Tq > 1, scale=scale)
 
 
-def _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k, return_lse):
+def _torch_packed(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k) -> tuple[Tensor, Tensor]:
     longest_sequences(starts_q, starts_k, q.shape[2], k.shape[2])
     slopes = None if slopes is None else slopes.detach()
     options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
     options |= {"dropout": dropout, "seed": _seed(seed, dropout, q)}
-    found = _precisely(reference.attention_packed, q, k, v, starts_q, starts_k, **options)
-    return found if return_lse else found[0]
+    return _at_least_float32(reference.attention_packed, q, k, v, starts_q, starts_k, **options)
 
 
-def _precisely(function, q, k, v, *rest, **options) -> tuple[Tensor, Tensor]:
-    """The plain reference in float32 at least, as the kernels compute; the output in the dtype of q."""
+def _at_least_float32(function, q, k, v, *rest, **options) -> tuple[Tensor, Tensor]:
+    """The plain `function` in float32, or in float64 if q is, as the kernels compute; the output in the dtype of q."""
     precise = precise_dtype(q)
     out, lse = function(q.to(precise), k.to(precise), v.to(precise), *rest, **options)
     return out.to(q.dtype), lse
 
 
 def _seed(seed: Tensor | None, dropout: float, q: Tensor) -> Tensor | None:
-    """The seed of the dropout, on the device of q: the given one, or one from torch's generator."""
+    """The seed of the dropout, (1,) on the device of q: the given one, or one drawn from torch's generator."""
     if dropout == 0:
         return None
     return torch.randint(2**62, (1,), device=q.device) if seed is None else seed.to(q.device)
 
 
 @torch.library.custom_op("charlm::attention", mutates_args=())
-def _forward(
+def _forward_op(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None,
     starts_k: Tensor | None, causal: bool, window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from kernels.attention import launch
 
-    out, lse, statistics = _empty_outputs(q)
-    call = _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
-    launch.forward(q, k, v, call, out, lse, statistics)
-    return out, lse, statistics
+    out, lse, softmax_stats = _empty_outputs(q)
+    call = _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
+    launch.forward(q, k, v, call, out, lse, softmax_stats)
+    return out, lse, softmax_stats
 
 
-@_forward.register_fake
+@_forward_op.register_fake
 def _(q, k, v, slopes, seed, starts_q, starts_k, causal, window, scale, dropout):
     return _empty_outputs(q)
 
 
 @torch.library.custom_op("charlm::attention_backward", mutates_args=())
-def _backward(
-    dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor,
+def _backward_op(
+    dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_stats: Tensor,
     slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None, starts_k: Tensor | None, causal: bool,
     window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from kernels.attention import launch
 
-    gradients = tuple(_heads_inside(x) for x in (q, k, v))
-    call = _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
+    gradients = tuple(_empty_bthd(x) for x in (q, k, v))
+    call = _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    launch.backward(dout, dlse.contiguous(), q, k, v, out, statistics, call, gradients)
+    launch.backward(dout, dlse.contiguous(), q, k, v, out, softmax_stats, call, gradients)
     return gradients
 
 
-@_backward.register_fake
-def _(dout, dlse, q, k, v, out, statistics, slopes, seed, starts_q, starts_k, causal, window, scale, dropout):
-    return tuple(_heads_inside(x) for x in (q, k, v))
+@_backward_op.register_fake
+def _(dout, dlse, q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k, causal, window, scale, dropout):
+    return tuple(_empty_bthd(x) for x in (q, k, v))
 
 
-def _remember(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, output) -> None:
     q, k, v, slopes, seed, starts_q, starts_k, *ctx.options = inputs
-    out, _, statistics = output
-    ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(q, k, v, out, statistics, slopes, seed, starts_q, starts_k)
+    out, _, softmax_stats = output
+    ctx.mark_non_differentiable(softmax_stats)
+    ctx.save_for_backward(q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k)
 
 
-def _differentiate(ctx, dout, dlse, _):
+def _backward(ctx, dout, dlse, _):
     dq, dk, dv = torch.ops.charlm.attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.options)
     return dq, dk, dv, *([None] * 8)
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the output, the log-sum-exps and the statistics (each row's peak and one over its total)."""
+    """Empty tensors for the output, the log-sum-exps and the softmax_stats: row_max and inv_sum of each row."""
     B, H, T, _ = q.shape
     precise = precise_dtype(q)
-    return _heads_inside(q), q.new_empty(B, H, T, dtype=precise), q.new_empty(2, B, H, T, dtype=precise)
+    return _empty_bthd(q), q.new_empty(B, H, T, dtype=precise), q.new_empty(2, B, H, T, dtype=precise)
 
 
-def _heads_inside(x: Tensor) -> Tensor:
-    """Room for a tensor like x (B, H, T, D) that lies (B, T, H, D), so that joining the heads copies nothing."""
+def _empty_bthd(x: Tensor) -> Tensor:
+    """An empty tensor like x (B, H, T, D), laid out (B, T, H, D), so that joining the heads copies nothing."""
     B, H, T, D = x.shape
     return x.new_empty(B, T, H, D).transpose(1, 2)
 
 
-def _call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout) -> Call:
+def _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout) -> Call:
     longest_q, longest_k = q.shape[2], k.shape[2]
     if starts_q is not None:
         longest_q, longest_k = longest_sequences(starts_q, starts_k, longest_q, longest_k)
         starts_q, starts_k = (starts.to(q.device).contiguous() for starts in (starts_q, starts_k))
     if window is not None:
-        window = min(window, q.shape[2] + k.shape[2])  # sees all there is, and overflows nothing
+        window = min(window, q.shape[2] + k.shape[2])  # the same keys, and no int32 overflows
     if slopes is not None:
         slopes = slopes.to(q.device, torch.float32).contiguous()
     return Call(causal, window, scale, dropout, slopes, seed, starts_q, starts_k, longest_q, longest_k)

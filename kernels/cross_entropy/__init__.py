@@ -1,1 +1,1 @@
-"""Cross-entropy, of logits and of a linear layer: the operators, their Triton kernels, and plain versions."""
+"""Cross-entropy of logits and of a linear layer: functions, operators, Triton kernels, and plain torch."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each row of logits (N, V), (N,); 0 where targets (N,) are ignore_index."""
+    """The loss (N,) of each row of logits (N, V); 0 where its target is ignore_index."""
     return F.cross_entropy(
         logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
     )
@@ -19,7 +19,7 @@ def linear_cross_entropy(
     ignore_index: int = -1,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The sum of those losses, the logits being hidden (N, C) times weight (V, C) plus bias (V,)."""
+    """The summed loss of the logits that hidden (N, C), weight (V, C) and bias (V,) give."""
     logits = hidden @ weight.T
     logits = logits if bias is None else logits + bias
     return cross_entropy(logits, targets, ignore_index, label_smoothing).sum()

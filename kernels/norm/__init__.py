@@ -1,1 +1,1 @@
-"""Layer norm and RMS norm: the operator, its Triton kernels, and a plain version."""
+"""Layer norm and RMS norm: the functions and their operators, the Triton kernels, and plain torch."""

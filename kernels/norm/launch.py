@@ -15,7 +15,7 @@ PARTIALS = 264  # programs that sum the gradients of the weights: two for each p
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut up: rows a program, columns a tile, warps a program."""
+    """Rows a program, columns a tile, warps a program."""
 
     rows: int
     block_c: int
@@ -31,8 +31,8 @@ def tiles(kernel: str, width: int, target: str) -> Tiles:
     if target == "interpreter":
         return Tiles(32 if block_c <= 512 else 4, block_c, 4)
     rows = max(1, min(16, (2048 if kernel == "forward" else 1024) // block_c))
-    held = rows * block_c
-    return Tiles(rows, block_c, 4 if held <= 2048 else 8 if held <= 4096 else 16)
+    elements = rows * block_c
+    return Tiles(rows, block_c, 4 if elements <= 2048 else 8 if elements <= 4096 else 16)
 
 
 def _accumulator(x: Tensor):
@@ -52,7 +52,7 @@ def forward(
     mean: Tensor,
     rstd: Tensor,
 ) -> None:
-    """Fill y and the sum s, like x (N, C), and mean and rstd (N,); s only with a residual, mean not for RMS."""
+    """Fill y (N, C) and rstd (N,); with a residual also the sum s (N, C), and except for RMS the mean (N,)."""
     N, C = x.shape
     if N == 0:
         return
@@ -77,7 +77,7 @@ def backward(
     rms: bool,
     dx: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Fill dx (N, C); the gradients of weight and bias (C,) in float32, None where there is none."""
+    """Fill dx (N, C) and return dw and db (C,) in float32, None for a weight or bias that is not there."""
     N, C = s.shape
     target = target_of(s.device)
     mean = rstd if rms else mean
@@ -106,5 +106,5 @@ def backward(
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel never reads a tensor that is not there, but still needs a pointer."""
+    """A pointer for an optional tensor: `other` where it is not there, which the kernel then never reads."""
     return other if tensor is None else tensor

@@ -91,24 +91,24 @@ def _triton(x, residual, weight, bias, eps, rms):
 
 
 @torch.library.custom_op("charlm::norm", mutates_args=())
-def _forward(
+def _forward_op(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from kernels.norm import launch
 
     y, s, mean, rstd = _empty_outputs(x, residual, rms)
     rows, added = _as_rows(x), None if residual is None else _as_rows(residual)
-    launch.forward(rows, added, _packed(weight), _packed(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
+    launch.forward(rows, added, _contiguous(weight), _contiguous(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
     return y, s, mean, rstd
 
 
-@_forward.register_fake
+@_forward_op.register_fake
 def _(x, residual, weight, bias, eps, rms):
     return _empty_outputs(x, residual, rms)
 
 
 @torch.library.custom_op("charlm::norm_backward", mutates_args=())
-def _backward(
+def _backward_op(
     dy: Tensor,
     ds: Tensor | None,
     s: Tensor,
@@ -121,22 +121,22 @@ def _backward(
     from kernels.norm import launch
 
     dx, dw, db = _empty_gradients(s, weight, has_bias, rstd)
-    found = launch.backward(
-        _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _packed(weight), has_bias, mean, rstd, rms,
+    gradients = launch.backward(
+        _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _contiguous(weight), has_bias, mean, rstd, rms,
         _as_rows(dx),
     )  # fmt: skip
-    for room, gradient in zip((dw, db), found, strict=True):
+    for out, gradient in zip((dw, db), gradients, strict=True):
         if gradient is not None:
-            room.copy_(gradient)
+            out.copy_(gradient)
     return dx, dw, db
 
 
-@_backward.register_fake
+@_backward_op.register_fake
 def _(dy, ds, s, weight, has_bias, mean, rstd, rms):
     return _empty_gradients(s, weight, has_bias, rstd)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, output) -> None:
     x, residual, weight, bias, _, ctx.rms = inputs
     _, s, mean, rstd = output
     ctx.set_materialize_grads(False)
@@ -145,7 +145,7 @@ def _remember(ctx, inputs, output) -> None:
     ctx.save_for_backward(x if residual is None else s, weight, mean, rstd)
 
 
-def _differentiate(ctx, dy, ds, _, __):
+def _backward(ctx, dy, ds, _, __):
     s, weight, mean, rstd = ctx.saved_tensors
     x_dtype, residual_dtype, bias_dtype = ctx.dtypes
     dy = torch.zeros_like(s) if dy is None else dy
@@ -161,11 +161,11 @@ def _differentiate(ctx, dy, ds, _, __):
     )
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _empty_outputs(x: Tensor, residual: Tensor | None, rms: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for y, the sum (without a residual none: it is x), and mean (none for RMS) and rstd of each row."""
+    """Empty tensors for y, the sum, mean and rstd; of no rows for the sum without a residual and the mean for RMS."""
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     rows = x.numel() // x.shape[-1]
     precise = torch.float64 if dtype == torch.float64 else torch.float32
@@ -187,11 +187,11 @@ def _empty_gradients(s: Tensor, weight: Tensor | None, has_bias: bool, rstd: Ten
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """(N, C) without gaps; a copy where x has them."""
+    """x as (N, C), contiguous; a copy where it was not."""
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _packed(x: Tensor | None) -> Tensor | None:
+def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 

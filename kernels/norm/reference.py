@@ -6,7 +6,7 @@ from torch import Tensor
 def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual over its last dimension, and that sum."""
+    """The layer norm of x + residual over the last dimension, and that sum."""
     x = x if residual is None else x + residual
     centred = x - x.mean(-1, keepdim=True)
     y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -15,7 +15,7 @@ def layer_norm(
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same without the mean and the bias."""
+    """The RMS norm of x + residual over the last dimension, and that sum."""
     x = x if residual is None else x + residual
     y = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
     return (y if weight is None else y * weight), x
