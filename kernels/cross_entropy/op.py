@@ -1,7 +1,7 @@
 """Cross-entropy over logits.
 
-The function, its operator for autograd and the compiler, and the module. kernel.py holds the
-Triton kernels, reference.py plain versions; linear.py stands on this file.
+The function, its operators for autograd and the compiler, and the module. kernel.py holds the Triton kernels,
+reference.py plain versions; linear.py stands on this file.
 """
 
 import torch
@@ -25,8 +25,8 @@ def cross_entropy(
     in_place: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """-log softmax(logits (N, V))[targets (N,) int64] in nats and float32: their sum, their mean over the targets that
-    are not `ignore_index` (0 where there is none), or with reduction "none" each, (N,).
+    """Cross-entropy, -log softmax(logits (N, V))[targets (N,) int64], in nats and float32: the sum over the rows, the
+    mean over those whose target is not `ignore_index` (0 where there is none), or with reduction "none" each, (N,).
 
     `label_smoothing`: this share of every target is spread over the whole vocabulary (Szegedy et al. 2016).
     `in_place`: the backward writes the gradient over the logits, whose values are gone then; backend "triton" only, and

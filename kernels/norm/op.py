@@ -1,6 +1,6 @@
 """Layer norm (Ba, Kiros & Hinton 2016) and RMS norm (Zhang & Sennrich 2019), a residual add in the same pass.
 
-The functions, their operator for autograd and the compiler, and the modules. launch.py runs the Triton kernels,
+The functions, their operators for autograd and the compiler, and the modules. launch.py runs the Triton kernels,
 reference.py is a plain version.
 """
 
@@ -23,8 +23,8 @@ def layer_norm(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x (..., C) normalised over its last dimension, times weight (C,), plus bias (C,), each optional. With `residual`
-    (..., C): the norm of x + residual, and that sum.
+    """Layer norm of x (..., C) over its last dimension, times weight (C,), plus bias (C,), each optional. With
+    `residual` (..., C): the norm of x + residual, and that sum.
 
     float32, float16 or bfloat16; C is 1 to 65,536. A residual or weights of another dtype than x's are taken as they
     are (as under autocast); the results have the wider dtype of x and residual. Saved for the backward: the sum, the
@@ -49,8 +49,8 @@ def rms_norm(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same without mean and bias: x over the root of its mean square. `eps`: by default float32's, 1.2e-7 (for
-    float64 its own), as in torch."""
+    """RMS norm: x over the root of its mean square, times weight; otherwise as `layer_norm`. `eps`: by default
+    float32's, 1.2e-7 (for float64 its own), as in torch."""
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     _check(x, weight, None, residual, eps)
