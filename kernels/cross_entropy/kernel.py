@@ -1,7 +1,8 @@
 """Cross-entropy in Triton: the loss of each row of logits, and its gradient, which may be written over the logits.
 
-A row is read once for its loss, by an online softmax (Milakov & Gimelshein 2018), and once for its gradient. As in
-attention its softmax is kept as peak and one over the total, which stays exact where logits are huge.
+A row is read once for its loss, by the online softmax (Milakov & Gimelshein 2018), and once for its gradient. Saved of
+its softmax are `row_max`, its largest logit, and `inv_sum`, one over the sum of its exponentials: as in attention these
+two stay exact where logits are huge, their log-sum-exp does not.
 """
 
 from typing import NamedTuple
@@ -20,69 +21,70 @@ if interpreting():
 
 @triton.jit
 def loss_kernel(
-    X, TARGETS, LOSS, PEAK, INVERSE, n_rows, vocabulary, stride, ignore, smoothing,
+    X, TARGETS, LOSS, ROW_MAX, INV_SUM, n_rows, vocabulary, stride, ignore, smoothing,
     ROWS: tl.constexpr, BLOCK_V: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Some rows: loss, peak and one over the total. A target outside of the vocabulary makes the loss NaN."""
+    """Compute loss, row_max and inv_sum of some rows. A target outside of the vocabulary makes the loss NaN."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < n_rows
     v = tl.arange(0, BLOCK_V)
     base = (tl.zeros([ROWS], tl.int64) + row) * stride
     target = tl.load(TARGETS + row, live, ignore)
-    counts = live & (target != ignore)
-    valid = counts & (target >= 0) & (target < vocabulary)
-    peak = tl.full([ROWS], float("-inf"), ACC)
-    total = tl.zeros([ROWS], ACC)
-    level = tl.zeros([ROWS], ACC)
+    counted = live & (target != ignore)
+    valid = counted & (target >= 0) & (target < vocabulary)
+    row_max = tl.full([ROWS], float("-inf"), ACC)
+    row_sum = tl.zeros([ROWS], ACC)
+    logit_sum = tl.zeros([ROWS], ACC)
     for start in range(0, vocabulary, BLOCK_V):
         inside = (start + v < vocabulary)[None, :]
         x = tl.load(X + base[:, None] + (start + v)[None, :], live[:, None] & inside, 0.0).to(ACC)
         x = tl.where(inside, x, float("-inf"))
-        higher = tl.maximum(peak, tl.max(x, 1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - safe) + tl.sum(tl.exp(x - safe[:, None]), 1)
+        new_max = tl.maximum(row_max, tl.max(x, 1))
+        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+        row_sum = row_sum * tl.exp(row_max - safe_max) + tl.sum(tl.exp(x - safe_max[:, None]), 1)
         if SMOOTH:
-            level += tl.sum(tl.where(inside, x, 0.0), 1)
-        peak = higher
-    chosen = tl.load(X + base + target, valid, 0.0).to(ACC)
-    loss = tl.log(total) + (peak - chosen)
+            logit_sum += tl.sum(tl.where(inside, x, 0.0), 1)
+        row_max = new_max
+    target_logit = tl.load(X + base + target, valid, 0.0).to(ACC)
+    loss = tl.log(row_sum) + (row_max - target_logit)
     if SMOOTH:
-        loss = tl.log(total) + (1.0 - smoothing) * (peak - chosen) + smoothing * (peak - level / vocabulary)
-    loss = tl.where(counts, tl.where(valid, loss, float("nan")), 0.0)
+        mean_logit = logit_sum / vocabulary
+        loss = tl.log(row_sum) + (1.0 - smoothing) * (row_max - target_logit) + smoothing * (row_max - mean_logit)
+    loss = tl.where(counted, tl.where(valid, loss, float("nan")), 0.0)
     tl.store(LOSS + row, loss, live)
-    tl.store(PEAK + row, peak, live)
-    tl.store(INVERSE + row, 1.0 / total, live)
+    tl.store(ROW_MAX + row, row_max, live)
+    tl.store(INV_SUM + row, 1.0 / row_sum, live)
 
 
 @triton.jit
 def gradient_kernel(
-    X, TARGETS, PEAK, INVERSE, UPSTREAM, GRADIENT, n_rows, vocabulary, stride, upstream_stride, gradient_stride,
+    X, TARGETS, ROW_MAX, INV_SUM, UPSTREAM, GRADIENT, n_rows, vocabulary, stride, upstream_stride, gradient_stride,
     ignore, smoothing,
     ROWS: tl.constexpr, BLOCK_V: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One tile of some rows of the gradient: softmax less the smoothed target, times the upstream gradient. GRADIENT
-    may be X."""
+    """Compute one tile of the gradient of some rows: softmax less the smoothed target, times the upstream gradient.
+    GRADIENT may be X."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < n_rows
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     mask = live[:, None] & (v < vocabulary)[None, :]
     wide_row = tl.zeros([ROWS], tl.int64) + row
     target = tl.load(TARGETS + row, live, ignore)
-    counts = live & (target != ignore)
-    upstream = tl.load(UPSTREAM + row * upstream_stride, counts, 0.0).to(ACC)
-    peak = tl.load(PEAK + row, live, 0.0)
-    inverse = tl.load(INVERSE + row, live, 0.0)
+    counted = live & (target != ignore)
+    upstream = tl.load(UPSTREAM + row * upstream_stride, counted, 0.0).to(ACC)
+    row_max = tl.load(ROW_MAX + row, live, 0.0)
+    inv_sum = tl.load(INV_SUM + row, live, 0.0)
     x = tl.load(X + wide_row[:, None] * stride + v[None, :], mask, float("-inf")).to(ACC)
-    p = tl.exp(x - peak[:, None]) * inverse[:, None]
-    wanted = tl.where(v[None, :] == target[:, None], 1.0 - smoothing, 0.0) + smoothing / vocabulary
-    gradient = tl.where(counts[:, None], (p - wanted) * upstream[:, None], 0.0)
-    outside = counts & ((target < 0) | (target >= vocabulary))
+    p = tl.exp(x - row_max[:, None]) * inv_sum[:, None]
+    smoothed = tl.where(v[None, :] == target[:, None], 1.0 - smoothing, 0.0) + smoothing / vocabulary
+    gradient = tl.where(counted[:, None], (p - smoothed) * upstream[:, None], 0.0)
+    outside = counted & ((target < 0) | (target >= vocabulary))
     gradient = tl.where(outside[:, None], float("nan"), gradient)
     tl.store(GRADIENT + wide_row[:, None] * gradient_stride + v[None, :], gradient, mask)
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut up: rows a program, columns a tile, warps a program."""
+    """Rows a program, columns a tile, warps a program."""
 
     rows: int
     block_v: int
@@ -99,15 +101,15 @@ def tiles(vocabulary: int, target: str) -> Tiles:
 
 @on_its_device
 def loss(
-    logits: Tensor, targets: Tensor, ignore: int, smoothing: float, losses: Tensor, peak: Tensor, inverse: Tensor
+    logits: Tensor, targets: Tensor, ignore: int, smoothing: float, losses: Tensor, row_max: Tensor, inv_sum: Tensor
 ) -> None:
-    """Fill losses, peak and inverse (N,) for logits (N, V) and targets (N,)."""
+    """Fill losses, row_max and inv_sum (N,) for logits (N, V) and targets (N,)."""
     N, V = logits.shape
     if N == 0:
         return
     rows, block_v, num_warps = tiles(V, target_of(logits.device))
     loss_kernel[(triton.cdiv(N, rows),)](
-        logits, targets, losses, peak, inverse, N, V, logits.stride(0), ignore, smoothing,
+        logits, targets, losses, row_max, inv_sum, N, V, logits.stride(0), ignore, smoothing,
         ROWS=rows, BLOCK_V=block_v, SMOOTH=smoothing > 0, ACC=_accumulator(logits), num_warps=num_warps,
     )  # fmt: skip
 
@@ -116,20 +118,20 @@ def loss(
 def gradient(
     logits: Tensor,
     targets: Tensor,
-    peak: Tensor,
-    inverse: Tensor,
+    row_max: Tensor,
+    inv_sum: Tensor,
     upstream: Tensor,
     ignore: int,
     smoothing: float,
     out: Tensor,
 ) -> None:
-    """Fill out (N, V), which may be the logits themselves. `upstream` (N,) may be expanded."""
+    """Fill `out` (N, V) with the gradient; it may be the logits themselves. `upstream` (N,) may be expanded."""
     N, V = logits.shape
     if N == 0:
         return
     rows, block_v, num_warps = tiles(V, target_of(logits.device))
     gradient_kernel[(triton.cdiv(N, rows), triton.cdiv(V, block_v))](
-        logits, targets, peak, inverse, upstream, out, N, V, logits.stride(0), upstream.stride(0), out.stride(0),
+        logits, targets, row_max, inv_sum, upstream, out, N, V, logits.stride(0), upstream.stride(0), out.stride(0),
         ignore, smoothing, ROWS=rows, BLOCK_V=block_v, ACC=_accumulator(logits), num_warps=num_warps,
     )  # fmt: skip
 

@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import attention_backward, attention_forward
-from kernels.attention_call import Call
+from kernels.attention.backward import dkv_kernel, dq_kernel
+from kernels.attention.call import Call
+from kernels.attention.forward import forward_kernel
 from kernels.dispatch import on_its_device, target_of
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut up: queries and keys a tile, warps a program, stages of its software pipeline."""
+    """Queries and keys a tile, warps a program, stages of the software pipeline."""
 
     block_m: int
     block_n: int
@@ -21,15 +22,11 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-KERNELS = {
-    "forward": attention_forward.forward_kernel,
-    "dq": attention_backward.dq_kernel,
-    "dkv": attention_backward.dkv_kernel,
-}
+KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
 
-# (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without any option, tiles with some (window,
-# ALiBi, dropout, packed). The first that fits counts. Chosen by what compiles without spilling (python -m kernels.aot),
-# not yet timed on a GPU.
+# (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without options, tiles with some (window,
+# ALiBi, dropout, packed). The first row that fits is taken. Chosen by what compiles without spilling (python -m
+# kernels.aot), not yet timed on a GPU.
 _NV, _HIP = ("sm80", "sm90"), ("hip",)
 _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tiles, Tiles]]] = {
     (False, "forward"): [
@@ -77,7 +74,7 @@ def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: boo
     """The tiles of `kernel` ("forward", "dq" or "dkv") for a padded head size, on "sm80", "sm90", "hip" or
     "interpreter", without (`plain`) or with options besides the causal mask.
 
-    A table and not a run-time search: a search picks by time, and other tiles are other bits."""
+    A fixed table, because a search by time may choose other tiles in the next run, and other tiles give other bits."""
     if target == "interpreter":  # whose cost is the number of programs
         return Tiles(64, 64, 4, 1)
     for targets, sizes, without, with_options in _TILES[dtype == torch.float32, kernel]:
@@ -87,10 +84,10 @@ def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: boo
 
 
 @on_its_device
-def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor, statistics: Tensor) -> None:
-    """Fill `out` (B, H, Tq, D) laid out (B, Tq, H, D), `lse` (B, H, Tq) and the statistics (2, B, H, Tq)."""
-    peak, inverse = statistics
-    arguments = (q, k, v, out, lse, peak, inverse, *_optional(call, q), *_strides(q, k, v))
+def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor, softmax_stats: Tensor) -> None:
+    """Fill `out` (B, H, Tq, D) laid out (B, Tq, H, D), `lse` (B, H, Tq) and `softmax_stats` (2, B, H, Tq)."""
+    row_max, inv_sum = softmax_stats
+    arguments = (q, k, v, out, lse, row_max, inv_sum, *_optional(call, q), *_strides(q, k, v))
     launch("forward", call.longest_q, q, k, call, arguments)
 
 
@@ -102,23 +99,24 @@ def backward(
     k: Tensor,
     v: Tensor,
     out: Tensor,
-    statistics: Tensor,
+    softmax_stats: Tensor,
     call: Call,
     gradients: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Fill the gradients of q, k and v, each laid out (B, T, H, D)."""
+    """Fill `gradients`, those of q, k and v, each laid out (B, T, H, D)."""
     dq, dk, dv = gradients
-    peak, inverse = statistics
-    delta = torch.empty_like(peak)
-    arguments = (q, k, v, out, dout, dlse, peak, inverse, delta, dq, *_optional(call, q), *_strides(q, k, v, out, dout))
+    row_max, inv_sum = softmax_stats
+    delta = torch.empty_like(row_max)
+    stats = row_max, inv_sum, delta
+    arguments = (q, k, v, out, dout, dlse, *stats, dq, *_optional(call, q), *_strides(q, k, v, out, dout))
     launch("dq", call.longest_q, q, k, call, arguments)
     B, H, _, D = q.shape
     heads, T = k.shape[1:3]
     if heads == H:
         parts = dk, dv
     else:
-        parts = tuple(k.new_empty(2, B, T, H, D, dtype=peak.dtype).transpose(2, 3))
-    arguments = (q, k, v, dout, peak, inverse, delta, *parts, *_optional(call, q), *_strides(q, k, v, dout))
+        parts = tuple(k.new_empty(2, B, T, H, D, dtype=row_max.dtype).transpose(2, 3))
+    arguments = (q, k, v, dout, *stats, *parts, *_optional(call, q), *_strides(q, k, v, dout))
     launch("dkv", call.longest_k, q, k, call, arguments)
     if heads < H:
         for whole, part in zip((dk, dv), parts, strict=True):
@@ -156,7 +154,7 @@ def constants(kernel: str, head_size: int, dtype: torch.dtype, target: str, call
 
 
 def _optional(call: Call, q: Tensor) -> tuple[Tensor, ...]:
-    """Tensors that a kernel never reads when they are not there still need a pointer."""
+    """The optional tensors of a call. For one that is not there q's pointer is passed, and never read."""
     return tuple(q if x is None else x for x in (call.starts_q, call.starts_k, call.slopes, call.seed))
 
 

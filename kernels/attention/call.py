@@ -1,4 +1,4 @@
-"""What the operator of attention and its kernels tell each other. Imports no triton."""
+"""The options of one attention, as its operators hand them to the kernels. Imports no triton."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Call(NamedTuple):
-    """What the forward and the backward of one attention share, besides q, k and v."""
+    """The arguments of an attention besides q, k and v: the same for its forward and its backward."""
 
     causal: bool
     window: int | None

@@ -1,17 +1,17 @@
 """Layer norm (Ba, Kiros & Hinton 2016) and RMS norm (Zhang & Sennrich 2019), a residual add in the same pass.
 
-The functions, their operator for autograd and the compiler, and the modules. The Triton kernels are in norm_triton.py,
-a plain version in reference.py.
+The functions, their operators for autograd and the compiler, and the modules. launch.py runs the Triton kernels,
+reference.py is a plain version.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import autocast_dtype, interpreting, use_triton
+from kernels.dispatch import use_triton
+from kernels.dtypes import DTYPES, autocast_dtype, refuse_float64
 
 MAX_WIDTH = 65536
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def layer_norm(
@@ -23,8 +23,8 @@ def layer_norm(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x (..., C) normalised over its last dimension, times weight (C,), plus bias (C,), each optional. With `residual`
-    (..., C): the norm of x + residual, and that sum.
+    """Layer norm of x (..., C) over its last dimension, times weight (C,), plus bias (C,), each optional. With
+    `residual` (..., C): the norm of x + residual, and that sum.
 
     float32, float16 or bfloat16; C is 1 to 65,536. A residual or weights of another dtype than x's are taken as they
     are (as under autocast); the results have the wider dtype of x and residual. Saved for the backward: the sum, the
@@ -49,8 +49,8 @@ def rms_norm(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same without mean and bias: x over the root of its mean square. `eps`: by default float32's, 1.2e-7 (for
-    float64 its own), as in torch."""
+    """RMS norm: x over the root of its mean square, times weight; otherwise as `layer_norm`. `eps`: by default
+    float32's, 1.2e-7 (for float64 its own), as in torch."""
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     _check(x, weight, None, residual, eps)
@@ -85,31 +85,30 @@ class RMSNorm(nn.RMSNorm):
 
 
 def _triton(x, residual, weight, bias, eps, rms):
-    if x.dtype == torch.float64 and not interpreting():
-        raise ValueError("x is float64, which the Triton kernels take in the interpreter only; use float32")
+    refuse_float64("x", x)
     y, s, _, _ = torch.ops.charlm.norm(x, residual, weight, bias, eps, rms)
     return y if residual is None else (y, s)
 
 
 @torch.library.custom_op("charlm::norm", mutates_args=())
-def _forward(
+def _forward_op(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from kernels import norm_triton
+    from kernels.norm import launch
 
     y, s, mean, rstd = _empty_outputs(x, residual, rms)
     rows, added = _as_rows(x), None if residual is None else _as_rows(residual)
-    norm_triton.forward(rows, added, _packed(weight), _packed(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
+    launch.forward(rows, added, _contiguous(weight), _contiguous(bias), eps, rms, _as_rows(y), _as_rows(s), mean, rstd)
     return y, s, mean, rstd
 
 
-@_forward.register_fake
+@_forward_op.register_fake
 def _(x, residual, weight, bias, eps, rms):
     return _empty_outputs(x, residual, rms)
 
 
 @torch.library.custom_op("charlm::norm_backward", mutates_args=())
-def _backward(
+def _backward_op(
     dy: Tensor,
     ds: Tensor | None,
     s: Tensor,
@@ -119,25 +118,25 @@ def _backward(
     rstd: Tensor,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels import norm_triton
+    from kernels.norm import launch
 
     dx, dw, db = _empty_gradients(s, weight, has_bias, rstd)
-    found = norm_triton.backward(
-        _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _packed(weight), has_bias, mean, rstd, rms,
+    gradients = launch.backward(
+        _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _contiguous(weight), has_bias, mean, rstd, rms,
         _as_rows(dx),
     )  # fmt: skip
-    for room, gradient in zip((dw, db), found, strict=True):
+    for out, gradient in zip((dw, db), gradients, strict=True):
         if gradient is not None:
-            room.copy_(gradient)
+            out.copy_(gradient)
     return dx, dw, db
 
 
-@_backward.register_fake
+@_backward_op.register_fake
 def _(dy, ds, s, weight, has_bias, mean, rstd, rms):
     return _empty_gradients(s, weight, has_bias, rstd)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, output) -> None:
     x, residual, weight, bias, _, ctx.rms = inputs
     _, s, mean, rstd = output
     ctx.set_materialize_grads(False)
@@ -146,7 +145,7 @@ def _remember(ctx, inputs, output) -> None:
     ctx.save_for_backward(x if residual is None else s, weight, mean, rstd)
 
 
-def _differentiate(ctx, dy, ds, _, __):
+def _backward(ctx, dy, ds, _, __):
     s, weight, mean, rstd = ctx.saved_tensors
     x_dtype, residual_dtype, bias_dtype = ctx.dtypes
     dy = torch.zeros_like(s) if dy is None else dy
@@ -162,11 +161,11 @@ def _differentiate(ctx, dy, ds, _, __):
     )
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _empty_outputs(x: Tensor, residual: Tensor | None, rms: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for y, the sum (without a residual none: it is x), and mean (none for RMS) and rstd of each row."""
+    """Empty tensors for y, the sum, mean and rstd; of no rows for the sum without a residual and the mean for RMS."""
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     rows = x.numel() // x.shape[-1]
     precise = torch.float64 if dtype == torch.float64 else torch.float32
@@ -188,11 +187,11 @@ def _empty_gradients(s: Tensor, weight: Tensor | None, has_bias: bool, rstd: Ten
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """(N, C) without gaps; a copy where x has them."""
+    """x as (N, C), contiguous; a copy where it was not."""
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _packed(x: Tensor | None) -> Tensor | None:
+def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 

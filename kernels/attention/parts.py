@@ -1,7 +1,7 @@
 """What the attention kernels share: where a tile lies, which keys a query sees, which weights dropout keeps.
 
-A tile of queries walks over key tiles, and a tile of keys over query tiles. Tiles that are seen whole run without a
-mask, only the edges are masked: [lo, full_lo) masked, [full_lo, full_hi) whole, [full_hi, hi) masked.
+A tile of queries loops over the tiles of keys that it sees, and a tile of keys over those of queries. Only tiles at the
+edge of what is seen need a mask: [lo, full_lo) masked, [full_lo, full_hi) seen whole, [full_hi, hi) masked.
 """
 
 import triton
@@ -20,13 +20,13 @@ PHILOX_ROUNDS = tl.constexpr(7)  # Salmon et al. 2011: the fewest that pass BigC
 
 @triton.jit
 def wide(number):
-    """A number as int64: offsets into a tensor of more than 2^31 elements."""
+    """A number as int64, for offsets into a tensor of more than 2^31 elements."""
     return tl.zeros([], tl.int64) + number
 
 
 @triton.jit
 def locate(starts, sequence, total, batch_stride, row_stride, VARLEN: tl.constexpr):
-    """Where a sequence's rows begin, in elements, the number of rows before it in a packed batch, and its length."""
+    """A sequence's first row: its offset in elements, the rows before it in a packed batch, and how many it has."""
     if VARLEN:
         start = tl.load(starts + sequence)
         length = tl.load(starts + sequence + 1) - start
@@ -36,8 +36,8 @@ def locate(starts, sequence, total, batch_stride, row_stride, VARLEN: tl.constex
 
 @triton.jit
 def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr):
-    """The key tiles of queries that stand at key positions first..last: [lo, full_lo) masked, [full_lo, full_hi) seen
-    whole by every query, [full_hi, hi) masked."""
+    """The key tiles of queries at positions first..last: lo, full_lo, full_hi, hi, as above. "Whole" means that every
+    one of these queries sees all keys of the tile."""
     hi = n_keys
     whole = n_keys
     if CAUSAL:
@@ -61,7 +61,7 @@ def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.cons
 def queries_of(
     first, last, offset, n_queries, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The query tiles that see keys first..last, as `keys_of`; query i stands at key position i + offset."""
+    """The query tiles that see keys first..last, in the same four numbers; query i has position i + offset."""
     lo = 0
     full_lo = 0
     if CAUSAL:
@@ -82,7 +82,7 @@ def queries_of(
 
 @triton.jit
 def sees(position, key, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
-    """Whether a query that stands at key position `position` attends to key `key`."""
+    """Whether the query at `position` attends to the key at position `key`."""
     seen = key < n_keys
     if CAUSAL:
         seen = seen & (key <= position)
@@ -95,7 +95,7 @@ def sees(position, key, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.const
 
 @triton.jit
 def dropout_keeps(seed, query, key, head, threshold):
-    """Dropout's choice for a pair of query and key of a head: from a counter, so that the backward makes it again."""
+    """Whether dropout keeps the weight of a query and a key, from a counter: the backward draws the same again."""
     zero = query * 0 + key * 0
     bits, _, _, _ = tl.philox(seed, zero + key, zero + query, zero + head, zero, PHILOX_ROUNDS)
     return (bits >> 8).to(tl.int32) >= threshold
@@ -103,20 +103,20 @@ def dropout_keeps(seed, query, key, head, threshold):
 
 @triton.jit
 def rows(pointer, row, stride, column, n_rows, n_columns, MASK_ROWS: tl.constexpr, MASK_COLUMNS: tl.constexpr):
-    """A tile of rows (R, C) of a matrix; zeros where it ends."""
-    at = pointer + row[:, None] * stride + column[None, :]
+    """A tile (R, C) of a matrix, zeros past its last row and column."""
+    pointers = pointer + row[:, None] * stride + column[None, :]
     if MASK_ROWS and MASK_COLUMNS:
-        return tl.load(at, (row[:, None] < n_rows) & (column[None, :] < n_columns), 0.0)
+        return tl.load(pointers, (row[:, None] < n_rows) & (column[None, :] < n_columns), 0.0)
     if MASK_ROWS:
-        return tl.load(at, row[:, None] < n_rows, 0.0)
+        return tl.load(pointers, row[:, None] < n_rows, 0.0)
     if MASK_COLUMNS:
-        return tl.load(at, column[None, :] < n_columns, 0.0)
-    return tl.load(at)
+        return tl.load(pointers, column[None, :] < n_columns, 0.0)
+    return tl.load(pointers)
 
 
 @triton.jit
-def statistics_at(b, h, H, row0, n_rows, VARLEN: tl.constexpr):
-    """Where a head's row statistics begin: they lie (B, H, T), or (H, T) for a packed batch."""
+def stats_offset(b, h, H, row0, n_rows, VARLEN: tl.constexpr):
+    """The index of a head's first row where there is one number a row, laid out (B, H, T), or (H, T) if packed."""
     if VARLEN:
         return wide(h) * n_rows + row0
     return (wide(b) * H + h) * n_rows
@@ -127,7 +127,7 @@ def store_rows(
     OUT, tile, b, h, H, row0, first_row, n_rows, T,
     D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """Store rows of one head into a tensor laid out (B, T, H, D) without gaps."""
+    """Store a tile of rows of one head into a tensor laid out (B, T, H, D) without gaps."""
     r = tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
     before = row0 if VARLEN else wide(b) * T

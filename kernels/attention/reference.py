@@ -1,12 +1,12 @@
-"""Every operation of this package in plain torch: what the kernels are tested against, in any floating dtype.
+"""Attention in plain torch: what the kernels are tested against, in any floating dtype.
 
-Nothing here is fast. The whole table of scores is held, and autograd differentiates what stands here.
+Slow and plain: the whole table of scores is held, and autograd differentiates it. Dropout draws from the same Philox
+generator as the kernels, so that it keeps the same weights.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 PHILOX_ROUNDS = 7
@@ -24,7 +24,7 @@ def attention(
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out (B, H, Tq, D) and the log-sum-exp (B, H, Tq), as `kernels.attention` means them, in the dtype of q."""
+    """The output (B, H, Tq, D) and log-sum-exp (B, H, Tq) of `kernels.attention`, in the dtype of q."""
     Tq, Tk = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -34,14 +34,14 @@ def attention(
     s = s.masked_fill(~sees(Tq, Tk, causal, window, q.device), -math.inf)
     if Tk == 0:
         return q.new_zeros(q.shape) + s.sum(), q.new_full(q.shape[:3], -math.inf)
-    peak = s.amax(-1, keepdim=True).detach()
-    unseen = peak == -math.inf
-    e = torch.exp(s - peak.masked_fill(unseen, 0.0))
-    total = e.sum(-1, keepdim=True)
-    lse = (peak + total.masked_fill(unseen, 1.0).log())[..., 0]
-    p = e / total.masked_fill(unseen, 1.0)
+    row_max = s.amax(-1, keepdim=True).detach()
+    unseen = row_max == -math.inf
+    e = torch.exp(s - row_max.masked_fill(unseen, 0.0))
+    row_sum = e.sum(-1, keepdim=True)
+    lse = (row_max + row_sum.masked_fill(unseen, 1.0).log())[..., 0]
+    p = e / row_sum.masked_fill(unseen, 1.0)
     if dropout > 0:
-        p = p * kept(q.shape[:2], Tq, Tk, seed, dropout) / (1 - dropout)
+        p = p * dropout_keeps(q.shape[:2], Tq, Tk, seed, dropout) / (1 - dropout)
     return p @ v, lse
 
 
@@ -54,7 +54,7 @@ def attention_packed(
     for i in range(len(ends_q) - 1):
         rows, keys = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
         part = q[:, :, rows]
-        if dropout > 0:  # the generator counts sequences: this one is the i-th
+        if dropout > 0:  # the generator counts heads over the batch: make this sequence the i-th of one
             part = part.expand(i + 1, *part.shape[1:])
         out, lse = attention(part, k[:, :, keys], v[:, :, keys], dropout=dropout, seed=seed, **options)
         outs.append(out[-1:])
@@ -63,7 +63,7 @@ def attention_packed(
 
 
 def sees(Tq: int, Tk: int, causal: bool, window: int | None, device) -> Tensor:
-    """(Tq, Tk) bool: whether a query attends to a key."""
+    """Whether a query attends to a key, (Tq, Tk) bool."""
     query, key, _ = _positions(Tq, Tk, device)
     seen = torch.ones(Tq, Tk, dtype=torch.bool, device=device)
     if causal:
@@ -75,26 +75,26 @@ def sees(Tq: int, Tk: int, causal: bool, window: int | None, device) -> Tensor:
     return seen
 
 
-def bias(Tq: int, Tk: int, causal: bool, window: int | None, slopes: Tensor | None, device, dtype) -> Tensor:
-    """What to give torch's attention as a mask: (Tq, Tk) bool, or with ALiBi (H, Tq, Tk) to add."""
+def sdpa_mask(Tq: int, Tk: int, causal: bool, window: int | None, slopes: Tensor | None, device, dtype) -> Tensor:
+    """The mask for torch's scaled_dot_product_attention: (Tq, Tk) bool, or with ALiBi (H, Tq, Tk) to add."""
     seen = sees(Tq, Tk, causal, window, device)
     if slopes is None:
         return seen
     distance = _positions(Tq, Tk, device)[2].abs()
-    added = -slopes.to(device)[:, None, None] * distance
-    return added.masked_fill(~seen, -math.inf).to(dtype)
+    alibi_bias = -slopes.to(device)[:, None, None] * distance
+    return alibi_bias.masked_fill(~seen, -math.inf).to(dtype)
 
 
 def _positions(Tq: int, Tk: int, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where queries (Tq, 1) and keys (1, Tk) stand, and how far apart (Tq, Tk)."""
+    """The positions of queries (Tq, 1) and keys (1, Tk), and their differences (Tq, Tk)."""
     query = torch.arange(Tk - Tq, Tk, device=device)[:, None]
     key = torch.arange(Tk, device=device)[None, :]
     return query, key, query - key
 
 
-def kept(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
-    """(B, H, Tq, Tk) bool: the weights that dropout keeps. Philox-4x32 (Salmon et al. 2011), 7 rounds, the counter
-    being (key, query, head of the batch, 0)."""
+def dropout_keeps(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
+    """Whether dropout keeps a weight, (B, H, Tq, Tk) bool, for `heads` (B, H). Philox-4x32 (Salmon et al. 2011) with 7
+    rounds and the counter (key, query, head of the batch, 0)."""
     B, H = heads
     device = seed.device
     words = [
@@ -111,42 +111,3 @@ def kept(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float)
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
     return (c0 >> 8) >= round(dropout * 2**24)
-
-
-def layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual over its last dimension, and that sum."""
-    x = x if residual is None else x + residual
-    centred = x - x.mean(-1, keepdim=True)
-    y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    y = y if weight is None else y * weight
-    return (y if bias is None else y + bias), x
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same without the mean and the bias."""
-    x = x if residual is None else x + residual
-    y = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-    return (y if weight is None else y * weight), x
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each row of logits (N, V), (N,); 0 where targets (N,) are ignore_index."""
-    return F.cross_entropy(
-        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
-    )
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    ignore_index: int = -1,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The sum of those losses, the logits being hidden (N, C) times weight (V, C) plus bias (V,)."""
-    logits = hidden @ weight.T
-    logits = logits if bias is None else logits + bias
-    return cross_entropy(logits, targets, ignore_index, label_smoothing).sum()

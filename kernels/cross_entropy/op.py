@@ -1,18 +1,18 @@
 """Cross-entropy over logits.
 
-The function, its operator for autograd and the compiler, and the module. The Triton kernels are in
-cross_entropy_triton.py, plain versions in reference.py; linear_cross_entropy_op.py stands on this.
+The function, its operators for autograd and the compiler, and the module. kernel.py holds the Triton kernels,
+reference.py plain versions; linear.py stands on this file.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.dispatch import interpreting, use_triton
+from kernels.dispatch import use_triton
+from kernels.dtypes import DTYPES, precise_dtype, refuse_float64
 
 IGNORE = -1
 REDUCTIONS = ("sum", "mean", "none")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def cross_entropy(
@@ -25,8 +25,8 @@ def cross_entropy(
     in_place: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """-log softmax(logits (N, V))[targets (N,) int64] in nats and float32: their sum, their mean over the targets that
-    are not `ignore_index` (0 where there is none), or with reduction "none" each, (N,).
+    """Cross-entropy, -log softmax(logits (N, V))[targets (N,) int64], in nats and float32: the sum over the rows, the
+    mean over those whose target is not `ignore_index` (0 where there is none), or with reduction "none" each, (N,).
 
     `label_smoothing`: this share of every target is spread over the whole vocabulary (Szegedy et al. 2016).
     `in_place`: the backward writes the gradient over the logits, whose values are gone then; backend "triton" only, and
@@ -85,81 +85,76 @@ class CrossEntropy(nn.Module):
 
 
 @torch.library.custom_op("charlm::cross_entropy", mutates_args=())
-def _forward(
+def _forward_op(
     logits: Tensor, targets: Tensor, ignore: int, smoothing: float, in_place: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
     check_targets(targets, logits.shape[1], ignore)
-    losses, peak, inverse = empty_outputs(logits)
-    cross_entropy_triton.loss(logits, targets.contiguous(), ignore, smoothing, losses, peak, inverse)
-    return losses, peak, inverse
+    losses, row_max, inv_sum = empty_outputs(logits)
+    kernel.loss(logits, targets.contiguous(), ignore, smoothing, losses, row_max, inv_sum)
+    return losses, row_max, inv_sum
 
 
-@_forward.register_fake
+@_forward_op.register_fake
 def _(logits, targets, ignore, smoothing, in_place):
     return empty_outputs(logits)
 
 
 @torch.library.custom_op("charlm::cross_entropy_backward", mutates_args=())
-def _backward(
-    upstream: Tensor, logits: Tensor, targets: Tensor, peak: Tensor, inverse: Tensor, ignore: int, smoothing: float
+def _backward_op(
+    upstream: Tensor, logits: Tensor, targets: Tensor, row_max: Tensor, inv_sum: Tensor, ignore: int, smoothing: float
 ) -> Tensor:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
     out = logits.new_empty(logits.shape)
-    cross_entropy_triton.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, out)
+    kernel.gradient(logits, targets.contiguous(), row_max, inv_sum, upstream, ignore, smoothing, out)
     return out
 
 
-@_backward.register_fake
-def _(upstream, logits, targets, peak, inverse, ignore, smoothing):
+@_backward_op.register_fake
+def _(upstream, logits, targets, row_max, inv_sum, ignore, smoothing):
     return logits.new_empty(logits.shape)
 
 
 @torch.library.custom_op("charlm::cross_entropy_backward_", mutates_args=("logits",))
-def _backward_in_place(
-    upstream: Tensor, logits: Tensor, targets: Tensor, peak: Tensor, inverse: Tensor, ignore: int, smoothing: float
+def _backward_in_place_op(
+    upstream: Tensor, logits: Tensor, targets: Tensor, row_max: Tensor, inv_sum: Tensor, ignore: int, smoothing: float
 ) -> None:
-    from kernels import cross_entropy_triton
+    from kernels.cross_entropy import kernel
 
-    cross_entropy_triton.gradient(logits, targets.contiguous(), peak, inverse, upstream, ignore, smoothing, logits)
+    kernel.gradient(logits, targets.contiguous(), row_max, inv_sum, upstream, ignore, smoothing, logits)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, output) -> None:
     logits, targets, *ctx.options, ctx.in_place = inputs
-    _, peak, inverse = output
-    ctx.mark_non_differentiable(peak, inverse)
-    ctx.save_for_backward(logits, targets, peak, inverse)
+    _, row_max, inv_sum = output
+    ctx.mark_non_differentiable(row_max, inv_sum)
+    ctx.save_for_backward(logits, targets, row_max, inv_sum)
 
 
-def _differentiate(ctx, upstream, _, __):
-    logits, targets, peak, inverse = ctx.saved_tensors
+def _backward(ctx, upstream, _, __):
+    logits, targets, row_max, inv_sum = ctx.saved_tensors
     if ctx.in_place:
-        logits = (
-            logits.detach()
-        )  # shares the values and the version: a second backward finds them overwritten and says so
-        torch.ops.charlm.cross_entropy_backward_(upstream, logits, targets, peak, inverse, *ctx.options)
+        logits = logits.detach()  # shares values and version: a second backward sees that they changed, and raises
+        torch.ops.charlm.cross_entropy_backward_(upstream, logits, targets, row_max, inv_sum, *ctx.options)
         return logits, None, None, None, None
-    found = torch.ops.charlm.cross_entropy_backward(upstream, logits, targets, peak, inverse, *ctx.options)
-    return found, None, None, None, None
+    gradient = torch.ops.charlm.cross_entropy_backward(upstream, logits, targets, row_max, inv_sum, *ctx.options)
+    return gradient, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
-
-
-def precise(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def empty_outputs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for losses, peaks and inverse totals."""
-    losses, peak, inverse = (logits.new_empty(logits.shape[0], dtype=precise(logits)) for _ in range(3))
-    return losses, peak, inverse
+    """Empty tensors (N,) for the losses, and for row_max and inv_sum of the softmax."""
+    losses, row_max, inv_sum = (logits.new_empty(logits.shape[0], dtype=precise_dtype(logits)) for _ in range(3))
+    return losses, row_max, inv_sum
 
 
 def check_targets(targets: Tensor, vocabulary: int, ignore: int) -> None:
-    """On a GPU looking would wait for the device: there a wrong target shows as NaN."""
+    """Raise ValueError for a target outside of the vocabulary. On the CPU only: reading a GPU's targets would wait for
+    it; there the loss of such a row is NaN."""
     if targets.device.type != "cpu":
         return
     wrong = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore)
@@ -177,11 +172,6 @@ def _check_in_place(logits: Tensor) -> None:
         )
 
 
-def refuse_float64(name: str, x: Tensor) -> None:
-    if x.dtype == torch.float64 and not interpreting():
-        raise ValueError(f"{name} is float64, which the Triton kernels take in the interpreter only; use float32")
-
-
 def _check_logits(logits: Tensor, targets: Tensor, label_smoothing: float) -> None:
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; it has to be (rows, vocabulary)")
@@ -189,10 +179,11 @@ def _check_logits(logits: Tensor, targets: Tensor, label_smoothing: float) -> No
         raise ValueError(f"logits is {logits.dtype}; it may be float32, float16 or bfloat16")
     if logits.stride(1) != 1 and logits.shape[1] > 1 and logits.numel() > 0:
         raise ValueError(f"logits' last dimension has stride {logits.stride(1)}; it has to be 1: use contiguous()")
-    check_rest(logits, targets, label_smoothing)
+    check_shared(logits, targets, label_smoothing)
 
 
-def check_rest(rows: Tensor, targets: Tensor, label_smoothing: float) -> None:
+def check_shared(rows: Tensor, targets: Tensor, label_smoothing: float) -> None:
+    """Raise ValueError for what both functions refuse: targets that do not fit the rows, a wrong label_smoothing."""
     if tuple(targets.shape) != (len(rows),):
         raise ValueError(f"targets has shape {tuple(targets.shape)}; it has to be one a row, ({len(rows)},)")
     if targets.dtype != torch.int64:
