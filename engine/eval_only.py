@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.batches import eval_batches
 from data.errors import UserError
-from data.prepare import VAL_FRACTION, prepare, read_notes
+from data.prepare import VAL_FRACTION, prepare, print_notes
 from data.tables import is_table
 from engine import runtime
 from engine.config.checks import refuse_contradictions
@@ -40,7 +40,7 @@ def evaluate_run(config: Config, given: set[str]) -> int:
             data, kind=config.kind, separator=config.separator, text_column=column,
             encoding=config.encoding, vocabulary=loaded.tokenizer, val_fraction=part,
         )  # fmt: skip
-        read_notes(store.meta["notes"])
+        print_notes(store.meta["notes"])
     else:
         store = store_of_run(config, facts, loaded.tokenizer)
     batches = eval_batches(store.val, loaded.config.context, config.eval_tokens, loaded.model.history)

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.batches import Loader, counting_arrays, eval_batches
 from data.errors import UserError, fault, is_fault, warn
-from data.prepare import read_notes
+from data.prepare import print_notes
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine import runtime, threads
@@ -64,7 +64,7 @@ def start_run(config: Config, given: set[str]) -> Path:
     with folder.create(config.out, config.overwrite, flags.stored(config), store.tokenizer, _told(store)) as path:
         ours = identity(folder.read_facts(path), store.tokenizer)
         metrics = Metrics(path, config.log, flags.stored(config))
-        read_notes(store.meta["notes"] + long_lines(config, store))
+        print_notes(store.meta["notes"] + long_lines(config, store))
         if parent:
             _tell_of_unknown(config, store, parent.tokenizer)
         _introduce(config, store, model, device, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.json_files import read_json
-from data.sources import KINDS
+from data.sources import DATA_SETS
 from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values
 from engine.config.sections import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, TASKS, USES_RUN, Config
@@ -119,7 +119,7 @@ def _defaults(
     model = _one_of(said.get("model") or base["model"], MODELS, "model")
     data = said.get("data") or base["data"]
     first = data[0] if isinstance(data, list) and data else data
-    usual_kind = "documents" if "text_column" in given and not kind.task else KINDS.get(first, "stream")
+    usual_kind = "documents" if "text_column" in given and not kind.task else DATA_SETS.get(first, "stream")
     text = _peek(argv, "kind") or base["kind"] or usual_kind
     named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file

@@ -125,10 +125,10 @@ class Trainer:
         """Gradients of the mean over all targets of the step; returns the sum of their losses."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
-            here = batch.to(self.device)
-            state = self._start(here) if here.fresh else self.carried
+            batch = batch.to(self.device)
+            state = self._start(batch) if batch.fresh else self.carried
             with self.autocast:
-                out = self.model(here.tokens, here.targets, state, want_logits=False)
+                out = self.model(batch.tokens, batch.targets, state, want_logits=False)
             (out.nll_sum / max(1, n_tokens)).backward()
             nll_sum += out.nll_sum.detach()
             if self.config.carry_state:
@@ -136,8 +136,8 @@ class Trainer:
         return nll_sum
 
     def _start(self, batch: Batch) -> State | None:
-        """What the model begins a batch of a text with; rows of a fine-tuning set stand in none."""
-        return None if batch.place is None else self.model.start(None, batch.place)
+        """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
+        return None if batch.position is None else self.model.start(None, batch.position)
 
     def _set_lr(self) -> float:
         config = self.config
