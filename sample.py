@@ -192,11 +192,11 @@ def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> N
     from engine.run.novelty import Novelty
 
     novelty = Novelty(run) if options.only_new or options.json else None
-    wanted, count = None, 0
+    accept, count = None, 0
     if options.only_new:
         novelty.check()
-        wanted = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
-    for one in run.samples(prompts, num, wanted=wanted, **drawn):
+        accept = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
+    for one in run.samples(prompts, num, accept=accept, **drawn):
         count += 1
         if options.json:
             asked = {} if options.prompts is None else {"prompt": one.prompt}

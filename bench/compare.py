@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import decoding
 from bench.peers import ROOT
 from bench.speedrun import BEST_OF_LINES, BEST_OF_STREAM
-from data.sources import KINDS
+from data.sources import DATA_SETS
 from engine.run.load import Run, load_run
 
 FAMILIES = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
@@ -85,7 +85,7 @@ def _measure(name: str, flags: list[str]) -> Result:
 def _flags(name: str, data: str) -> list[str]:
     if name != BEST:
         return ["--model", name]
-    return BEST_OF_LINES if KINDS.get(data) == "lines" else BEST_OF_STREAM
+    return BEST_OF_LINES if DATA_SETS.get(data) == "lines" else BEST_OF_STREAM
 
 
 def _step_seconds(flags: list[str], seconds: float) -> float:

@@ -33,8 +33,8 @@ def ours(model: torch.nn.Module, length: int, streams: int) -> float:
     device = next(iter(model.state_dict().values())).device
     prompt = torch.full((streams, 1), 6, device=device)
     started = time.perf_counter()
-    never, eos = list(model.special), model.special.eos
-    drawn = generate(model, prompt, length, Sampling(0.8, top_k=200), never, eos, torch.Generator(device))
+    suppressed, eos = list(model.special), model.special.eos
+    drawn = generate(model, prompt, length, Sampling(0.8, top_k=200), suppressed, eos, torch.Generator(device))
     count = sum(len(token.cpu()) for token in drawn)
     return count / (time.perf_counter() - started)
 

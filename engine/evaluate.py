@@ -14,7 +14,7 @@ from makemore.base import LanguageModel
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sum of negative log-likelihoods in nats, and over how much."""
+    """The sum of negative log-likelihoods in nats, with the numbers of tokens and characters that it is over."""
 
     nll_sum: float
     n_tokens: int
@@ -32,7 +32,7 @@ class Evaluation:
 
     @property
     def bits_per_char(self) -> float | None:
-        """None where what is predicted is no text."""
+        """Bits a character; None where the targets are not text (class labels)."""
         if not self.n_characters:
             return None
         return self.nll_sum / math.log(2) / self.n_characters
@@ -46,8 +46,8 @@ def evaluate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluate `model` over `batches()`, and leave it in the mode it was in. `characters` (V,) is how many characters
-    each id stands for. None when `stop()` said so in between."""
+    """Evaluate `model` over `batches()` in evaluation mode, and restore its mode. `characters` (V,): the number of
+    characters of each id. Returns None where `stop()` became true in between."""
     per_token = torch.from_numpy(characters)
     training = model.training
     model.eval()
@@ -56,11 +56,12 @@ def evaluate(
         for batch in batches():
             if stop():
                 return None
-            here = batch.to(device)
-            state = None if here.before is None else model.start(here.before, None)
-            nll_sums.append(model(here.tokens, here.targets, state, want_logits=False).nll_sum.to(widest(device)))
             n_tokens += batch.n_tokens
             n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
+            batch = batch.to(device)
+            state = None if batch.prefix is None else model.start(batch.prefix, None)
+            out = model(batch.tokens, batch.targets, state, want_logits=False)
+            nll_sums.append(out.nll_sum.to(widest(device)))
     finally:
         model.train(training)
     return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)

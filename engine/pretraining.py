@@ -6,7 +6,7 @@ from typing import Any
 
 from data.batches import Batch, counting_arrays, eval_batches
 from data.errors import UserError
-from data.prepare import VAL_FRACTION, prepare, read_notes
+from data.prepare import VAL_FRACTION, prepare, print_notes
 from data.store import Store
 from data.tables import is_table
 from data.tokenizers import Tokenizer
@@ -130,5 +130,5 @@ def _split_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any]
         data, kind=text.kind, separator=text.separator, text_column=column, encoding=text.encoding,
         vocabulary=run.tokenizer, val_fraction=part,
     )  # fmt: skip
-    read_notes(store.meta["notes"])
+    print_notes(store.meta["notes"])
     return store

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.errors import UserError, fault, is_fault, outlive_readers, warn
+from data.errors import UserError, fault, is_fault, outlive_readers
+from data.prepare import print_notes
 from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
@@ -64,8 +65,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
         f"python {config.program}", **_named(config, task.facts(config, data)),
     ) as path:  # fmt: skip
         session = _session(task, config, data, model, batches, device, path, folder.read_facts(path))
-        for note in task.notes(config, data, parent):
-            warn(note)
+        print_notes(task.notes(config, data, parent))
         _introduce(session)
         progress = _fit(session, lambda trainer: task.keep(session))
         task.finish(session, progress)

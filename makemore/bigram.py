@@ -1,4 +1,4 @@
-"""Bigram: a table of logits, one row for each token that may come before. Trained by gradient, or counted.
+"""Bigram: a table of logits with a row for each previous token. Trained by gradient, or counted.
 
 Row i holds the logits of the token after token i; `(V, V)` numbers are the whole model. Counting gives the same table
 in closed form: the maximum of the likelihood, with `SMOOTHING` added to every count (Laplace 1812).
@@ -17,7 +17,7 @@ IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predi
 
 
 class Bigram(LanguageModel):
-    """tokens (B, T) -> logits (B, T, V), each from the row of its own token."""
+    """tokens (B, T) -> logits (B, T, V), for each token its row of the table."""
 
     def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
@@ -37,7 +37,7 @@ class Bigram(LanguageModel):
 
 
 class CountedBigram(Bigram):
-    """The same table, fitted by counting. `n_counts` is how many different pairs were seen."""
+    """The same table, fitted by counting. `n_counts` is the number of different pairs."""
 
     def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
@@ -48,7 +48,7 @@ class CountedBigram(Bigram):
         return int(self.pairs)
 
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
-        """Count `targets` (N,) after `inputs` (N,); one pass, nothing else to train."""
+        """Count `targets` (N,) after `inputs` (N,), in one pass."""
         v = self.vocab_size
         counts = np.bincount(inputs.astype(np.int64) * v + targets, minlength=v * v).reshape(v, v)
         smoothed = counts + SMOOTHING

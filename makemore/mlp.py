@@ -1,7 +1,7 @@
-"""MLP: embed the last `order` tokens, lay the vectors side by side, predict the next with hidden layers.
+"""MLP: embed the last `order` tokens, concatenate the vectors, predict the next token with hidden layers.
 
-Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JMLR 2003. Before the beginning stands
-`<pad>`. The state is the last `order - 1` tokens.
+Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JMLR 2003. Positions before the beginning
+are `<pad>`. The state is the last `order - 1` tokens.
 """
 
 import torch
@@ -36,17 +36,17 @@ class MLP(LanguageModel):
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         B, T = tokens.shape
-        before = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
-        tokens = torch.cat([before, tokens], 1)  # (B, order - 1 + T)
+        history = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
+        tokens = torch.cat([history, tokens], 1)  # (B, order - 1 + T)
         vectors = self.wte(tokens)
-        parts, after = [vectors[:, i : i + T] for i in range(self.order)], {}
+        parts, new_state = [vectors[:, i : i + T] for i in range(self.order)], {}
         if self.ngrams is not None:
-            added, after = self.read_ngrams(tokens[:, self.order - 1 :], state)
+            added, new_state = self.read_ngrams(tokens[:, self.order - 1 :], state)
             parts[-1] = parts[-1] + added
         x = torch.cat(parts, -1)  # (B, T, order * n_embd)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(self.activation(norm(layer(x), valid)))
-        return x, after | {"tokens": tokens[:, T:]}
+        return x, new_state | {"tokens": tokens[:, T:]}
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: a vector that is updated at every token and carries everything read so far.
+"""RNN, LSTM and GRU: a hidden vector, updated at every token, that summarises everything read so far.
 
 Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torch.nn`'s fused ones, or, with
 `cells="written"`, the loops of `makemore/cells.py` (same parameters, same numbers). The state is each layer's hidden
@@ -39,18 +39,18 @@ class Recurrent(LanguageModel):
         raise NotImplementedError
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        x, after = self.embed(tokens, state)
+        x, new_state = self.embed(tokens, state)
         x = self.dropout(x)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             names = [f"{name}{i}" for name in self.vectors]
             if state is None:
-                before = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
+                initial = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
             else:
-                before = tuple(state[name][None] for name in names)  # (1, B, H)
-            x, last = self._run(layer, x, before)
+                initial = tuple(state[name][None] for name in names)  # (1, B, H)
+            x, final = self._run(layer, x, initial)
             x = self.dropout(norm(x, valid))
-            after |= {name: vector[0] for name, vector in zip(names, last, strict=True)}
-        return x, after
+            new_state |= {name: vector[0] for name, vector in zip(names, final, strict=True)}
+        return x, new_state
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
         return read_segments(self.read_hidden, tokens, state, take)
@@ -59,18 +59,22 @@ class Recurrent(LanguageModel):
         if len(tokens) > 1:
             return super().last_hidden(tokens)
         last: list[Tensor] = []
-        state = self.read_parts(tokens[0], None, lambda place, hidden: last.__setitem__(slice(0, 1), [hidden[-1:, -1]]))
+
+        def keep_last(index: Tensor, hidden: Tensor) -> None:
+            last[:] = [hidden[-1:, -1]]
+
+        state = self.read_parts(tokens[0], None, keep_last)
         return last[0], state
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _run(self, layer: nn.Module, x: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:
-            return layer(x, before)
-        # torch's LSTM takes and gives its two vectors as a pair, the others their one vector bare.
-        x, last = layer(x, before if len(before) > 1 else before[0])
-        return x, last if isinstance(last, tuple) else (last,)
+            return layer(x, initial)
+        # torch's LSTM takes and returns its two vectors as a pair, the others a single vector.
+        x, final = layer(x, initial if len(initial) > 1 else initial[0])
+        return x, final if isinstance(final, tuple) else (final,)
 
 
 class RNN(Recurrent):
@@ -85,8 +89,8 @@ class RNN(Recurrent):
 
 
 class LSTM(Recurrent):
-    """A hidden and a memory vector, with input, forget and output gates. Starts out remembering: the forget gate's
-    bias is 1 (Gers et al. 2000)."""
+    """A hidden and a memory vector, with input, forget and output gates. The bias of the forget gate starts at 1, so
+    that the memory is kept at first (Gers et al. 2000)."""
 
     vectors = ("h", "c")
 
@@ -98,7 +102,7 @@ class LSTM(Recurrent):
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         if tokens.shape[1] > 1:
             return super().read_hidden(tokens, state)
-        with for_small_work(len(tokens)):  # oneDNN's LSTM takes half as long again for one token
+        with for_small_work(len(tokens)):  # for one token oneDNN's LSTM takes 1.5 times as long
             return super().read_hidden(tokens, state)
 
 

@@ -1,4 +1,4 @@
-"""torch's settings for one token of a few rows, where looking up how to compute costs more than computing."""
+"""torch's settings for one token of a few rows, where choosing a kernel costs more than running it."""
 
 import contextlib
 import threading
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import torch
 
 _lock = threading.Lock()
-_settings: list[tuple[int, bool]] = []  # threads and oneDNN as they were, for each token on its way
+_settings: list[tuple[int, bool]] = []  # threads and oneDNN before the first, for each token being computed
 
 
 @contextlib.contextmanager
 def for_small_work(rows: int) -> Iterator[None]:
-    """Without oneDNN, which takes longer to look up its GELU or LSTM than torch to compute that of a few rows; and one
-    row on one thread: what is read once from memory gains nothing by a second, which others may keep busy. Both are
-    settings of the process, put back when no token is on its way any more."""
+    """A context without oneDNN, which takes longer to choose its GELU or LSTM kernel than torch to compute a few rows;
+    and for one row with one thread: weights that are read once from memory gain nothing by a second thread. Both are
+    settings of the process, restored when no token is being computed any more."""
     with _lock:
-        here = torch.get_num_threads(), torch.backends.mkldnn.enabled
-        _settings.append(_settings[0] if _settings else here)
+        current = torch.get_num_threads(), torch.backends.mkldnn.enabled
+        _settings.append(_settings[0] if _settings else current)
         torch.backends.mkldnn.enabled = False
         if rows == 1:
             torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.json_files import read_json
-from data.sources import KINDS
+from data.sources import DATA_SETS
 from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
 from engine.config.families import FAMILIES
@@ -121,7 +121,7 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     model = _one_of(said.get("model") or base["model"], tuple(FAMILIES), "model")
     data = said.get("data") or base["data"]
     source = data[0] if isinstance(data, list) and data else data
-    usual_kind = "documents" if "text_column" in explicit and cls.task is None else KINDS.get(source, "stream")
+    usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(source, "stream")
     kind = first.kind or base["kind"] or usual_kind
     named = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file
