@@ -14,66 +14,12 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotary_cos_sin, sinusoids
+from nanogpt.block import MLP, Block
 from nanogpt.packing import Packing, leave_padding_out
 from nanogpt.stepper import WINDOWS, make_stepper
-
-
-class MLP(nn.Module):
-    """(B, T, C) -> four times as wide -> (B, T, C). SwiGLU has two inner matrices, two thirds as wide: as many
-    weights."""
-
-    def __init__(self, n_embd: int, activation: str, bias: bool, dropout: float):
-        super().__init__()
-        self.gated = activation == "swiglu"
-        inner = -(-8 * n_embd // 24) * 8 if self.gated else 4 * n_embd  # two thirds of 4C, rounded up to 8
-        self.activation = F.silu if self.gated else ACTIVATIONS[activation]
-        self.c_fc = nn.Linear(n_embd, 2 * inner if self.gated else inner, bias)
-        self.c_proj = nn.Linear(inner, n_embd, bias)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        if self.gated:
-            x, gate = x.chunk(2, -1)
-            x = x * self.activation(gate)
-        else:
-            x = self.activation(x)
-        return self.dropout(self.c_proj(x))
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Takes and returns the residual stream x (B, T, C) and the branch output y (B, T, C) that is not yet added to it
-    (None at first): the next norm adds it in the same pass. (N, C) when packed."""
-
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
-        super().__init__()
-        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        cache: tuple[Tensor, Tensor] | None,
-        valid: Tensor | None,
-        packing: Packing | None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, cos_sin, cache, packing)
-        normed, x = self.ln_2(y, valid, residual=x)
-        return x, self.mlp(normed), cache
-
-    def keys(self, x: Tensor, y: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The keys and values alone."""
-        return self.attn.heads(self._first(x, y, None)[0], cos_sin)[1:]
-
-    def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
 
 
 class Transformer(LanguageModel):
