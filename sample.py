@@ -11,7 +11,7 @@ from typing import Literal
 import tyro
 
 from data.bpe import BPETokenizer
-from data.errors import UserError, run_command, warn
+from data.errors import UserError, flag, run_command, warn
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
 from engine.config.sections import MAX_SEED
@@ -115,7 +115,7 @@ def check(options: Options) -> None:
     check_stop(options.stop)
     for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
         if getattr(options, one) and getattr(options, other):
-            raise UserError(f"--{one} and --{other.replace('_', '-')} exclude each other")
+            raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
     if options.message is not None and not options.chat:
         raise UserError("--message goes with --chat")
     if options.message == "":
@@ -133,7 +133,7 @@ def check(options: Options) -> None:
         plain = Options(run=options.run)
         for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
             if getattr(options, name) != getattr(plain, name):
-                raise UserError(f"--{name.replace('_', '-')} is for sampling; with {mode} leave it out")
+                raise UserError(f"{flag(name)} is for sampling; with {mode} leave it out")
 
 
 def text_of(value: str, flag: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from data.errors import UserError, run_command
+from data.errors import UserError, flag, run_command
 from engine import runtime, threads
 from engine.config.flags import parse
 from engine.config.sections import Config
@@ -62,7 +62,7 @@ def check(config: Config, explicit: set[str]) -> None:
     if config.net.is_counted:
         raise UserError("a model that counts takes no steps")
     if useless := sorted(explicit & NOT_HERE):
-        raise UserError(f"--{useless[0].replace('_', '-')} means nothing here: a step from nothing is timed, not kept")
+        raise UserError(f"{flag(useless[0])} means nothing here: a step from nothing is timed, not kept")
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from tyro.conf import Fixed
 
-from data.errors import UserError
-from engine.config.sections import Config, Net, RunFlags, flag, get
+from data.errors import UserError, flag
+from engine.config.sections import Config, Net, RunFlags, get
 from makemore.config import Mark, Range
 
 LORA_FLAGS = {"lora_rank", "lora_alpha", "lora_layers"}

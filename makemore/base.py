@@ -16,6 +16,7 @@ from data.tokenizers import Special
 from kernels import linear_cross_entropy
 from makemore.config import LayeredConfig, ModelConfig
 from makemore.hashing import HashedNGrams
+from makemore.layers import widened
 from makemore.segments import Take, read_in_order
 
 State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
@@ -169,7 +170,7 @@ class LanguageModel(nn.Module):
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.reshape(-1, self.vocab_size)
         return F.cross_entropy(
-            logits if logits.dtype == torch.float64 else logits.float(),
+            widened(logits),
             targets.reshape(-1),
             ignore_index=IGNORE,
             reduction="sum",

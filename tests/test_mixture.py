@@ -204,7 +204,7 @@ def test_fine_tuning_goes_on_from_the_neural_model_alone(cli, names, tmp_path):
 
 REFUSED = {
     "ngram": (("--model", "ngram", "--mix-ngram", 3), "--mix-ngram means nothing to --model ngram"),
-    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram means nothing to --model bigram"),
+    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram given, but --counts counts once"),
     "many": (("--mix-ngram", 17), "--mix-ngram is 17; it has to be from 1 to 16, or 0 for none"),
 }  # fmt: skip
 

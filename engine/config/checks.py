@@ -5,14 +5,13 @@ import types
 import typing
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from data.json_files import is_finite
 from engine.config.families import FAMILIES
 from engine.config.sections import (
     OPTIMIZER_FLAGS,
     Config,
     all_settings,
-    flag,
     flags,
     flat,
     gradient_only,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeV
 
 from tyro.conf import Fixed, arg
 
+from data.errors import flag
 from engine.config.families import FAMILIES
 from makemore.config import FRACTION, Mark, ModelConfig, Range
 
@@ -299,8 +300,3 @@ OPTIMIZER_FLAGS: dict[str, set[str]] = {
 def flags(names: Iterable[str]) -> str:
     """Names as the command line spells them: 'n_layer' -> '--n-layer'."""
     return ", ".join(flag(name) for name in names)
-
-
-def flag(name: str) -> str:
-    """The flag of a setting."""
-    return "--" + name.replace("_", "-")

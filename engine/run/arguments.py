@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from engine.config.sections import MAX_SEED
 
 MAX_NUM = 10_000_000
@@ -17,7 +17,7 @@ def demand(valid: bool, name: str, value: Any, expected: str) -> None:
     """Raise UserError, with the option, its value and what is `expected`, unless it is `valid`."""
     if not valid:
         shown = value if isinstance(value, numbers.Number) else reprlib.repr(value)
-        raise UserError(f"--{name.replace('_', '-')} is {shown}; it has to be {expected}")
+        raise UserError(f"{flag(name)} is {shown}; it has to be {expected}")
 
 
 def is_number(value: Any, least: float, most: float) -> bool:

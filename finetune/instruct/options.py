@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal
 
-from data.errors import UserError
+from data.errors import UserError, flag
 from engine.config.presets import Defaults
-from engine.config.sections import Net, flag
+from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning
 from makemore.config import Mark, Range
 

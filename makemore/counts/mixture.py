@@ -17,6 +17,7 @@ from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import elsewhere
 from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
+from makemore.layers import widened
 from makemore.small_work import for_small_work
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
@@ -38,7 +39,7 @@ class Gate(nn.Module):
 
     def forward(self, hidden: Tensor, confidence: Tensor) -> Tensor:
         x = torch.cat([hidden, 0.3 * confidence.type_as(hidden)], -1)  # logarithms of counts reach 13
-        x = SLOWNESS * _wide(self.c_proj(F.gelu(self.c_fc(x))))
+        x = SLOWNESS * widened(self.c_proj(F.gelu(self.c_fc(x))))
         odds = MOST * torch.tanh(x / MOST)
         return F.logsigmoid(torch.cat([-odds, odds], -1))
 
@@ -171,7 +172,7 @@ class Mixture(LanguageModel):
 
     def _both(self, logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         """The log-likelihood of targets (B, T) under the neural model and under the counts, (B, T, 2)."""
-        likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
+        likely = F.log_softmax(widened(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
         return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
@@ -195,15 +196,10 @@ def mix(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
     """Logarithms of the mixed probabilities (..., V): `weights` (..., 2) as the gate gives them, the neural model's
     `logits` and the probabilities `counted` (..., V)."""
     counted = counted.clamp_min(FLOOR).log()
-    return torch.logaddexp(weights[..., :1] + F.log_softmax(_wide(logits), -1), weights[..., 1:] + counted)
+    return torch.logaddexp(weights[..., :1] + F.log_softmax(widened(logits), -1), weights[..., 1:] + counted)
 
 
 def _neural_part(state: State | None) -> State | None:
     """None where the neural model begins afresh."""
     found = {n.removeprefix(OF_NEURAL): part for n, part in (state or {}).items() if n.startswith(OF_NEURAL)}
     return found or None
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """At least float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
