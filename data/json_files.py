@@ -5,6 +5,7 @@ list of one schema for every item, or a dict of schemas by key; a key that ends 
 are allowed. Numbers are finite.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -48,6 +49,16 @@ def parse_json(content: bytes | str, path: Path | str, schema: Any = None) -> An
     if schema is not None:
         check_schema(value, schema, str(path))
     return value
+
+
+def as_stored(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def content_key(value: Any) -> str:
+    """A short name for what `value` says: the first 16 hexadecimal digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def check_schema(value: Any, schema: Any, path: str, key: str = "") -> None:

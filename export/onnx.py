@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from data.errors import UserError
+from kernels.attention.reference import sdpa_mask
 from makemore.base import LanguageModel, Output
 from makemore.counts.ngram import FLOOR, NGram
 from makemore.recurrent import Recurrent
@@ -133,13 +134,10 @@ class _Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        place = torch.arange(q.shape[2], device=q.device)
-        back = place[:, None] - place  # (T, T): how far behind the query a key is
-        unseen = back < 0 if self.window is None else (back < 0) | (back >= self.window)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        if self.slopes is not None:
-            scores = scores - self.slopes[:, None, None] * back
-        return scores.masked_fill(unseen, -math.inf).softmax(-1) @ v
+        T, scores = q.shape[2], q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, T)
+        mask = sdpa_mask(T, T, True, self.window, self.slopes, q.device, q.dtype)
+        scores = scores.masked_fill(~mask, -math.inf) if self.slopes is None else scores + mask
+        return scores.softmax(-1) @ v
 
 
 class _Counts(nn.Module):

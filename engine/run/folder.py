@@ -16,7 +16,7 @@ from typing import Any
 
 from data.disk import remove, replace_file
 from data.errors import FULL, UserError
-from data.json_files import Whole, check_schema, read_json
+from data.json_files import Whole, as_stored, check_schema, read_json
 from data.locks import hold
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
@@ -103,7 +103,7 @@ def _describe(
         _clear(folder)
         raise
     read_back = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
-    if read_back != (tokenizer.to_json(), json.loads(json.dumps(facts))):
+    if read_back != (tokenizer.to_json(), as_stored(facts)):
         raise RuntimeError(f"{folder} does not say what was written into it")
 
 
