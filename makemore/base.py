@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     """Base of all families.
 
     `context`: the most tokens one `forward` takes, state included; None when unbounded.
-    `held`: of how many tokens a decoder holds the state at most, where it grows with each (1: it does not grow).
+    `held`: of how many tokens a stepper holds the state at most, where it grows with each (1: it does not grow).
     `history`: how many tokens before a window evaluation lets the model see (0 for neural ones).
     `fixed`: how the names of buffers begin that training leaves as they are.
     """
@@ -131,27 +131,27 @@ class LanguageModel(nn.Module):
         that `read` gives, which are never all held."""
         nll = torch.empty(len(tokens), dtype=precise(tokens.device), device=tokens.device)
 
-        def take(place: Tensor, hidden: Tensor) -> None:
+        def take(index: Tensor, hidden: Tensor) -> None:
             size = max(1, LOGITS_AT_ONCE // self.vocab_size)
-            for where, part in zip(place.flatten().split(size), hidden.flatten(0, 1).split(size), strict=True):
+            for some, part in zip(index.flatten().split(size), hidden.flatten(0, 1).split(size), strict=True):
                 log_p = self.head(part).to(nll.dtype).log_softmax(-1)
-                nll[where] = -log_p.gather(-1, targets[where, None])[:, 0]
+                nll[some] = -log_p.gather(-1, targets[some, None])[:, 0]
 
         return nll, self.read_parts(tokens, state, take)
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
-        """Read `tokens` (T,) as `read` does, and give `take` where some of them stand (B, T) and their features
-        (B, T, C), a part at a time, in any order. The state after all."""
+        """Read `tokens` (T,) as `read` does, and give `take` the index of some of them (B, T) and their features
+        (B, T, C), a part at a time, in any order. Returns the state after all."""
         return read_in_order(self.read_hidden, tokens, state, take, 0, PART // 4)
 
     def reach(self) -> int | None:
         """How many of the last tokens the logits after them, and the state, depend on; None: on all."""
         return None
 
-    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V). That of a model with
-        `hidden` has `features` too, as `Reader` has."""
-        return Reader(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """A function that reads one more token of each row after `state` and all tokens since: token (B,) -> logits
+        (B, V). That of a model with `hidden` has the method `features` too, as `Stepper` has."""
+        return Stepper(self, state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         """The state in which a row begins that stands somewhere in a text. Counts want to know more than nothing:
@@ -195,8 +195,8 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class Reader:
-    """`LanguageModel.read`, a token at a time."""
+class Stepper:
+    """`LanguageModel.read`, one token of each row at a time."""
 
     def __init__(self, model: LanguageModel, state: State):
         self.model, self.state = model, state
@@ -205,7 +205,7 @@ class Reader:
         return self.model.head(self.features(token))
 
     def features(self, token: Tensor) -> Tensor:
-        """What the head reads, (B, C), instead of its logits; good until the next token."""
+        """The features (B, C) that the head reads, instead of its logits; good until the next token."""
         hidden, self.state = self.model.read_hidden(token[:, None], self.state)
         return hidden[:, -1]
 

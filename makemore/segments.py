@@ -19,7 +19,7 @@ ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 State = dict[str, Tensor]
 Read = Callable[[Tensor, State | None], tuple[Tensor, State]]  # tokens (B, T), state -> features (B, T, C), state
-Take = Callable[[Tensor, Tensor], None]  # where the tokens stand (B, T), their features (B, T, C)
+Take = Callable[[Tensor, Tensor], None]  # index of each token in the text (B, T), their features (B, T, C)
 
 
 def read_segments(read: Read, tokens: Tensor, state: State | None, take: Take) -> State:
@@ -35,9 +35,9 @@ def read_segments(read: Read, tokens: Tensor, state: State | None, take: Take) -
 def read_in_order(read: Read, tokens: Tensor, state: State | None, take: Take, first: int, part: int) -> State:
     """The same of the tokens from `first` on, one part after the other."""
     for start in range(first, len(tokens), part):
-        place = torch.arange(start, min(start + part, len(tokens)), device=tokens.device)[None]
-        hidden, state = read(tokens[place], state)
-        take(place, hidden)
+        index = torch.arange(start, min(start + part, len(tokens)), device=tokens.device)[None]
+        hidden, state = read(tokens[index], state)
+        take(index, hidden)
     return state
 
 
@@ -53,9 +53,9 @@ def _side_by_side(read: Read, tokens: Tensor, state: State | None, take: Take, s
     for _ in range(PASSES):
         now, reading = _rows(begins, rows), rows
         for n in range(size // BLOCK):
-            place = (starts[reading] + n * BLOCK)[:, None] + block
-            hidden, now = read(tokens[place], now)
-            take(place, hidden)
+            index = (starts[reading] + n * BLOCK)[:, None] + block
+            hidden, now = read(tokens[index], now)
+            take(index, hidden)
             if len(ends) == n:
                 ends.append(now)
                 continue

@@ -16,9 +16,9 @@ from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
 from makemore.layers import ACTIVATIONS, initialise, make_norm
 from makemore.segments import Take, read_in_order
-from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
-from nanogpt.decoder import WINDOWS, make_decoder
+from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.packing import Packing, leave_padding_out
+from nanogpt.stepper import WINDOWS, make_stepper
 
 
 class MLP(nn.Module):
@@ -45,8 +45,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The last sum is left to the next norm, which adds in passing: in
-    go x (B, T, C) and what is still to be added to it (None at first), and so they come out; (N, C) when packed."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Takes and returns the residual stream x (B, T, C) and the branch output y (B, T, C) that is not yet added to it
+    (None at first): the next norm adds it in the same pass. (N, C) when packed."""
 
     def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
         super().__init__()
@@ -56,19 +58,19 @@ class Block(nn.Module):
         self,
         x: Tensor,
         y: Tensor | None,
-        rotation: tuple[Tensor, Tensor] | None,
+        cos_sin: tuple[Tensor, Tensor] | None,
         cache: tuple[Tensor, Tensor] | None,
         valid: Tensor | None,
         packing: Packing | None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, rotation, cache, packing)
+        y, cache = self.attn(normed, cos_sin, cache, packing)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
 
-    def keys(self, x: Tensor, y: Tensor | None, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor, y: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """The keys and values alone."""
-        return self.attn.heads(self._first(x, y, None)[0], rotation)[1:]
+        return self.attn.heads(self._first(x, y, None)[0], cos_sin)[1:]
 
     def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
@@ -114,7 +116,7 @@ class Transformer(LanguageModel):
         if n_head % n_kv_head:
             raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
         if positions == "rope" and n_embd // n_head % 2:
-            raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
+            raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
         unbounded = window is not None and positions != "learned"
         self.context, self.window, self.positions = None if unbounded else context, window, positions
         self.n_embd, self.head_size = n_embd, n_embd // n_head
@@ -158,15 +160,15 @@ class Transformer(LanguageModel):
         if packing is not None:
             x, valid = packing.pack(x), packing.pack(valid)
         x = self.drop(x)
-        turned = rotation(position, self.head_size) if self.positions == "rope" else None
+        cos_sin = rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
         after = last | self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
             if want_features or block is not self.h[-1]:
-                x, y, (k, v) = block(x, y, turned, cache, valid, packing)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing)
             else:
-                k, v = block.keys(x, y, turned)
+                k, v = block.keys(x, y, cos_sin)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
             return None, after
@@ -186,10 +188,10 @@ class Transformer(LanguageModel):
         while done < tokens.shape[1]:
             if self._length(state) == self.context:
                 state = self.keep_half(state["tokens"])
-            room = self.context - self._length(state)
-            piece, state = self.hidden(tokens[:, done : done + room], state, None)
+            free = self.context - self._length(state)
+            piece, state = self.hidden(tokens[:, done : done + free], state, None)
             pieces.append(piece)
-            done += room
+            done += free
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
@@ -198,20 +200,21 @@ class Transformer(LanguageModel):
         if self.context is None:
             return read_in_order(self.read_hidden, tokens, state, take, 0, max(self.window, 128))
         before = tokens[:0] if state is None else state["tokens"][0]
-        room, step = self.context - len(before), self.context - self.context // 2
-        whole = max(0, len(tokens) - room - 1) // step  # times that what follows is `step` tokens, and not the last
-        first = min(room, len(tokens))
+        free, step = self.context - len(before), self.context - self.context // 2
+        whole = max(0, len(tokens) - free - 1) // step  # times that what follows is `step` tokens, and not the last
+        first = min(free, len(tokens))
         if first:
             state = read_in_order(self.read_hidden, tokens[:first], state, take, 0, first)
         rows = torch.cat([before, tokens])[self.context - self.context // 2 :]
         done = first
         for some in rows.unfold(0, self.context, step)[:whole].split(max(1, PART // self.context)) if whole else ():
-            place = done + torch.arange(some.numel() // self.context * step, device=tokens.device).view(len(some), step)
+            count = some.numel() // self.context * step
+            index = done + torch.arange(count, device=tokens.device).view(len(some), step)
             kept = some[:, : self.context - step]
             anew = self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
             hidden, state = self.hidden(some[:, -step:], anew, None)
-            take(place, hidden)
-            done += place.numel()
+            take(index, hidden)
+            done += count
         last = {name: part[-1:] for name, part in state.items()}
         return read_in_order(self.read_hidden, tokens, last, take, done, step)
 
@@ -241,8 +244,8 @@ class Transformer(LanguageModel):
             state["last"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
         return state | {"position": tokens.new_full((rows,), position)}
 
-    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        return make_decoder(self, state) or super().decoder(state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        return make_stepper(self, state) or super().stepper(state)
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:

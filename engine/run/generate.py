@@ -68,7 +68,7 @@ def generate(
     logits, state = model.read_last(prompt)
     counts = torch.tensor(copies or [1] * len(prompt), device=prompt.device)
     logits, state = _copied(logits, counts), {name: _copied(part, counts) for name, part in state.items()}
-    read_on = model.decoder(state)
+    step = model.stepper(state)
     generators = [generator] if isinstance(generator, torch.Generator) else generator
     sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
@@ -88,7 +88,7 @@ def generate(
             return
         if sampling.repetition_penalty != 1.0:
             seen.scatter_(1, token[:, None], True)
-        logits = read_on(token)
+        logits = step(token)
 
 
 def _copied(part: Tensor, counts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
 from makemore.counts.folds import elsewhere
 from makemore.counts.ngram import NGram, count
-from makemore.counts.ngram_reader import FLOOR, CountReader
+from makemore.counts.ngram_stepper import FLOOR, CountStepper
 from makemore.small_work import for_small_work
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
@@ -127,17 +127,17 @@ class Mixture(LanguageModel):
         backs, after = self.counts.contexts(tokens[None], state)
         nll = torch.empty(len(tokens), dtype=precise(tokens.device), device=tokens.device)
 
-        def take(place: Tensor, hidden: Tensor) -> None:
-            at = backs[:, place.flatten()]
-            weights = self.gate(hidden, self.counts.confidence(at).view(*place.shape, -1)).to(nll.dtype)
-            known = self.counts.likelihood(targets[place.flatten()], at).view(place.shape)
-            nll[place] = -torch.logsumexp(weights + self._both(self.neural.head(hidden), targets[place], known), -1)
+        def take(index: Tensor, hidden: Tensor) -> None:
+            some = backs[:, index.flatten()]
+            weights = self.gate(hidden, self.counts.confidence(some).view(*index.shape, -1)).to(nll.dtype)
+            known = self.counts.likelihood(targets[index.flatten()], some).view(index.shape)
+            nll[index] = -torch.logsumexp(weights + self._both(self.neural.head(hidden), targets[index], known), -1)
 
         neural = self.neural.read_parts(tokens, _neural_part(state), take)
         return nll, after | {OF_NEURAL + name: part for name, part in neural.items()}
 
-    def decoder(self, state: State) -> "MixtureReader":
-        return MixtureReader(self, state)
+    def stepper(self, state: State) -> "MixtureStepper":
+        return MixtureStepper(self, state)
 
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
@@ -174,14 +174,14 @@ class Mixture(LanguageModel):
         return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
-class MixtureReader:
-    """token (B,) -> logarithms of mixed probabilities (B, V) after `state`, what `Mixture.read` gave for the rows so
+class MixtureStepper:
+    """token (B,) -> logarithms of mixed probabilities (B, V) after `state`, which `Mixture.read` gave for the rows so
     far, and all tokens since."""
 
     def __init__(self, model: Mixture, state: State):
         self.gate, self.head = model.gate, model.neural.head
-        self.neural = model.neural.decoder(_neural_part(state))
-        self.counts = CountReader(model.counts, state)
+        self.neural = model.neural.stepper(_neural_part(state))
+        self.counts = CountStepper(model.counts, state)
 
     def __call__(self, token: Tensor) -> Tensor:
         hidden = self.neural.features(token)

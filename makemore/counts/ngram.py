@@ -21,7 +21,7 @@ from torch import Tensor
 from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
-from makemore.counts.ngram_reader import FLOOR, CountReader
+from makemore.counts.ngram_stepper import FLOOR, CountStepper
 
 MAX_ORDER = 8  # what choosing the order goes up to
 
@@ -180,8 +180,8 @@ class NGram(LanguageModel):
     def reach(self) -> int:
         return max(1, self.order - 1)
 
-    def decoder(self, state: State) -> CountReader:
-        return CountReader(self, state)
+    def stepper(self, state: State) -> CountStepper:
+        return CountStepper(self, state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         return None if before is None else {"tokens": before}

@@ -1,4 +1,4 @@
-"""Counts read a token at a time: what decoding runs.
+"""One step of an n-gram model, a token of each row: what decoding runs.
 
 `NGram.distribution` looks up many contexts at once; for a few of them it is a hundred small operations of torch, and on
 a GPU each context length waits for the one before. Row after row through the same tables in NumPy costs less.
@@ -11,11 +11,11 @@ from torch import Tensor
 from makemore.base import LanguageModel, State
 
 FLOOR = 1e-20  # probability of what cannot come: logits stay finite
-FEW = 24  # rows, up to which looking up one after the other is faster
+ROW_BY_ROW = 24  # rows, up to which looking up one after the other is faster
 
 
-class CountReader:
-    """token (B,) -> logits (B, V) after `state`, what the n-gram model `counts` gave for the rows so far, and all
+class CountStepper:
+    """token (B,) -> logits (B, V) after `state`, which the n-gram model `counts` gave for the rows so far, and all
     tokens since."""
 
     def __init__(self, counts: LanguageModel, state: State):
@@ -30,7 +30,7 @@ class CountReader:
     def look_up(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """As `NGram.distribution` and `NGram.confidence`: (B, V) and (B, 2 * order)."""
         backs, self.state = self.counts.contexts(token[:, None], self.state)  # (order - 1, B)
-        if len(token) > FEW:
+        if len(token) > ROW_BY_ROW:
             return self.counts.distribution(backs), self.counts.confidence(backs)
         rows = zip(*map(self._walk, backs.T.tolist()), strict=True)
         return tuple(torch.from_numpy(np.stack(part)).to(token.device) for part in rows)

@@ -1,4 +1,4 @@
-"""What a decoder is made of: one block for one token, and where in the tables of keys and values that token stands."""
+"""One block of a Transformer for one token a row, with its tables of keys and values."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,36 +10,36 @@ from torch import Tensor, nn
 from makemore.layers import BatchNorm, NoNorm, RMSNorm
 
 
-class Place(NamedTuple):
-    """Place `at` of the tables, from which those of `first` to `at` are seen."""
+class CacheIndex(NamedTuple):
+    """The index of the new token in the tables, and which keys it sees: those from `first` to `index`."""
 
-    at: int
+    index: int
     first: int
-    bias: Tensor | None  # what ALiBi adds to the scores, (1, n_kv_head, group, at + 1 - first)
+    bias: Tensor | None  # what ALiBi adds to the scores, (1, n_kv_head, group, index + 1 - first)
 
-    def put(self, table: Tensor, dim: int, new: Tensor) -> None:
-        table.select(dim, self.at).copy_(new)
-
-    def row(self, table: Tensor) -> Tensor:
-        return table[self.at]
-
-    def seen(self, keys: Tensor) -> Tensor:
-        return keys.narrow(2, self.first, self.at + 1 - self.first)
-
-
-class StaticPlace(NamedTuple):
-    """The same with a place that is a tensor, for a captured graph: shapes do not follow from it."""
-
-    at: Tensor  # (1,) int64
-    bias: Tensor  # (1, n_kv_head, group, room), or (1, room) without ALiBi; -inf: not seen
-
-    def put(self, table: Tensor, dim: int, new: Tensor) -> None:
-        table.index_copy_(dim, self.at, new.unsqueeze(dim).type_as(table))
+    def write(self, table: Tensor, dim: int, new: Tensor) -> None:
+        table.select(dim, self.index).copy_(new)
 
     def row(self, table: Tensor) -> Tensor:
-        return table.index_select(0, self.at)
+        return table[self.index]
 
-    def seen(self, keys: Tensor) -> Tensor:
+    def visible(self, keys: Tensor) -> Tensor:
+        return keys.narrow(2, self.first, self.index + 1 - self.first)
+
+
+class StaticCacheIndex(NamedTuple):
+    """The same with an index that is a tensor, for a captured graph: no shape depends on it."""
+
+    index: Tensor  # (1,) int64
+    bias: Tensor  # (1, n_kv_head, group, capacity), or (1, capacity) without ALiBi; -inf: not seen
+
+    def write(self, table: Tensor, dim: int, new: Tensor) -> None:
+        table.index_copy_(dim, self.index, new.unsqueeze(dim).type_as(table))
+
+    def row(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self.index)
+
+    def visible(self, keys: Tensor) -> Tensor:
         return keys
 
 
@@ -53,21 +53,24 @@ class Layer:
         self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
         self.qk_norm, self.gated, self.activation = attn.qk_norm, mlp.gated, mlp.activation
-        self.kv: Tensor | None = None  # (B, 2 n_kv_head, room, hs)
-        self.k: Tensor  # (B, n_kv_head, room, hs), a view of it, as is v
+        self.kv: Tensor | None = None  # (B, 2 n_kv_head, capacity, hs)
+        self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
         self.v: Tensor
 
-    def __call__(self, x: Tensor, here: Place | StaticPlace, turn: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`turn`: RoPE's cos and sin, (hs,) or (1, hs)."""
+    def __call__(
+        self, x: Tensor, cache_index: CacheIndex | StaticCacheIndex, cos_sin: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes."""
         n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
         heads = self.c_attn(self.ln_1(x)).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
-        if self.qk_norm or turn is not None:
-            self._turn(heads.narrow(1, 0, n_head + n_kv_head), turn)
+        if self.qk_norm or cos_sin is not None:
+            self._norm_and_rotate(heads.narrow(1, 0, n_head + n_kv_head), cos_sin)
         q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
-        here.put(self.kv, 2, kv)
+        cache_index.write(self.kv, 2, kv)
         # The heads that share keys are as many queries of one head: nothing has to be repeated.
         q = q.view(-1, n_kv_head, n_head // n_kv_head, head_size)
-        y = F.scaled_dot_product_attention(q, here.seen(self.k), here.seen(self.v), here.bias)
+        k, v = cache_index.visible(self.k), cache_index.visible(self.v)
+        y = F.scaled_dot_product_attention(q, k, v, cache_index.bias)
         x = self.add_attn(x, y.reshape(x.shape))
         y = self.c_fc(self.ln_2(x))
         if self.gated:
@@ -77,29 +80,29 @@ class Layer:
             y = self.activation(y)
         return self.add_mlp(x, y)
 
-    def take(self, k: Tensor, v: Tensor, room: int) -> None:
+    def load(self, k: Tensor, v: Tensor, capacity: int) -> None:
         """Begin after keys and values (B, n_kv_head, T, hs)."""
         kv = torch.cat([k, v], 1)
-        if self.kv is not None and self.kv.shape[2] == room:
+        if self.kv is not None and self.kv.shape[2] == capacity:
             self.kv[:, :, : kv.shape[2]] = kv
         else:
             self.kv = kv
-            self.grow(room)
+            self.grow(capacity)
 
-    def grow(self, room: int) -> None:
-        """Make room for that many."""
-        self.kv = F.pad(self.kv, (0, 0, 0, room - self.kv.shape[2]))
+    def grow(self, capacity: int) -> None:
+        """Make the tables long enough for `capacity` tokens."""
+        self.kv = F.pad(self.kv, (0, 0, 0, capacity - self.kv.shape[2]))
         self.k, self.v = self.kv.chunk(2, 1)
 
-    def keep(self, count: int) -> None:
-        """Move the last `count` to the front."""
+    def keep_last(self, count: int) -> None:
+        """Copy the last `count` keys and values to the front."""
         self.kv[:, :, :count] = self.kv[:, :, self.kv.shape[2] - count :].clone()
 
-    def _turn(self, qk: Tensor, turn: tuple[Tensor, Tensor] | None) -> None:
-        """Normalise and turn queries and keys (B, H, hs) where they lie."""
+    def _norm_and_rotate(self, qk: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> None:
+        """Apply QK-norm and RoPE to queries and keys (B, H, hs) in place."""
         x = F.rms_norm(qk, (self.head_size,)) if self.qk_norm else qk
-        if turn is not None:
-            x = torch.addcmul(x * turn[0], x.roll(self.head_size // 2, -1), turn[1])
+        if cos_sin is not None:
+            x = torch.addcmul(x * cos_sin[0], x.roll(self.head_size // 2, -1), cos_sin[1])
         qk.copy_(x)
 
 
@@ -117,7 +120,7 @@ def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def product_of(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """x (B, C) -> what `linear` makes of it. `F.linear` finds out first what this knows."""
+    """x (B, C) -> linear(x), without what `F.linear` finds out first."""
     weight, bias = linear.weight.t(), linear.bias
     if bias is None:
         return lambda x: torch.mm(x, weight)
