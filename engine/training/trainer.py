@@ -38,6 +38,7 @@ TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every check
     "optimizer": dict,
 }  # fmt: skip
 CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 @dataclass
@@ -288,7 +289,11 @@ class Trainer:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
             torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
-        carried = {n.removeprefix("carried."): v.to(self.device) for n, v in stored.items() if n.startswith("carried.")}
+        carried = {}
+        for name, tensor in stored.items():
+            if name.startswith("carried."):
+                *path, part = name.split(".")[1:]  # of a mixture's neural model: carried.neural.history
+                carried[".".join([*path, OLD_STATE.get(part, part)])] = tensor.to(self.device)
         self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
 
