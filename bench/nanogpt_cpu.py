@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,9 +26,10 @@ FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
 BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 
 
-def nanogpt_model(checkout: Path) -> torch.nn.Module:
+def nanogpt_model(checkout: Path) -> Any:
     """nanoGPT's model at its CPU README's sizes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec and spec.loader
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     config = theirs.GPTConfig(
@@ -56,13 +58,13 @@ def our_step() -> Callable[[], None]:
     """One training step as in engine/training/trainer.py at the same sizes."""
     config, _ = parse(FLAGS)
     model = build_model(config, 71)
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config.optim)
     parameters = list(model.parameters())
     x, y = torch.randint(6, 71, (2, BATCH, CONTEXT))
 
     def step() -> None:
         (model(x, y, want_logits=False).nll_sum / y.numel()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

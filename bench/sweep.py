@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import ROOT
-from data.errors import UserError, run_command
+from data.errors import UserError, flag, run_command
 
 SEARCHES = ("bayes", "random", "grid")
 RATES = ("lr", "muon_lr")
@@ -41,14 +41,14 @@ def parse_space(args: argparse.Namespace) -> Space:
             else:
                 space[name] = {"values": [kind(word) for word in text.split(",")]}
         except ValueError as error:
-            raise UserError(f"{_flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
+            raise UserError(f"{flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
         low, high = space[name].get("low", 1), space[name].get("high", 1)
         if low > high or (name in RATES and low <= 0):
-            raise UserError(f"{_flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for a learning rate")
+            raise UserError(f"{flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for a learning rate")
         if args.search == "grid" and "low" in space[name]:
-            raise UserError(f"--search grid needs values for {_flag(name)}, with commas between; '{text}' is a range")
+            raise UserError(f"--search grid needs values for {flag(name)}, with commas between; '{text}' is a range")
     if not space:
-        raise UserError(f"there is nothing to search: give {', '.join(map(_flag, SEARCHED))}, or some of them")
+        raise UserError(f"there is nothing to search: give {', '.join(map(flag, SEARCHED))}, or some of them")
     return space
 
 
@@ -107,7 +107,7 @@ def propose(trial: Any, space: Space) -> dict[str, Any]:
 
 def train(values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
     """The summary of a run with these values. Raises UserError with the run's message where it fails."""
-    flags = [word for name, value in values.items() for word in (_flag(name), str(value))]
+    flags = [word for name, value in values.items() for word in (flag(name), str(value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *rest, *flags, "--out", f"{folder}/run"]
         completed = subprocess.run(command, capture_output=True, text=True)
@@ -134,7 +134,7 @@ def search(study: Any, space: Space, rest: list[str], trials: int, is_grid: bool
         return summary["val_loss"]
 
     def report(study: Any, trial: Any) -> None:  # called after the trial is stored
-        shown = " ".join(f"{_flag(name)} {value:.4g}" for name, value in trial.params.items())
+        shown = " ".join(f"{flag(name)} {value:.4g}" for name, value in trial.params.items())
         result = f"val {trial.value:.4f}" if trial.value is not None else trial.user_attrs["error"]
         print(f"trial {trial.number}: {shown}: {result}", flush=True)
 
@@ -152,7 +152,7 @@ def table(study: Any, space: Space) -> str:
     import optuna
 
     trials = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    columns = ["trial", *map(_flag, space), "validation loss", "best step", "parameters", "seconds"]
+    columns = ["trial", *map(flag, space), "validation loss", "best step", "parameters", "seconds"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for trial in sorted(trials, key=lambda trial: trial.value):
         attributes = trial.user_attrs
@@ -162,15 +162,11 @@ def table(study: Any, space: Space) -> str:
     return "\n".join(lines)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="names", help="as train.py's")
     for name in SEARCHED:
-        parser.add_argument(_flag(name), help="LOW:HIGH, or values with commas between")
+        parser.add_argument(flag(name), help="LOW:HIGH, or values with commas between")
     parser.add_argument("--search", choices=SEARCHES, default="bayes")
     parser.add_argument("--trials", type=int, default=20, help="how many in all")
     parser.add_argument("--seed", type=int, default=0, help="of the search")

@@ -115,6 +115,11 @@ class Store:
     def key(self) -> str:
         return self.meta["key"]
 
+    @property
+    def about(self) -> dict[str, str]:
+        """The entries of a run's `config.json` that identify its text."""
+        return {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
+
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
     """Write `meta.json`, with the sizes and checksums of the other files of a new store, and flush all of them to the

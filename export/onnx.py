@@ -134,8 +134,8 @@ class _Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        place = torch.arange(q.shape[2], device=q.device)
-        back = place[:, None] - place  # (T, T): how far behind the query a key is
+        position = torch.arange(q.shape[2], device=q.device)
+        back = position[:, None] - position  # (T, T): how far behind the query a key is
         unseen = back < 0 if self.window is None else (back < 0) | (back >= self.window)
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         if self.slopes is not None:

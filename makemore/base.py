@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
+from makemore.config import LayeredConfig, ModelConfig
 from makemore.hashing import HashedNGrams
+from makemore.layers import widened
 from makemore.segments import Take, read_in_order
 
 State = dict[str, Tensor]  # of a family; every tensor has the batch first
@@ -49,9 +51,10 @@ class LanguageModel(nn.Module):
     history: int = 0
     fixed: tuple[str, ...] = ()
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
+    def __init__(self, vocab_size: int, config: ModelConfig, special: Special = OURS):
         super().__init__()
-        self.vocab_size, self.label_smoothing, self.special = vocab_size, label_smoothing, special
+        self.vocab_size, self.special = vocab_size, special
+        self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have none
         self.ngrams: HashedNGrams | None = None
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
@@ -166,7 +169,7 @@ class LanguageModel(nn.Module):
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.reshape(-1, self.vocab_size)
         return F.cross_entropy(
-            logits if logits.dtype == torch.float64 else logits.float(),
+            widened(logits),
             targets.reshape(-1),
             ignore_index=IGNORE,
             reduction="sum",
@@ -209,11 +212,11 @@ class Stepper:
         return hidden[:, -1]
 
 
-def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:
+def make_ngrams(config: LayeredConfig) -> HashedNGrams | None:
     """The hashed embeddings of n-grams up to `hash_ngrams` tokens, for `embed`; None for 0. ValueError for 1."""
-    if hash_ngrams == 1:
+    if config.hash_ngrams == 1:
         raise ValueError("hash_ngrams 1 is what the embedding of a token is already; 2 or more, or 0 for none")
-    return HashedNGrams(hash_ngrams, hash_rows, width) if hash_ngrams else None
+    return HashedNGrams(config.hash_ngrams, config.hash_rows, config.n_embd) if config.hash_ngrams else None
 
 
 def make_head(width: int, vocab_size: int, special: Special, bias: bool = True) -> nn.Linear:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import IMPROBABLE, OURS, LanguageModel, State
+from makemore.config import BigramConfig
 
 SMOOTHING = 0.1
 IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted
@@ -18,8 +19,8 @@ IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predi
 class Bigram(LanguageModel):
     """tokens (B, T) -> logits (B, T, V), for each token its row of the table."""
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
+    def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
         self.table = nn.Embedding(vocab_size, vocab_size)
         with torch.no_grad():
             self.table.weight.zero_()
@@ -38,8 +39,8 @@ class Bigram(LanguageModel):
 class CountedBigram(Bigram):
     """The same table, fitted by counting. `n_counts` is the number of different pairs."""
 
-    def __init__(self, vocab_size: int, *, special: Special = OURS):
-        super().__init__(vocab_size, special=special)
+    def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
         self.register_buffer("pairs", torch.zeros((), dtype=torch.int64))
 
     @property

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from makemore.layers import ACTIVATIONS
+from makemore.layers import activation_of
 
 
 class WrittenCell(nn.Module):
@@ -51,7 +51,7 @@ class RNNCell(WrittenCell):
 
     def __init__(self, n_input: int, n_hidden: int, activation: str = "tanh"):
         super().__init__(n_input, n_hidden)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation_of(activation)
 
     def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = hidden

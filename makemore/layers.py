@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from makemore.config import LayeredConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -18,6 +19,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
 }
+
+
+def widened(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are: what a softmax is computed in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of this name. Raises ValueError for one that only a Transformer has."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name} is the Transformer's; the other families have: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 _GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
 
 
@@ -95,16 +110,17 @@ class NoNorm(nn.Module):
         return x if residual is None else (x + residual, x + residual)
 
 
-def make_norm(kind: str, width: int, bias: bool = True, backend: str = "auto") -> nn.Module:
-    """A norm of the kind 'none', 'batch', 'layer' or 'rms': `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
-    `residual` (B, T, C) -> the norm of x + residual, and that sum. `backend`: that of the kernels of layer and rms."""
+def make_norm(config: LayeredConfig, width: int, bias: bool = True) -> nn.Module:
+    """The normalisation of `config`, of C = `width`: `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
+    `residual` (B, T, C) -> the norm of x + residual, and that sum."""
+    backend = config.norm_kernel
     makers = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
         "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
         "rms": lambda: RMSNorm(width, backend=backend),
     }
-    return makers[kind]()
+    return makers[config.norm]()
 
 
 def initialise(model: nn.Module, scheme: str, activation: str = "tanh") -> None:

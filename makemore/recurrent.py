@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
+from makemore.config import RecurrentConfig
 from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_segments
 from makemore.small_work import for_small_work
@@ -19,35 +20,19 @@ class Recurrent(LanguageModel):
     """tokens (B, T) -> n_layer recurrent layers of width n_hidden, a norm after each -> logits (B, T, V)."""
 
     vectors: tuple[str, ...] = ("h",)
-    activation = "tanh"
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        n_layer: int,
-        n_embd: int,
-        n_hidden: int,
-        cells: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        self.n_hidden, self.written = n_hidden, cells == "written"
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        widths = [n_embd] + [n_hidden] * (n_layer - 1)
+    def __init__(self, vocab_size: int, config: RecurrentConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        self.n_hidden, self.written = config.n_hidden, config.cells == "written"
+        self.activation = getattr(config, "activation", "tanh")  # of the gated ones always tanh
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.ngrams = make_ngrams(config)
+        widths = [config.n_embd] + [config.n_hidden] * (config.n_layer - 1)
         self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
-        self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
-        self.dropout = nn.Dropout(dropout)
-        self.lm_head = make_head(n_hidden, vocab_size, special)
-        initialise(self, weight_init, self.activation)
+        self.norms = nn.ModuleList(make_norm(config, config.n_hidden) for _ in range(config.n_layer))
+        self.dropout = nn.Dropout(config.dropout)
+        self.lm_head = make_head(config.n_hidden, vocab_size, special)
+        initialise(self, config.weight_init, self.activation)
 
     def make_layer(self, n_input: int) -> nn.Module:
         """One recurrent layer from width n_input to n_hidden."""
@@ -94,10 +79,6 @@ class Recurrent(LanguageModel):
 
 class RNN(Recurrent):
     """h' = act(W x + U h + b)."""
-
-    def __init__(self, vocab_size: int, *, activation: str, **shared):
-        self.activation = activation
-        super().__init__(vocab_size, **shared)
 
     def make_layer(self, n_input: int) -> nn.Module:
         if self.written:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Attention
+from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing
 
 
@@ -16,25 +17,15 @@ class CausalSelfAttention(nn.Module):
     """x (B, T, C), RoPE's cos and sin of its positions and the cached keys and values (B, n_kv_head, past, head size)
     -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded."""
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        n_kv_head: int,
-        bias: bool,
-        dropout: float,
-        qk_norm: bool,
-        window: int | None,
-        slopes: Tensor | None,
-        backend: str,
-    ):
+    def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
+        n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
         self.n_head, self.n_kv_head, self.head_size = n_head, n_kv_head, n_embd // n_head
-        self.qk_norm = qk_norm
-        self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)
-        self.c_proj = nn.Linear(n_embd, n_embd, bias)
-        self.attend = Attention(window=window, slopes=slopes, dropout=dropout, backend=backend)
-        self.resid_dropout = nn.Dropout(dropout)
+        self.qk_norm = config.qk_norm
+        self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, config.bias)
+        self.c_proj = nn.Linear(n_embd, n_embd, config.bias)
+        self.attend = Attention(window=config.window, slopes=slopes, dropout=config.dropout, backend=config.attention)
+        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,

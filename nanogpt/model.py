@@ -14,66 +14,13 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_in_order
-from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotary_cos_sin, sinusoids
+from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
+from nanogpt.block import Block
+from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out
 from nanogpt.stepper import WINDOWS, make_stepper
-
-
-class MLP(nn.Module):
-    """(B, T, C) -> four times as wide -> (B, T, C). SwiGLU has two inner matrices, two thirds as wide: as many
-    weights."""
-
-    def __init__(self, n_embd: int, activation: str, bias: bool, dropout: float):
-        super().__init__()
-        self.gated = activation == "swiglu"
-        inner = -(-8 * n_embd // 24) * 8 if self.gated else 4 * n_embd  # two thirds of 4C, rounded up to 8
-        self.activation = F.silu if self.gated else ACTIVATIONS[activation]
-        self.c_fc = nn.Linear(n_embd, 2 * inner if self.gated else inner, bias)
-        self.c_proj = nn.Linear(inner, n_embd, bias)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        if self.gated:
-            x, gate = x.chunk(2, -1)
-            x = x * self.activation(gate)
-        else:
-            x = self.activation(x)
-        return self.dropout(self.c_proj(x))
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Takes and returns the residual stream x (B, T, C) and the branch output y (B, T, C) that is not yet added to it
-    (None at first): the next norm adds it in the same pass. (N, C) when packed."""
-
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
-        super().__init__()
-        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        cache: tuple[Tensor, Tensor] | None,
-        valid: Tensor | None,
-        packing: Packing | None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, cos_sin, cache, packing)
-        normed, x = self.ln_2(y, valid, residual=x)
-        return x, self.mlp(normed), cache
-
-    def keys(self, x: Tensor, y: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The keys and values alone."""
-        return self.attn.heads(self._first(x, y, None)[0], cos_sin)[1:]
-
-    def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
 
 
 class Transformer(LanguageModel):
@@ -83,60 +30,22 @@ class Transformer(LanguageModel):
     in the state included; with a sliding window and relative positions it is unbounded. Past its context `read` keeps
     the last half of it and encodes that anew from position 0: each token costs the same on average."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        context: int,
-        n_layer: int,
-        n_head: int,
-        n_embd: int,
-        n_kv_head: int | None,
-        positions: str,
-        window: int | None,
-        qk_norm: bool,
-        tie_head: bool,
-        bias: bool,
-        activation: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        zero_init: bool = False,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        attention: str = "auto",
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        n_kv_head = n_kv_head or n_head
-        if n_embd % n_head:
-            raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-        if n_head % n_kv_head:
-            raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
-        if positions == "rope" and n_embd // n_head % 2:
-            raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
+    def __init__(self, vocab_size: int, config: TransformerConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        _check(config)
+        C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
-        self.context, self.window, self.positions = None if unbounded else context, window, positions
-        self.n_embd, self.head_size = n_embd, n_embd // n_head
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        self.wpe = nn.Embedding(context, n_embd) if positions == "learned" else None
-        slopes = alibi_slopes(n_head) if positions == "alibi" else None
-        self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList(
-            Block(
-                CausalSelfAttention(n_embd, n_head, n_kv_head, bias, dropout, qk_norm, window, slopes, attention),
-                MLP(n_embd, activation, bias, dropout),
-                make_norm(norm, n_embd, bias, norm_kernel),
-                make_norm(norm, n_embd, bias, norm_kernel),
-            )
-            for _ in range(n_layer)
-        )
-        self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
-        self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
-        self._initialise(weight_init, activation, zero_init)
+        self.context, self.window, self.positions = None if unbounded else config.context, window, positions
+        self.n_embd, self.head_size = C, C // config.n_head
+        self.wte = nn.Embedding(vocab_size, C)
+        self.ngrams = make_ngrams(config)
+        self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None
+        slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config, C, config.bias)
+        self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
+        self._initialise(config.weight_init, config.activation, config.zero_init)
 
     @property
     def held(self) -> int:
@@ -291,3 +200,14 @@ class Transformer(LanguageModel):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
             if zero_init:
                 nn.init.zeros_(projection.weight)
+
+
+def _check(config: TransformerConfig) -> None:
+    """Raise ValueError for sizes that do not go together."""
+    n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
+    if n_embd % n_head:
+        raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
+    if n_head % n_kv_head:
+        raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
+    if config.positions == "rope" and n_embd // n_head % 2:
+        raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")

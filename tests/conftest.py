@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.figure
 import pytest
 import torch._dynamo  # noqa: F401  torch.optim would import it in every command
 import tyro  # noqa: F401
 
+import engine.pretraining
 import engine.run.report
-import engine.session
 import engine.training.trainer  # noqa: F401  imported here once, so that forked commands start at once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,19 @@ def private_cache(tmp_path_factory):
     os.environ.pop("CHARLM_DATA", None)
 
 
+# Drawing is more than half of a short run's time, and waiting for the disk much of the rest: the commands of `cli`
+# write a blank picture and flush nothing. Those of `process` do both, and `drawn` has `cli` draw.
+_savefig = matplotlib.figure.Figure.savefig
+matplotlib.figure.Figure.savefig = lambda figure, file, **how: file.write(b"\x89PNG of a test")
+os.fsync = lambda handle: None
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Commands draw their pictures."""
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", _savefig)
+
+
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
     """`cli("train.py", "--steps", 3, stdin=b"", env={})` runs a script of the project in a process of its own, in
@@ -58,7 +72,7 @@ def cli(tmp_path, monkeypatch):
     def run(script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
         nonlocal count
         count += 1
-        streams = [tmp_path.parent / f"{tmp_path.name}.{count}.{name}" for name in ("in", "out", "err")]
+        streams = [tmp_path.parent / f"{tmp_path.name}.{os.getpid()}.{count}.{name}" for name in ("in", "out", "err")]
         streams[0].write_bytes(stdin)
         pid = os.fork()
         if not pid:

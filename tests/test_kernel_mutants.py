@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.kernel_helpers import DEVICE
+from tests.matrices import matrix
 
 
 class Mutant(NamedTuple):
@@ -24,121 +25,122 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "mask off by one": Mutant(
-        "attention_parts.py", "(key <= position)", "(key < position)", "test_attention.py", "near_as_torchs"
+        "attention/parts.py", "(key <= position)", "(key < position)", "test_attention.py", "near_as_torchs"
     ),
     "window off by one": Mutant(
-        "attention_parts.py",
+        "attention/parts.py",
         "(key > position - window)",
         "(key >= position - window)",
         "test_attention.py",
         "alignment",
     ),
     "tiles seen whole that are not": Mutant(
-        "attention_parts.py",
+        "attention/parts.py",
         "whole = tl.minimum(n_keys, first + 1)",
         "whole = tl.minimum(n_keys, first + 2)",
         "test_attention.py",
         "alignment",
     ),
     "missing scale": Mutant(
-        "attention_backward.py", "dq * scale, b, h", "dq, b, h", "test_attention.py", "near_as_torchs"
+        "attention/backward.py", "dq * scale, b, h", "dq, b, h", "test_attention.py", "near_as_torchs"
     ),
     "out-of-bounds store": Mutant(
-        "attention_parts.py",
+        "attention/parts.py",
         "(first_row + r < n_rows)",
         "(first_row + r < n_rows + 1)",
         "test_attention.py",
         "out_of_bounds",
     ),
     "out-of-bounds load": Mutant(
-        "attention_forward.py",
+        "attention/forward.py",
         "d, n_queries - first_row, D, True,",
         "d, n_queries - first_row, D, False,",
         "test_attention.py",
         "out_of_bounds",
     ),
     "race between programs": Mutant(
-        "norm_triton.py",
-        "    here = (tl.zeros([], tl.int64) + tl.program_id(0)) * C",
-        "    here = (tl.zeros([], tl.int64) + tl.program_id(0) // 2) * C",
+        "norm/kernel.py",
+        "    partial = (tl.zeros([], tl.int64) + tl.program_id(0)) * C",
+        "    partial = (tl.zeros([], tl.int64) + tl.program_id(0) // 2) * C",
         "test_norms.py",
         "out_of_bounds",
     ),
     "wrong sum of dK over grouped heads": Mutant(
-        "attention_launch.py",
+        "attention/launch.py",
         "part.unflatten(1, (heads, H // heads)).sum(2)",
         "part.unflatten(1, (H // heads, heads)).sum(1)",
         "test_attention.py",
         "near_as_torchs",
     ),
-    "stale total under a higher peak": Mutant(
-        "attention_forward.py",
-        "total = total * shrink + tl.sum(p, 1)",
-        "total = total + tl.sum(p, 1)",
+    "sum not rescaled to a higher maximum": Mutant(
+        "attention/forward.py",
+        "row_sum = row_sum * rescale + tl.sum(p, 1)",
+        "row_sum = row_sum + tl.sum(p, 1)",
         "test_attention.py",
         "near_as_torchs",
     ),
-    "stale log-sum-exp": Mutant(
-        "attention_backward.py",
-        "peak = tl.load(PEAK + at + query, inside",
-        "peak = tl.load(PEAK + at + m, inside",
+    "maximum of another row": Mutant(
+        "attention/backward.py",
+        "row_max = tl.load(ROW_MAX + head_offset + query, inside",
+        "row_max = tl.load(ROW_MAX + head_offset + m, inside",
         "test_attention.py",
         "alignment",
     ),
     "dropout drawn anew in the backward": Mutant(
-        "attention_backward.py",
+        "attention/backward.py",
         "dropout_keeps(seed, query[None, :], key[:, None]",
         "dropout_keeps(seed + 1, query[None, :], key[:, None]",
         "test_attention.py",
         "near_as_torchs",
     ),
     "slope of another head": Mutant(
-        "attention_backward.py",
+        "attention/backward.py",
         "slope = tl.load(SLOPES + h)",
         "slope = tl.load(SLOPES + 0 * h)",
         "test_attention.py",
         "near_as_torchs",
     ),
     "mean of padding": Mutant(
-        "norm_triton.py",
+        "norm/kernel.py",
         "d = tl.where(mask, d - mean[:, None], 0.0)",
         "d = d - mean[:, None]",
         "test_norms.py",
         "near_as_torchs",
     ),
     "residual's gradient lost": Mutant(
-        "norm_triton.py",
-        "dx = dx + tl.load(DS + at",
-        "dx = dx + 0 * tl.load(DS + at",
+        "norm/kernel.py",
+        "dx = dx + tl.load(DS + index",
+        "dx = dx + 0 * tl.load(DS + index",
         "test_norms.py",
         "near_as_torchs",
     ),
     "smoothing only in the loss": Mutant(
-        "cross_entropy_triton.py",
+        "cross_entropy/kernel.py",
         "1.0 - smoothing, 0.0) + smoothing / vocabulary",
         "1.0, 0.0)",
         "test_cross_entropy.py",
         "near_as_torchs",
     ),
     "ignored rows with a gradient": Mutant(
-        "cross_entropy_triton.py",
-        "gradient = tl.where(counts[:, None], ",
+        "cross_entropy/kernel.py",
+        "gradient = tl.where(counted[:, None], ",
         "gradient = tl.where(live[:, None], ",
         "test_cross_entropy.py",
         "ignored_row",
     ),
     "gradient of the last chunk only": Mutant(
-        "linear_cross_entropy_op.py",
-        "dweight += gradient.T @ rows",
-        "dweight.copy_(gradient.T @ rows)",
+        "cross_entropy/linear.py",
+        "dweight += gradient.T @ chunk",
+        "dweight.copy_(gradient.T @ chunk)",
         "test_cross_entropy.py",
         "linear",
     ),
 }
+EVERYDAY = ("missing scale", "mean of padding", "ignored rows with a gradient")  # one of each operation
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the mutants run in the interpreter")
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", matrix(MUTANTS, EVERYDAY))
 def test_the_ordinary_tests_find(name, tmp_path):
     mutant = MUTANTS[name]
     for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt"):

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.batches import IGNORE
-from engine.config.sections import Config
 from engine.registry import build_model
 from engine.run.load import load_run
 from makemore.counts.folds import leave_one_out
 from makemore.counts.mixture import FOLDS
 from makemore.counts.ngram import count, discounts
 from tests.conftest import TINY
-from tests.helpers import ok, refused, trained
+from tests.helpers import configure, ok, refused, trained
 
 FIXED = settings(max_examples=25, deadline=None, derandomize=True)
 BOS, A = 1, 6  # the first id that is no special
@@ -80,7 +79,7 @@ def test_leaving_a_fold_out_equals_never_having_counted_it(ids, order, folds, cu
 def mixture_of_noise(seed: int = 0, **options):
     """A mixture of an MLP and counts of a text of 200 random tokens, and that text."""
     torch.manual_seed(seed)
-    config = Config(model="mlp", n_layer=1, n_embd=8, n_hidden=8, order=3, norm="none", mix_ngram=3, **options)
+    config = configure(model="mlp", n_layer=1, n_embd=8, n_hidden=8, order=3, norm="none", mix_ngram=3, **options)
     model = build_model(config, VOCAB).double()
     for weight in model.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
@@ -205,7 +204,7 @@ def test_fine_tuning_goes_on_from_the_neural_model_alone(cli, names, tmp_path):
 
 REFUSED = {
     "ngram": (("--model", "ngram", "--mix-ngram", 3), "--mix-ngram means nothing to --model ngram"),
-    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram means nothing to --model bigram"),
+    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram given, but --counts counts once"),
     "many": (("--mix-ngram", 17), "--mix-ngram is 17; it has to be from 1 to 16, or 0 for none"),
 }  # fmt: skip
 

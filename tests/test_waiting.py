@@ -7,11 +7,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nanogpt.stepper
 from data.batches import IGNORE
-from engine.config.sections import Config
 from engine.training.optimizers import make_optimizers
 from finetune.classify.classifier import POOLINGS, Classifier
 from nanogpt.model import Transformer
 from nanogpt.stepper import GraphStepper
+from tests.helpers import configure
 from tests.variants import VOCAB, B, build, every_neural, every_transformer, longest
 
 
@@ -39,7 +39,7 @@ def take_step(model: torch.nn.Module, name: str, optimizer: str) -> None:
     options = {"optimizer": optimizer, "lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "muon_lr": 1e-2}
     with FakeTensorMode() as mode:
         without_values(model, mode)
-        optimizers = make_optimizers(model, Config(model=name.split()[0], **options))
+        optimizers = make_optimizers(model, configure(model=name.split()[0], **options).optim)
         tokens = torch.randint(6, VOCAB, (B, longest(getattr(model, "body", model))))
         targets = torch.full_like(tokens, IGNORE)
         start = getattr(model, "start", None)

@@ -30,7 +30,7 @@ import torch
 import torch._dynamo  # noqa: F401  as the next two: imported once, so that forked commands start at once
 import tyro  # noqa: F401
 
-import engine.session  # noqa: F401
+import engine.pretraining  # noqa: F401
 from bench.chaos.mishaps import MISHAPS, SHARES
 from bench.chaos.processes import Command
 from bench.chaos.quiet import Quiet
@@ -110,8 +110,8 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
     print_table(outcomes)
     pace = seconds / max(1, len(numbers))
     print(f"{len(numbers)} rounds in {seconds:.0f} s ({pace:.2f} s each), failed: {len(failures)}")
-    for failure in failures:
-        print(failure)
+    for failed in failures:
+        print(failed)
     if not failures:
         shutil.rmtree(folder)
     return failures

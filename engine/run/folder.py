@@ -26,6 +26,7 @@ LOCK = "lock"
 FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
+    3: "optimizer state by parameter name (engine/training/trainer.py); config.json has its family's settings alone",
 }
 FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24
@@ -35,9 +36,9 @@ _FACTS = {
     "config": dict,
     "data": {"key": str, "folder": str, "name": str, "start": str},
     "vocab_size": Whole(1, MAX_VOCABULARY),
-    "classify?": {"labels": [str]},
-    "instruct?": {"template": str},
+    "command?": str,  # what made it
 }
+OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size", "command")  # what else is there is the run's task
 _DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # written before config.json
 _OURS = (
     LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
@@ -47,13 +48,19 @@ _OURS = (
 
 @contextlib.contextmanager
 def create(
-    out: str | None, overwrite: bool, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], **task: Any
+    out: str | None,
+    overwrite: bool,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    data: dict[str, str],
+    command: str = "python train.py",
+    **task: Any,
 ) -> Iterator[Path]:
     """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
     `overwrite`.
 
-    `data`: the key, name, cache folder and start text of the prepared text; `task`: the entries of config.json for the
-    task of a fine-tuned run."""
+    `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
+    besides being a language model; `command` what makes it."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
@@ -64,7 +71,7 @@ def create(
             stack.enter_context(writing(folder))
             _check_free(folder, overwrite)  # another process may have been faster
             _clear(folder)
-            _describe(folder, config, tokenizer, data, task)
+            _describe(folder, config, tokenizer, data, {"command": command, **task})
             locked = stack.pop_all()
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -120,10 +127,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path, {"format": Whole(1)})
     if facts["format"] > FORMAT:
         raise UserError(f"{path} has format {facts['format']}; this version reads up to {FORMAT}: take a newer one")
-    check_schema(facts, _FACTS, str(path))
+    check_schema(facts, _FACTS | {name: dict for name in facts if name not in OF_EVERY_RUN}, str(path))
     if Path(facts["data"]["folder"]).name != facts["data"]["folder"] or facts["data"]["folder"] == "..":
         raise UserError(f"{path} is damaged: data.folder is no name of a folder in the cache")
     return facts
+
+
+def task_of(facts: dict[str, Any]) -> str | None:
+    """The task of a fine-tuned run, which is the name of its own entry in `facts`; None for a language model."""
+    return next((name for name in facts if name not in OF_EVERY_RUN), None)
+
+
+def command_of(facts: dict[str, Any]) -> str:
+    """The command that a run is for, as far as it says so: those of old formats do not."""
+    return facts.get("command", "the command that made it")
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

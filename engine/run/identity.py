@@ -11,22 +11,24 @@ from typing import Any
 
 from data.errors import UserError
 from data.tokenizers import Tokenizer
-from engine.config.sections import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
+from engine.config.sections import Config, gradient_only, marked
 from engine.run import checkpoint
+from engine.run.folder import OF_EVERY_RUN
+from makemore.config import Mark
 
 # Settings that matter to training alone: for sampling, scoring and labelling they may differ.
-_TRAINING_ONLY = GRADIENT_ONLY | {"dropout", "seed", "init"}
-_OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size")  # other entries of config.json describe the task
+_TRAINING_ONLY = gradient_only(Config) | {"dropout", "seed", "init"}
+_FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE)  # what a resume may change
 
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The identity of the run whose `config.json` has these `facts`: everything that belongs to its weights."""
-    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in CHANGEABLE | WHERE_THE_TEXT_LIES}}
+    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in _FREE}}
     ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
     ours["run"] = facts.get("id")
     ours["text"] = facts["data"]["key"]
     ours["start"] = facts["data"]["start"]
-    ours["task"] = {name: value for name, value in facts.items() if name not in _OF_EVERY_RUN}
+    ours["task"] = {name: value for name, value in facts.items() if name not in OF_EVERY_RUN}
     return json.loads(json.dumps(ours))  # as it comes back from the disk
 
 

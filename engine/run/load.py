@@ -1,16 +1,15 @@
 """Loading a run, or GPT-2's published weights, for use."""
 
-import dataclasses
 from pathlib import Path
 
 from data import gpt2
 from data.errors import UserError
 from engine.backends import check_backends
 from engine.config.flags import config_of
-from engine.config.sections import Config
+from engine.config.sections import Config, make, replace
 from engine.registry import build_model, layers
 from engine.run import checkpoint
-from engine.run.folder import read_facts, read_tokenizer
+from engine.run.folder import command_of, read_facts, read_tokenizer, task_of
 from engine.run.identity import check_identity, identity
 from engine.run.run import Run
 from engine.run.weights import check_finite, check_sizes, load_weights
@@ -26,14 +25,14 @@ def load_gpt2(
     where it has them. Raises UserError for weights that are not GPT-2's, or a larger context than theirs."""
     settings = pretrained.read_settings(folder)
     settings["context"] = context or settings["context"]
-    config = Config(**settings, attention=attention, norm_kernel=norm_kernel)
+    config = make(Config, settings | {"attention": attention, "norm_kernel": norm_kernel})
     tokenizer = gpt2.load(folder / "merges.txt")
     if pretrained.vocab_size(folder) != gpt2.VOCAB_SIZE:
         raise UserError(f"{folder} has {pretrained.vocab_size(folder)} ids; GPT-2's vocabulary has {gpt2.VOCAB_SIZE}")
     target, _ = choose_device(device)
     check_backends(config, target)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    weights = pretrained.read_weights(folder, config.context)
+    weights = pretrained.read_weights(folder, config.net.context)
     check_finite(weights, folder)
     model.load_state_dict(weights)
     facts = {"step": 0, "val_loss": None, "val_bits_per_char": None}
@@ -42,9 +41,9 @@ def load_gpt2(
 
 def load_parent(config: Config) -> Run:
     """The run that `--init` names, or GPT-2 with the context of `config`, on the CPU."""
-    if (weights := pretrained.folder_of(config.init)) is not None:
-        return load_gpt2(weights, config.context, "cpu")
-    return load_run(config.init, config.checkpoint or "best", "cpu")
+    if (weights := pretrained.folder_of(config.run.init)) is not None:
+        return load_gpt2(weights, config.net.context, "cpu")
+    return load_run(config.run.init, config.run.checkpoint or "best", "cpu")
 
 
 def load_run(
@@ -59,13 +58,12 @@ def load_run(
         return load_gpt2(weights, None, device, attention, norm_kernel)
     folder = Path(folder)
     facts = read_facts(folder)
-    if "classify" in facts:
-        raise UserError(
-            f"{folder} labels texts and writes none: python -m finetune.classify --out {folder} --predict TEXT"
-        )
-    config = dataclasses.replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
+    task = facts.get(task_of(facts), {})
+    if "labels" in task:
+        raise UserError(f"{folder} labels texts and writes none: it is for {command_of(facts)}")
+    config = replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
     tokenizer = read_tokenizer(folder, facts["vocab_size"])
-    if not facts["data"]["start"] and config.kind == "stream":
+    if not facts["data"]["start"] and config.text.kind == "stream":
         raise UserError(f"{folder / 'config.json'} is damaged: data.start, which an empty prompt begins with, is empty")
     target, _ = choose_device(device)
     check_backends(config, target)
@@ -82,5 +80,5 @@ def load_run(
         other = "last" if which == "best" else "best"
         way_out = f"; --checkpoint {other} takes the other one" if checkpoint.find(folder / other) else ""
         raise UserError(f"{error}{way_out}") from error
-    template = facts["instruct"]["template"] if "instruct" in facts else None
-    return Run(folder, model.to(target).eval(), tokenizer, config, facts["data"]["start"], metadata, target, template)
+    start, template = facts["data"]["start"], task.get("template")
+    return Run(folder, model.to(target).eval(), tokenizer, config, start, metadata, target, template)

@@ -42,16 +42,16 @@ class Run:
     @property
     def is_lines(self) -> bool:
         """Whether the run's texts are rows, each with an end: lines or documents."""
-        return self.config.kind != "stream"
+        return self.config.text.kind != "stream"
 
     @property
     def is_documents(self) -> bool:
-        return self.config.kind == "documents"
+        return self.config.text.kind == "documents"
 
     @property
     def is_single_lines(self) -> bool:
         """Whether no text of the run has several lines."""
-        return self.config.kind == "lines" and self.template is None
+        return self.config.text.kind == "lines" and self.template is None
 
     @property
     def suppressed(self) -> list[int]:
@@ -64,8 +64,8 @@ class Run:
         """The default limit of new tokens of a sample: the context for lines, which are not longer, 500 for a stream,
         2,000 (or the context, if that is more) for documents, most of which end before."""
         if self.is_documents:
-            return max(DOCUMENT_TOKENS, self.config.context)
-        return self.config.context if self.is_lines else STREAM_TOKENS
+            return max(DOCUMENT_TOKENS, self.config.net.context)
+        return self.config.net.context if self.is_lines else STREAM_TOKENS
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
         """The ids of a prompt: for lines and documents after `<bos>`; for an empty one of a stream the start text's."""

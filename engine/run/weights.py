@@ -88,7 +88,7 @@ def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Pat
     except UserError as error:
         raise UserError(f"{config} is damaged: {error}") from error
     for name, tensor in model.state_dict().items():
-        # A model wrapped for training (LoRA, --dpo) has other names, and empty counts get their sizes when loaded.
+        # A wrapped model (LoRA and the like) has other names, and empty counts get their sizes when loaded.
         if name in stored and tuple(tensor.shape) != stored[name] and tensor.numel():
             raise UserError(
                 f"{folder} is not a checkpoint of this run's model: {name} has the shape {stored[name]}, {config} asks "

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from engine.config.sections import Config
+from engine.config.sections import Optim
 
 
 class Spent(Protocol):
@@ -18,7 +18,7 @@ class Spent(Protocol):
 class Budget:
     """The `--steps` and `--minutes` of `config`, and the part of them that `progress` has used, over all resumes."""
 
-    def __init__(self, config: Config, progress: Spent):
+    def __init__(self, config: Optim, progress: Spent):
         self.steps, self.seconds, self.progress = config.steps, 60 * (config.minutes or 0), progress
         self._began = time.perf_counter() - progress.elapsed
 

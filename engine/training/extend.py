@@ -14,9 +14,9 @@ TABLES = ("wte", "lm_head", "table")  # the modules with a row for each token, o
 
 def check_extendable(config: Config, tokenizer: Tokenizer) -> None:
     """Raise UserError where `--extend-vocabulary` is given for a vocabulary that has every character."""
-    if config.extend_vocabulary and not isinstance(tokenizer, CharTokenizer):
+    if config.run.extend_vocabulary and not isinstance(tokenizer, CharTokenizer):
         raise UserError(
-            f"--extend-vocabulary: the {tokenizer.name} vocabulary of {config.init} has every character already; "
+            f"--extend-vocabulary: the {tokenizer.name} vocabulary of {config.run.init} has every character already; "
             "leave it out"
         )
 
@@ -52,7 +52,7 @@ def train_tables(body: LanguageModel) -> None:
 
 def unknown_hint(config: Config, tokenizer: Tokenizer) -> str:
     """The hint at the flag for a message about unknown characters; empty where the flag would not help."""
-    helps = config.init and not config.extend_vocabulary and isinstance(tokenizer, CharTokenizer)
+    helps = config.run.init and not config.run.extend_vocabulary and isinstance(tokenizer, CharTokenizer)
     return "--extend-vocabulary gives those of the training text ids of their own" if helps else ""
 
 

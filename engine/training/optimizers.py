@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from engine.config.sections import Config
+from engine.config.sections import Optim
 from makemore.layers import embedding_names, sparse_parameters
 
 
@@ -68,7 +68,7 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimizer]:
     """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
 
     Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the matrices but the head's and
@@ -94,16 +94,16 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     return optimizers
 
 
-def _groups(decayed: list[Tensor], others: list[Tensor], config: Config) -> list[dict]:
+def _groups(decayed: list[Tensor], others: list[Tensor], config: Optim) -> list[dict]:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def _betas(config: Config) -> tuple[float, float]:
+def _betas(config: Optim) -> tuple[float, float]:
     return config.beta1, config.beta2
 
 
-def _torch_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer:
+def _torch_optimizer(groups: list[dict], config: Optim) -> torch.optim.Optimizer:
     lr = config.lr
     match config.optimizer:
         case "sgd":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
@@ -84,18 +85,19 @@ class Trainer:
         self.extra_metrics, self.belongs_to = extra_metrics, belongs_to
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
-        self.optimizers = make_optimizers(model, config)
-        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
+        self.optimizers = make_optimizers(model, config.optim)
+        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.machine.dtype, device)[0])
         self.progress = Progress()
+        self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
+        self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
         self._unchecked: list[tuple[int, float, Tensor, int]] = []
 
     def train(self) -> None:
         """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted, after saving, on a
         signal, and UserError when the loss is not finite."""
-        config, progress = self.config, self.progress
         self.model.train()
-        self.budget = Budget(config, progress)
+        self.budget = Budget(self.config.optim, self.progress)
         with runtime.Signals() as signals, self.budget.bar() as self.bar:
             while True:
                 self.budget.read_clock()
@@ -107,22 +109,26 @@ class Trainer:
                     raise runtime.Interrupted(signals.received)
                 if self.budget.used >= 1 or self._is_out_of_patience():
                     return
-                started = time.perf_counter()
-                lr = self._set_lr()
-                batches = [self.loader.next() for _ in range(config.grad_accum)]
-                n_tokens = sum(batch.n_tokens for batch in batches)
-                nll_sum = self._backward(batches, n_tokens)
-                norm = self._clip()
-                self._note_loss(lr, nll_sum, norm, n_tokens)
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                progress.step += 1
-                progress.tokens += n_tokens
-                progress.seconds += time.perf_counter() - started
+                self.step()
                 self.budget.show(self.bar)
 
-    def _backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
+    def step(self) -> None:
+        """One optimizer step, on as many batches as it accumulates."""
+        started = time.perf_counter()
+        lr = self.set_lr()
+        batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
+        n_tokens = sum(batch.n_tokens for batch in batches)
+        nll_sum = self.backward(batches, n_tokens)
+        norm = self.clip()
+        self.note_loss(lr, nll_sum, norm, n_tokens)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.tokens += n_tokens
+        self.progress.seconds += time.perf_counter() - started
+
+    def backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
         """Compute the gradients of the mean loss over all targets of the step; returns the sum of their losses."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
@@ -132,7 +138,7 @@ class Trainer:
                 out = self.model(batch.tokens, batch.targets, state, want_logits=False)
             (out.nll_sum / max(1, n_tokens)).backward()
             nll_sum += out.nll_sum.detach()
-            if self.config.carry_state:
+            if self.carries_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return nll_sum
 
@@ -140,21 +146,23 @@ class Trainer:
         """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
         return None if batch.position is None else self.model.start(None, batch.position)
 
-    def _set_lr(self) -> float:
-        config = self.config
-        step, time_used = self.progress.step, self.budget.time_used
-        factor = lr_factor(config.schedule, step, config.steps, config.warmup, config.lr_floor, time_used)
+    def set_lr(self) -> float:
+        """Set every group's learning rate to this step's, and return the peak one's."""
+        optim, step, time_used = self.config.optim, self.progress.step, self.budget.time_used
+        factor = lr_factor(optim.schedule, step, optim.steps, optim.warmup, optim.lr_floor, time_used)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        return config.lr * factor
+        return optim.lr * factor
 
-    def _clip(self) -> Tensor | None:
-        if not self.config.grad_clip:
+    def clip(self) -> Tensor | None:
+        """Shorten the gradient to its largest norm; its norm before, or None where it is not clipped."""
+        if not self.config.optim.grad_clip:
             return None
-        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.grad_clip)
+        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
 
-    def _note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+        """Add a step's loss to the progress, on a GPU a few steps later."""
         # An infinite gradient ruins the weights even where the loss is finite: it counts as a non-finite loss.
         checked = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
         self._unchecked.append((self.progress.step, lr, checked, n_tokens))
@@ -178,20 +186,20 @@ class Trainer:
     def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
         last = checkpoint.find(self.folder / "last")
         saved = f"; {last} keeps the last good checkpoint" if last else ""
-        muon = " and --muon-lr" if self.config.optimizer == "muon" else ""
-        clip = "" if self.config.grad_clip else ", --grad-clip 1"
+        muon = " and --muon-lr" if self.config.optim.optimizer == "muon" else ""
+        clip = "" if self.config.optim.grad_clip else ", --grad-clip 1"
         return UserError(
             f"the {quantity} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
             f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
         )
 
     def _evaluation_is_due(self) -> bool:
-        step, config = self.progress.step, self.config
-        due = step % config.eval_interval == 0 or self.budget.used >= 1
+        step = self.progress.step
+        due = step % self.config.optim.eval_interval == 0 or self.budget.used >= 1
         return due and self.progress.evaluated != step and not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.progress.worse >= self.config.patience
+        return self.config.optim.patience is not None and self.progress.worse >= self.config.optim.patience
 
     def _evaluate_and_save(self, signals: runtime.Signals) -> None:
         """Evaluate, write a line of metrics, save `best/` where the loss is the lowest so far, and `last/`. A signal
@@ -203,7 +211,7 @@ class Trainer:
             return
         progress = self.progress
         if not math.isfinite(evaluation.loss):
-            raise self._diverged(progress.step, self._set_lr(), "validation loss")
+            raise self._diverged(progress.step, self.set_lr(), "validation loss")
         if progress.nll_tokens:
             progress.train_loss = progress.nll_sum / progress.nll_tokens
         progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
@@ -229,7 +237,7 @@ class Trainer:
                 "train_loss": progress.train_loss,
                 "val_loss": evaluation.loss,
                 "val_bits_per_char": evaluation.bits_per_char,
-                "lr": self._set_lr(),
+                "lr": self.set_lr(),
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
                 **extra,
@@ -262,13 +270,11 @@ class Trainer:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         numbers: dict[str, Any] = {}
-        for n, optimizer in enumerate(self.optimizers):
-            for i, moments in optimizer.state_dict()["state"].items():
-                for name, value in moments.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{n}.{i}.{name}"] = value
-                    else:
-                        numbers[f"optimizer.{n}.{i}.{name}"] = value
+        for name, parameter in self.model.named_parameters():
+            for optimizer in self.optimizers:
+                for quantity, value in optimizer.state.get(parameter, {}).items():
+                    place = tensors if isinstance(value, Tensor) else numbers
+                    place[f"state.{name}.{quantity}"] = value
         for name, vector in (self.carried or {}).items():
             tensors[f"carried.{name}"] = vector
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
@@ -283,32 +289,42 @@ class Trainer:
         try:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
-            self._load_optimizers(stored, facts["optimizer"])
+            self._load_optimizers(stored | facts["optimizer"])
             torch.set_rng_state(stored["rng.cpu"])
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
             torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
         carried = {}
-        for name, tensor in stored.items():
-            if name.startswith("carried."):
-                *path, part = name.split(".")[1:]  # of a mixture's neural model: carried.neural.history
-                carried[".".join([*path, OLD_STATE.get(part, part)])] = tensor.to(self.device)
+        for name, vector in _under(stored, "carried.").items():
+            *path, part = name.split(".")  # of a mixture's neural model: neural.history
+            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
         self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
 
-    def _load_optimizers(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def _load_optimizers(self, stored: dict[str, Any]) -> None:
+        """Load what each optimizer remembers of each parameter, by the parameter's name; before format 3 by number."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        unknown = {key for key in stored if key.startswith(("state.", "optimizer."))}
         for n, optimizer in enumerate(self.optimizers):
-            state_dict = optimizer.state_dict()
-            state_dict["state"] = {}
-            for key, value in (tensors | numbers).items():
-                part, *path = key.split(".", 3)
-                if part == "optimizer" and path[0] == str(n):
-                    state_dict["state"].setdefault(int(path[1]), {})[path[2]] = value
+            state_dict = optimizer.state_dict() | {"state": {}}
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for i, moments in state_dict["state"].items():
-                _check_moments(moments, parameters[i])
+            for i, parameter in enumerate(parameters):
+                for prefix in (f"state.{names[id(parameter)]}.", f"optimizer.{n}.{i}."):
+                    if moments := _under(stored, prefix):
+                        break
+                unknown -= {prefix + quantity for quantity in moments}
+                _check_moments(moments, parameter)
+                if moments:
+                    state_dict["state"][i] = moments
             optimizer.load_state_dict(state_dict)
+        if unknown:
+            raise ValueError(f"there is no parameter for {min(unknown)}")
+
+
+def _under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
 
 
 def _check_moments(moments: dict[str, Any], parameter: Tensor) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
+from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import leave_one_out
 from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
+from makemore.layers import widened
 from makemore.small_work import for_small_work
 
 FOLDS = 10  # into which a stream is cut, so that a left-out fold is as long as the validation split
@@ -37,7 +39,7 @@ class Gate(nn.Module):
 
     def forward(self, hidden: Tensor, confidence: Tensor) -> Tensor:
         x = torch.cat([hidden, 0.3 * confidence.type_as(hidden)], -1)  # logarithms of counts reach 13
-        x = GATE_LR_SCALE * _wide(self.c_proj(F.gelu(self.c_fc(x))))
+        x = GATE_LR_SCALE * widened(self.c_proj(F.gelu(self.c_fc(x))))
         logit = GATE_LOGIT_MAX * torch.tanh(x / GATE_LOGIT_MAX)
         return F.logsigmoid(torch.cat([-logit, logit], -1))
 
@@ -53,11 +55,11 @@ class Mixture(LanguageModel):
     fixed = ("counts.",)
 
     def __init__(self, neural: LanguageModel, order: int):
-        super().__init__(neural.vocab_size, special=neural.special)
+        super().__init__(neural.vocab_size, TrainedConfig(), neural.special)
         head = neural.head_weights()
         width = neural.vocab_size if head is None else head[0].shape[1]
         self.neural, self.context = neural, neural.context
-        self.counts = NGram(neural.vocab_size, order=order, special=neural.special)
+        self.counts = NGram(neural.vocab_size, NGramConfig(order=order), neural.special)
         self.gate = Gate(width, order)
         self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
         self.register_buffer("confidence", torch.empty(0, 2 * order), persistent=False)
@@ -171,7 +173,7 @@ class Mixture(LanguageModel):
 
     def _both(self, logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         """The log-likelihood of targets (B, T) under the neural model and under the counts, (B, T, 2)."""
-        likely = F.log_softmax(_wide(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
+        likely = F.log_softmax(widened(logits), -1).gather(-1, targets.clamp_min(0)[..., None])
         return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
@@ -195,15 +197,10 @@ def mix(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
     """The logarithms of the mixed probabilities, (..., V). `weights` (..., 2): the gate's; `logits` (..., V): the
     neural model's; `counted` (..., V): the probabilities under the counts."""
     counted = counted.clamp_min(FLOOR).log()
-    return torch.logaddexp(weights[..., :1] + F.log_softmax(_wide(logits), -1), weights[..., 1:] + counted)
+    return torch.logaddexp(weights[..., :1] + F.log_softmax(widened(logits), -1), weights[..., 1:] + counted)
 
 
 def _neural_part(state: State | None) -> State | None:
     """The neural model's part of the mixture's `state`; None where it begins a text."""
     neural = {n.removeprefix(NEURAL_PREFIX): part for n, part in (state or {}).items() if n.startswith(NEURAL_PREFIX)}
     return neural or None
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """`logits` in float32, or float64 where they are."""
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -21,6 +21,7 @@ from torch import Tensor
 from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
+from makemore.config import NGramConfig
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
 
 MAX_ORDER = 8  # the highest order that is tried when the order is chosen
@@ -82,9 +83,9 @@ class NGram(LanguageModel):
     `grams_k` (the sorted keys of Level), `discounted_k` (each gram's discounted relative frequency), `backoff_weight_k`
     (each context's weight of the shorter one) and `total_k` (each context's counts)."""
 
-    def __init__(self, vocab_size: int, *, order: int | None, special: Special = OURS):
-        super().__init__(vocab_size, special=special)
-        self.order = order
+    def __init__(self, vocab_size: int, config: NGramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        self.order = config.order
         self.register_buffer("uniform", torch.zeros(vocab_size))
         self._predictable = [i for i in range(vocab_size) if i not in special.never_predicted]
         self.uniform[self._predictable] = 1 / len(self._predictable)
