@@ -42,7 +42,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode and no gradient is kept; afterwards it is in the mode that it was in."""
+    """A context in which `model` is in evaluation mode without gradients; its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:

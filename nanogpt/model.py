@@ -150,7 +150,7 @@ class Transformer(LanguageModel):
         empty = weight.new_empty(rows, attn.n_kv_head, 0, self.head_size)
         state = {f"{name}{i}": empty for i in range(len(self.h)) for name in "kv"}
         if self.ngrams is not None:
-            state["last"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
+            state["history"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
         return state | {"position": tokens.new_full((rows,), position)}
 
     def stepper(self, state: State) -> Callable[[Tensor], Tensor]:

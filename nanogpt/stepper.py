@@ -117,8 +117,8 @@ class TransformerStepper:
             return
         length = state["k0"].shape[2]
         self.capacity = max(self.capacity, min(max(INITIAL_CAPACITY, 2 * length), self.max_len))
-        if "last" in state:
-            self.history = {"last": _into(self.history.get("last"), state["last"].clone())}
+        if "history" in state:
+            self.history = {"history": _into(self.history.get("history"), state["history"].clone())}
         for i, layer in enumerate(self.layers):
             layer.load(state[f"k{i}"], state[f"v{i}"], self.capacity)
         if self.context is not None:

@@ -101,17 +101,17 @@ def stop(path: str | None) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def damage(path: Path, how: str, rng: random.Random) -> None:
+def damage(path: Path, kind: str, rng: random.Random) -> None:
     """Damage a file as crashes and bad disks do: 'cut', 'empty', 'zeroed', 'hole' or 'flipped' (one bit)."""
     content = bytearray(path.read_bytes())
     index = rng.randrange(len(content)) if content else 0
-    if how == "cut":
+    if kind == "cut":
         del content[index:]
-    elif how == "empty":
+    elif kind == "empty":
         content.clear()
-    elif how == "zeroed":
+    elif kind == "zeroed":
         content = bytearray(len(content))
-    elif how == "hole":
+    elif kind == "hole":
         content[index : index + 64] = bytes(len(content[index : index + 64]))
     elif content:
         content[index] ^= 1 << rng.randrange(8)

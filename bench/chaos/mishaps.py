@@ -198,10 +198,10 @@ def damaged_file(round_: Round) -> str:
         round_.do(*round_.quiet.resume)
     sampled = {which: round_.quiet.sample(round_.folder, which).out for which in ("best", "last")}
     path = round_.rng.choice(sorted(path for path in round_.run.rglob("*") if path.is_file()))
-    name, how = str(path.relative_to(round_.run)), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
+    name, kind = str(path.relative_to(round_.run)), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
     part = name.split("/")[0]
-    faults.damage(path, how, round_.rng)
-    round_.note(f"{name} {how}")
+    faults.damage(path, kind, round_.rng)
+    round_.note(f"{name} {kind}")
     for which in ("best", "last"):
         ended = round_.check(round_.quiet.sample(round_.folder, which), ("sample", which))
         if name != "config.json":
@@ -229,9 +229,9 @@ def damaged_text(round_: Round) -> str:
     if not files:
         return "no prepared text"
     original = tree(round_.folder / "cache")
-    path, how = round_.rng.choice(files), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
-    faults.damage(path, how, round_.rng)
-    round_.note(f"{path.name} {how}")
+    path, kind = round_.rng.choice(files), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
+    faults.damage(path, kind, round_.rng)
+    round_.note(f"{path.name} {kind}")
     ended = round_.do(*words)
     assert ended.code == 0, ended.err
     assert tree(round_.folder / "cache") == original, f"{path.name} is not as it was before"

@@ -130,9 +130,9 @@ class Command:
         assert self._status is not None
         return Ended(self._status, out, "".join(err))
 
-    def _look(self, how: int) -> bool:
+    def _look(self, options: int) -> bool:
         if self._status is None:
-            pid, status = os.waitpid(self.pid, how)
+            pid, status = os.waitpid(self.pid, options)
             if pid and not os.WIFSTOPPED(status):
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status is not None

@@ -33,9 +33,9 @@ class Round:
         self.note(f"{self.mode}, {cache} cache")
         return getattr(self.quiet, self.mode)
 
-    def note(self, what: str) -> None:
+    def note(self, event: str) -> None:
         """Add to the story."""
-        self.story.append(what)
+        self.story.append(event)
 
     def do(self, *words, **options) -> Ended:
         """Run a command to its end and check how it ended."""

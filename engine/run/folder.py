@@ -134,7 +134,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def task_of(facts: dict[str, Any]) -> str | None:
-    """What a run is for, by the name under which its facts say more of it; None for a language model."""
+    """The task of a fine-tuned run, which is the name of its own entry in `facts`; None for a language model."""
     return next((name for name in facts if name not in OF_EVERY_RUN), None)
 
 

@@ -39,6 +39,7 @@ TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every check
     "optimizer": dict,
 }  # fmt: skip
 CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 @dataclass
@@ -294,7 +295,11 @@ class Trainer:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
             torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
-        self.carried = {name: vector.to(self.device) for name, vector in _under(stored, "carried.").items()} or None
+        carried = {}
+        for name, vector in _under(stored, "carried.").items():
+            *path, part = name.split(".")  # of a mixture's neural model: neural.history
+            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
+        self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
 
     def _load_optimizers(self, stored: dict[str, Any]) -> None:
