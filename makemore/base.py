@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
+from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
 from makemore.segments import Take, read_in_order
 
@@ -24,6 +25,8 @@ PART = 4096  # tokens of a long text that are read at a time
 LOGITS_AT_ONCE = 1 << 20  # where only their targets' are wanted
 SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
 IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
+
+note(nn.Linear)
 
 
 class Output(NamedTuple):
@@ -97,7 +100,7 @@ class LanguageModel(nn.Module):
         if targets is None:
             return Output(self.head(hidden) if want_logits else None, None, None, state)
         logits = None
-        if want_logits or self.vocab_size <= SMALL_VOCABULARY or self.head_weights() is None:
+        if want_logits or self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
             logits = self.head(hidden)
             nll_sum = self._nll(logits, targets)
         else:
@@ -186,6 +189,11 @@ class LanguageModel(nn.Module):
             label_smoothing=self._smoothing(),
         )
 
+    def _head_is_a_product(self) -> bool:
+        """Whether `head` does nothing but multiply by `head_weights`: a hook on it is to be heard."""
+        head = getattr(self, "lm_head", None)
+        return self.head_weights() is not None and (head is None or is_exact(head, nn.Linear))
+
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
 
@@ -202,12 +210,20 @@ class Stepper:
         self.model, self.state = model, state
 
     def __call__(self, token: Tensor) -> Tensor:
-        return self.model.head(self.features(token))
+        out = self.model.read(token[:, None], self._state())
+        self.state = out.state
+        return out.logits[:, -1]
 
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
-        hidden, self.state = self.model.read_hidden(token[:, None], self.state)
+        hidden, self.state = self.model.read_hidden(token[:, None], self._state())
         return hidden[:, -1]
+
+    def _state(self) -> State:
+        """The state; copied where a step in inference mode left what a gradient cannot pass."""
+        if not torch.is_grad_enabled():
+            return self.state
+        return {name: part.clone() if part.is_inference() else part for name, part in self.state.items()}
 
 
 def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:

@@ -6,6 +6,8 @@ model's features and from how often the counts have seen the last tokens. In tra
 the text that a target is in, or the gate would learn to trust counts that contain the answer.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,8 @@ from makemore.base import LanguageModel, Output, State, precise
 from makemore.counts.folds import elsewhere
 from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
-from makemore.small_work import for_small_work
+from makemore.exact import has_methods_of, is_exact, needs_gradients, note
+from makemore.small_work import for_small_work, without_gradients
 
 FOLDS = 10  # of a stream: what is left out is as long as a validation text, and like it no neighbour of what is counted
 GATE_WIDTH = 64
@@ -136,8 +139,10 @@ class Mixture(LanguageModel):
         neural = self.neural.read_parts(tokens, _neural_part(state), take)
         return nll, after | {OF_NEURAL + name: part for name, part in neural.items()}
 
-    def stepper(self, state: State) -> "MixtureStepper":
-        return MixtureStepper(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """As the base class says: the fast one where it computes the same, and no gradient is wanted."""
+        is_known = has_methods_of(self, Mixture, but=("forward",)) and is_exact(self.counts, NGram)
+        return MixtureStepper(self, state) if is_known and not needs_gradients(self, state) else super().stepper(state)
 
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
@@ -174,6 +179,9 @@ class Mixture(LanguageModel):
         return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
+note(Mixture)
+
+
 class MixtureStepper:
     """token (B,) -> logarithms of mixed probabilities (B, V) after `state`, which `Mixture.read` gave for the rows so
     far, and all tokens since."""
@@ -183,6 +191,7 @@ class MixtureStepper:
         self.neural = model.neural.stepper(_neural_part(state))
         self.counts = CountStepper(model.counts, state)
 
+    @without_gradients
     def __call__(self, token: Tensor) -> Tensor:
         hidden = self.neural.features(token)
         counted, confidence = self.counts.look_up(token)

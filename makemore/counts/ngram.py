@@ -11,7 +11,7 @@ vocabulary: node * V + token.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
+from makemore.exact import is_exact, note
 
 MAX_ORDER = 8  # what choosing the order goes up to
 
@@ -180,8 +181,8 @@ class NGram(LanguageModel):
     def reach(self) -> int:
         return max(1, self.order - 1)
 
-    def stepper(self, state: State) -> CountStepper:
-        return CountStepper(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        return CountStepper(self, state) if is_exact(self, NGram) else super().stepper(state)
 
     def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
         return None if before is None else {"tokens": before}
@@ -241,6 +242,9 @@ class NGram(LanguageModel):
             here[row, grams[place] % self.vocab_size] += getattr(self, f"share_{k}")[place]
             p[alive] = here
         return p
+
+
+note(NGram)
 
 
 def _find(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
