@@ -15,6 +15,7 @@ from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
 from makemore.config import LayeredConfig, ModelConfig
+from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
 from makemore.layers import widened
 from makemore.segments import Take, read_in_order
@@ -26,6 +27,8 @@ PART = 4096  # tokens of a long text that are read at a time
 LOGITS_AT_ONCE = 1 << 20  # numbers, where only the likelihood of the targets is computed
 SMALL_VOCABULARY = 4096  # up to this size the logits of a whole batch take little memory
 IMPROBABLE = -10.0  # the initial bias of the specials that are never predicted
+
+note(nn.Linear)
 
 
 class Output(NamedTuple):
@@ -99,7 +102,7 @@ class LanguageModel(nn.Module):
         if targets is None:
             return Output(self.head(hidden) if want_logits else None, None, None, state)
         logits = None
-        if want_logits or self.vocab_size <= SMALL_VOCABULARY or self.head_weights() is None:
+        if want_logits or self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
             logits = self.head(hidden)
             nll_sum = self._nll(logits, targets)
         else:
@@ -188,6 +191,11 @@ class LanguageModel(nn.Module):
             label_smoothing=self._smoothing(),
         )
 
+    def _head_is_a_product(self) -> bool:
+        """Whether `head` does nothing but multiply by `head_weights`: a hook on it is to be heard."""
+        head = getattr(self, "lm_head", None)
+        return self.head_weights() is not None and (head is None or is_exact(head, nn.Linear))
+
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
 
@@ -204,12 +212,20 @@ class Stepper:
         self.model, self.state = model, state
 
     def __call__(self, token: Tensor) -> Tensor:
-        return self.model.head(self.features(token))
+        out = self.model.read(token[:, None], self._state())
+        self.state = out.state
+        return out.logits[:, -1]
 
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
-        hidden, self.state = self.model.read_hidden(token[:, None], self.state)
+        hidden, self.state = self.model.read_hidden(token[:, None], self._state())
         return hidden[:, -1]
+
+    def _state(self) -> State:
+        """The state; copied where a step in inference mode left what a gradient cannot pass."""
+        if not torch.is_grad_enabled():
+            return self.state
+        return {name: part.clone() if part.is_inference() else part for name, part in self.state.items()}
 
 
 def make_ngrams(config: LayeredConfig) -> HashedNGrams | None:

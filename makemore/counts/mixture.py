@@ -6,6 +6,8 @@ the neural model's features and from the counts of the last tokens as contexts. 
 fold of the text that a target is in: otherwise the gate would learn to trust counts that contain the answer.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,9 @@ from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import leave_one_out
 from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
+from makemore.exact import has_methods_of, is_exact, needs_gradients, note
 from makemore.layers import widened
-from makemore.small_work import for_small_work
+from makemore.small_work import for_small_work, without_gradients
 
 FOLDS = 10  # into which a stream is cut, so that a left-out fold is as long as the validation split
 GATE_WIDTH = 64
@@ -138,8 +141,10 @@ class Mixture(LanguageModel):
         neural_state = self.neural.read_parts(tokens, _neural_part(state), take)
         return nll, new_state | {NEURAL_PREFIX + name: part for name, part in neural_state.items()}
 
-    def stepper(self, state: State) -> "MixtureStepper":
-        return MixtureStepper(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """As the base class says: the fast one where it computes the same, and no gradient is wanted."""
+        is_known = has_methods_of(self, Mixture, but=("forward",)) and is_exact(self.counts, NGram)
+        return MixtureStepper(self, state) if is_known and not needs_gradients(self, state) else super().stepper(state)
 
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
@@ -177,6 +182,9 @@ class Mixture(LanguageModel):
         return torch.cat([likely, known[..., None].clamp_min(FLOOR).log().type_as(likely)], -1)
 
 
+note(Mixture)
+
+
 class MixtureStepper:
     """token (B,) -> logarithms of mixed probabilities (B, V) after `state`, which `Mixture.read` gave for the rows so
     far, and all tokens since."""
@@ -186,6 +194,7 @@ class MixtureStepper:
         self.neural = model.neural.stepper(_neural_part(state))
         self.counts = CountStepper(model.counts, state)
 
+    @without_gradients
     def __call__(self, token: Tensor) -> Tensor:
         hidden = self.neural.features(token)
         counted, confidence = self.counts.look_up(token)

@@ -11,7 +11,7 @@ vocabulary: node * V + token.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
 from makemore.config import NGramConfig
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
+from makemore.exact import is_exact, note
 
 MAX_ORDER = 8  # the highest order that is tried when the order is chosen
 # The names of the buffers in checkpoints, since format 1, where they differ from those here.
@@ -186,8 +187,8 @@ class NGram(LanguageModel):
     def reach(self) -> int:
         return max(1, self.order - 1)
 
-    def stepper(self, state: State) -> CountStepper:
-        return CountStepper(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        return CountStepper(self, state) if is_exact(self, NGram) else super().stepper(state)
 
     def start(self, prefix: Tensor | None, position: Tensor | None) -> State | None:
         return None if prefix is None else {"tokens": prefix}
@@ -249,6 +250,9 @@ class NGram(LanguageModel):
             interpolated[row, grams[index] % self.vocab_size] += getattr(self, f"discounted_{k}")[index]
             p[alive] = interpolated
         return p
+
+
+note(NGram)
 
 
 def _search(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
