@@ -20,7 +20,7 @@ from engine.run.load import Run, load_parent, load_run
 from engine.task import Batches, Session, Task
 from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
 from engine.training import extend
-from engine.training.trainer import Progress
+from engine.training.state import Progress
 from makemore.base import LanguageModel, count_parameters
 from makemore.config import Mark
 from makemore.counts.mixture import Mixture

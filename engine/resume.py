@@ -13,7 +13,8 @@ from engine.registry import layers
 from engine.run import checkpoint
 from engine.run.identity import check_identity
 from engine.run.weights import check_sizes, load_weights
-from engine.training.trainer import Progress, Trainer
+from engine.training.state import Progress
+from engine.training.trainer import Trainer
 
 
 def check_sizes_to_go_on(build: Callable[[], nn.Module], config: Any, path: Path) -> None:

@@ -22,7 +22,8 @@ from engine.run import checkpoint, folder
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
 from engine.training.metrics import Metrics, check_log
-from engine.training.trainer import Progress, Trainer
+from engine.training.state import Progress
+from engine.training.trainer import Trainer
 from makemore.config import Mark
 
 

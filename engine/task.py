@@ -16,7 +16,7 @@ from engine.run import report
 from engine.run.run import Run
 from engine.run.weights import keep_frozen
 from engine.training.metrics import Metrics
-from engine.training.trainer import Progress
+from engine.training.state import Progress
 
 
 class Batches(NamedTuple):

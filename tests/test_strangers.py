@@ -105,7 +105,7 @@ PROGRESS = [
     ("progress", {"step": "4"}), ("progress", {"step": -1}), ("progress", {"best_val": "x"}), ("progress", 3),
     ("progress", {"seconds": None}), ("loader", {"epoch": 0, "position": 10**9}),
     ("loader", {"epoch": -1, "position": 0}), ("loader", []), ("optimizer", []),
-    ("optimizer", {"optimizer.0.99.step": 1}), ("optimizer", {"optimizer.0.x": 1}),
+    ("optimizer", {"optimizer.0.99.step": 1}), ("optimizer", {"state.nothing.step": 1}),
     ("optimizer", {"optimizer.0.0.step": [1]}), ("step", "x"), ("val_loss", []),
 ]  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_a_state_that_cannot_be_is_refused(cli, name, value):
 def test_moments_of_another_shape_are_refused(cli):
     run = trained(cli, **LINES)
     tensors = safetensors.torch.load_file(run / "last/trainer.safetensors")
-    name = next(name for name in tensors if name.startswith("optimizer.") and tensors[name].dim())
+    name = next(name for name in tensors if name.startswith("state.") and tensors[name].dim())
     reseal(run / "last", "trainer.safetensors", safetensors.torch.save(tensors | {name: torch.zeros(3, 5)}))
     refused(cli("train.py", "--resume", "--out", "run", "--steps", 9), "run/last does not hold a state")
 

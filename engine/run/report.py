@@ -19,7 +19,7 @@ from engine.run.novelty import KnownLines, longest_copied
 from engine.run.weights import load_best
 from engine.run.writing import until_end
 from engine.training.metrics import Metrics
-from engine.training.trainer import Progress
+from engine.training.state import Progress
 from makemore.base import LanguageModel, count_parameters
 
 N_LINES, N_DOCUMENTS = 20, 5

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
-from data.json_files import Whole, check_schema
+from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
 from engine.evaluate import Evaluation, evaluate
@@ -25,40 +25,12 @@ from engine.training.budget import Budget
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
 from engine.training.schedules import lr_factor
+from engine.training.state import TRAINER_FACTS, Progress, load_optimizer_state, optimizer_state, under
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 
-_NUMBER = (float, None)
-TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
-    "progress": {
-        "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
-        "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
-        "worse": Whole(), "val_tokens": Whole(), "elapsed?": float,
-    },
-    "loader": {"epoch": Whole(), "position": Whole()},
-    "optimizer": dict,
-}  # fmt: skip
 CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
 OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
-
-
-@dataclass
-class Progress:
-    """The progress of a run: plain numbers, stored as JSON."""
-
-    step: int = 0
-    tokens: int = 0  # targets trained on
-    seconds: float = 0.0  # spent in training steps
-    elapsed: float = 0.0  # seconds spent in training steps and evaluations, which --minutes limits
-    evaluated: int = -1  # step of the last evaluation
-    train_loss: float | None = None  # mean over the steps between the last two evaluations
-    nll_sum: float = 0.0  # of the training since the last evaluation, in nats ...
-    nll_tokens: int = 0  # ... and its number of targets
-    best_val: float | None = None
-    best_bits: float | None = None
-    best_step: int = 0
-    worse: int = 0  # evaluations since the best one
-    val_tokens: int = 0  # targets of the last evaluation
 
 
 class Trainer:
@@ -269,12 +241,8 @@ class Trainer:
         tensors = {"rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        numbers: dict[str, Any] = {}
-        for name, parameter in self.model.named_parameters():
-            for optimizer in self.optimizers:
-                for quantity, value in optimizer.state.get(parameter, {}).items():
-                    place = tensors if isinstance(value, Tensor) else numbers
-                    place[f"state.{name}.{quantity}"] = value
+        moments, numbers = optimizer_state(self.model, self.optimizers)
+        tensors |= moments
         for name, vector in (self.carried or {}).items():
             tensors[f"carried.{name}"] = vector
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
@@ -289,48 +257,15 @@ class Trainer:
         try:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
-            self._load_optimizers(stored | facts["optimizer"])
+            load_optimizer_state(self.model, self.optimizers, stored | facts["optimizer"])
             torch.set_rng_state(stored["rng.cpu"])
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
             torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
         carried = {}
-        for name, vector in _under(stored, "carried.").items():
+        for name, vector in under(stored, "carried.").items():
             *path, part = name.split(".")  # of a mixture's neural model: neural.history
             carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
         self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
-
-    def _load_optimizers(self, stored: dict[str, Any]) -> None:
-        """Load what each optimizer remembers of each parameter, by the parameter's name; before format 3 by number."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        unknown = {key for key in stored if key.startswith(("state.", "optimizer."))}
-        for n, optimizer in enumerate(self.optimizers):
-            state_dict = optimizer.state_dict() | {"state": {}}
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for i, parameter in enumerate(parameters):
-                for prefix in (f"state.{names[id(parameter)]}.", f"optimizer.{n}.{i}."):
-                    if moments := _under(stored, prefix):
-                        break
-                unknown -= {prefix + quantity for quantity in moments}
-                _check_moments(moments, parameter)
-                if moments:
-                    state_dict["state"][i] = moments
-            optimizer.load_state_dict(state_dict)
-        if unknown:
-            raise ValueError(f"there is no parameter for {min(unknown)}")
-
-
-def _under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The values whose names begin so, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-
-
-def _check_moments(moments: dict[str, Any], parameter: Tensor) -> None:
-    """Raise ValueError unless an optimizer's state of `parameter` has its shape, or is one number."""
-    for name, value in moments.items():
-        if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weights {tuple(parameter.shape)}")
-        if not isinstance(value, Tensor | int | float | None):
-            raise ValueError(f"{name} is {value!r}")

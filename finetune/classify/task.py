@@ -15,7 +15,7 @@ from engine.run.load import Run
 from engine.run.weights import load_best
 from engine.task import Session
 from engine.training.extend import load_extended
-from engine.training.trainer import Progress
+from engine.training.state import Progress
 from finetune.classify import baselines, labeller, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier

@@ -16,7 +16,7 @@ from engine.run.weights import load_best
 from engine.task import Session
 from engine.training.extend import load_extended, train_tables
 from engine.training.lora import add_lora
-from engine.training.trainer import Progress
+from engine.training.state import Progress
 from finetune.instruct import evaluation
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.material import InstructData, Material, both, encode_sides, own_material, read_material

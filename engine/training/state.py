@@ -1,0 +1,89 @@
+"""What a checkpoint holds besides the weights, to go on exactly: progress, and the state of the optimizers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.json_files import Whole
+
+_NUMBER = (float, None)
+TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
+    "progress": {
+        "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
+        "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
+        "worse": Whole(), "val_tokens": Whole(), "elapsed?": float,
+    },
+    "loader": {"epoch": Whole(), "position": Whole()},
+    "optimizer": dict,
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """The progress of a run: plain numbers, stored as JSON."""
+
+    step: int = 0
+    tokens: int = 0  # targets trained on
+    seconds: float = 0.0  # spent in training steps
+    elapsed: float = 0.0  # seconds spent in training steps and evaluations, which --minutes limits
+    evaluated: int = -1  # step of the last evaluation
+    train_loss: float | None = None  # mean over the steps between the last two evaluations
+    nll_sum: float = 0.0  # of the training since the last evaluation, in nats ...
+    nll_tokens: int = 0  # ... and its number of targets
+    best_val: float | None = None
+    best_bits: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations since the best one
+    val_tokens: int = 0  # targets of the last evaluation
+
+
+def optimizer_state(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the optimizers remember of each parameter, as 'state.<parameter>.<quantity>': tensors, and numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers:
+            for quantity, value in optimizer.state.get(parameter, {}).items():
+                place = tensors if isinstance(value, Tensor) else numbers
+                place[f"state.{name}.{quantity}"] = value
+    return tensors, numbers
+
+
+def load_optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], stored: dict[str, Any]) -> None:
+    """Load what `optimizer_state` gave; before format 3 parameters stand by number. Raises ValueError for a state that
+    these optimizers cannot have."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    unknown = {key for key in stored if key.startswith(("state.", "optimizer."))}
+    for n, optimizer in enumerate(optimizers):
+        state_dict = optimizer.state_dict() | {"state": {}}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for i, parameter in enumerate(parameters):
+            for prefix in (f"state.{names[id(parameter)]}.", f"optimizer.{n}.{i}."):
+                if moments := under(stored, prefix):
+                    break
+            unknown -= {prefix + quantity for quantity in moments}
+            _check_moments(moments, parameter)
+            if moments:
+                state_dict["state"][i] = moments
+        optimizer.load_state_dict(state_dict)
+    if unknown:
+        raise ValueError(f"there is no parameter for {min(unknown)}")
+
+
+def under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+
+
+def _check_moments(moments: dict[str, Any], parameter: Tensor) -> None:
+    """Raise ValueError unless an optimizer's state of `parameter` has its shape, or is one number."""
+    for name, value in moments.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weights {tuple(parameter.shape)}")
+        if not isinstance(value, Tensor | int | float | None):
+            raise ValueError(f"{name} is {value!r}")
