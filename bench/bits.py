@@ -50,19 +50,19 @@ def train(checkout: Path, words: list[str], steps: int, out: Path) -> None:
     short = SHORT if words[0] == "train.py" else SHORT[:2]
     short = [] if "ngram" in words or "--counts" in words else [*short, "--steps", str(steps)]
     command = [sys.executable, *words, *short, "--out", str(out)]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=checkout, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} in {checkout}\n{done.stderr}")
+    if completed.returncode:
+        raise SystemExit(f"{' '.join(command)} in {checkout}\n{completed.stderr}")
 
 
 def digest(run: Path) -> str:
     """The SHA-256 of the run's last weights, by name."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(load_file(run / "last/model.safetensors").items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()
 
 
 def main() -> None:

@@ -26,6 +26,11 @@ def warn(message: str) -> None:
     _say(f"warning: {message}")
 
 
+def flag(name: str) -> str:
+    """A setting's name as the command line spells it: 'n_layer' -> '--n-layer'."""
+    return "--" + name.replace("_", "-")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the choice most similar to `word`, or '' where none is."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -5,6 +5,7 @@ list of one schema for every item, or a dict of schemas by key; a key that ends 
 are allowed. Numbers are finite.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`."""
+    """A whole number from `minimum` to `maximum`."""
 
-    least: int = 0
-    most: int = 2**63 - 1
+    minimum: int = 0
+    maximum: int = 2**63 - 1
 
 
 def read_json(path: Path, schema: Any = None) -> Any:
@@ -48,6 +49,16 @@ def parse_json(content: bytes | str, path: Path | str, schema: Any = None) -> An
     if schema is not None:
         check_schema(value, schema, str(path))
     return value
+
+
+def as_stored(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def content_key(value: Any) -> str:
+    """A short name for what `value` says: the first 16 hexadecimal digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def check_schema(value: Any, schema: Any, path: str, key: str = "") -> None:
@@ -76,7 +87,7 @@ def _is(value: Any, schema: Any) -> bool:
     if isinstance(schema, tuple):
         return any(_is(value, part) for part in schema)
     if isinstance(schema, Whole):
-        return type(value) is int and schema.least <= value <= schema.most
+        return type(value) is int and schema.minimum <= value <= schema.maximum
     if schema is None or schema is Any:
         return value is None or schema is Any
     if schema is float:
@@ -96,8 +107,9 @@ def _expected(schema: Any) -> str:
     if isinstance(schema, tuple):
         return " or ".join(map(_expected, schema))
     if isinstance(schema, Whole):
-        most = "" if schema.most == Whole().most else f" to {schema.most:,}"
-        return f"a whole number from {schema.least:,}{most}" if most else f"a whole number, at least {schema.least:,}"
+        if schema.maximum == Whole().maximum:
+            return f"a whole number, at least {schema.minimum:,}"
+        return f"a whole number from {schema.minimum:,} to {schema.maximum:,}"
     if schema is None:
         return "null"
     kind = schema if isinstance(schema, type) else type(schema)

@@ -35,8 +35,8 @@ def learn_tokens(words: Mapping[bytes, int], size: int) -> list[bytes]:
         # These are never the bytes of an earlier token: merges in order make the same token of the same bytes wherever
         # they stand, unless one of the merges takes a byte of their neighbours.
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        for made in text.merge(pair, len(tokens) - 1):
-            heapq.heappush(heap, (-text.pairs[made], made))
+        for new_pair in text.merge(pair, len(tokens) - 1):
+            heapq.heappush(heap, (-text.pairs[new_pair], new_pair))
     return tokens
 
 
@@ -73,7 +73,7 @@ class _Text:
         """Replace `pair` by the token `new` in all words, and return the pairs that `new` is part of."""
         tokens, left, right, weights, pairs = self.tokens, self.left, self.right, self.weights, self.pairs
         first, second = pair
-        made: defaultdict[Pair, array] = defaultdict(lambda: array("i"))
+        new_positions: defaultdict[Pair, array] = defaultdict(lambda: array("i"))
         for i in self.positions.pop(pair):  # in ascending order, so of "aaa" the first two
             j = right[i]
             if tokens[i] != first or tokens[j] != second:  # an earlier merge took one of them
@@ -84,12 +84,12 @@ class _Text:
             if (token := tokens[previous]) != _END:
                 pairs[token, first] -= count
                 pairs[token, new] += count
-                made[token, new].append(previous)
+                new_positions[token, new].append(previous)
             if (token := tokens[following]) != _END:
                 pairs[second, token] -= count
                 pairs[new, token] += count
-                made[new, token].append(i)
+                new_positions[new, token].append(i)
         del pairs[pair]
         # All of a pair's positions are made by one merge, that of its later token.
-        self.positions |= {other: positions for other, positions in made.items() if pairs[other] > 0}
-        return [other for other in made if pairs[other] > 0]
+        self.positions |= {other: positions for other, positions in new_positions.items() if pairs[other] > 0}
+        return [other for other in new_positions if pairs[other] > 0]

@@ -19,7 +19,7 @@ from data import cache, reading, sources, store, tables
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
-from data.errors import UserError, run_command, warn
+from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
 from data.tokenizers import N_SPECIALS, Tokenizer
 from data.vocabulary import check_name
@@ -255,7 +255,7 @@ def main() -> int:
     show, names = options.pop("list"), options.pop("clear")
     if show or names is not None:
         if others := [name for name, value in options.items() if value != parser.get_default(name)]:
-            parser.error(f"--{others[0].replace('_', '-')} goes with --data")
+            parser.error(f"{flag(others[0])} goes with --data")
         print(cache.listing() if show else _cleared(names))
         return 0
     prepared = prepare(**options)

@@ -117,7 +117,7 @@ class Store:
 
     @property
     def about(self) -> dict[str, str]:
-        """What a run says of its text."""
+        """The entries of a run's `config.json` that identify its text."""
         return {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
 
 

@@ -3,8 +3,8 @@
 import torch
 
 import kernels
-from data.errors import UserError
-from engine.config.sections import Config, flag, marked
+from data.errors import UserError, flag
+from engine.config.sections import Config, marked
 from makemore.config import Mark
 
 

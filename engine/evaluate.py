@@ -1,11 +1,13 @@
 """Validation loss: plain NLL over fixed windows, in nats a token and bits a character."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.batches import IGNORE, Batch
 from engine.runtime import widest
@@ -38,7 +40,18 @@ class Evaluation:
         return self.nll_sum / math.log(2) / self.n_characters
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which `model` is in evaluation mode without gradients; its mode is restored afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
 def evaluate(
     model: LanguageModel,
     batches: Callable[[], Iterator[Batch]],
@@ -49,10 +62,8 @@ def evaluate(
     """Evaluate `model` over `batches()` in evaluation mode, and restore its mode. `characters` (V,): the number of
     characters of each id. Returns None where `stop()` became true in between."""
     per_token = torch.from_numpy(characters)
-    training = model.training
-    model.eval()
     nll_sums, n_tokens, n_characters = [], 0, 0
-    try:
+    with in_evaluation_mode(model):
         for batch in batches():
             if stop():
                 return None
@@ -62,6 +73,4 @@ def evaluate(
             state = None if batch.prefix is None else model.start(batch.prefix, None)
             out = model(batch.tokens, batch.targets, state, want_logits=False)
             nll_sums.append(out.nll_sum.to(widest(device)))
-    finally:
-        model.train(training)
     return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)

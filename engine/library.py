@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from engine import session
 from engine.config import flags
 from engine.config.checks import check_stored
-from engine.config.sections import Config, all_settings, flag
+from engine.config.sections import Config, all_settings
 from engine.pretraining import Pretraining
 from engine.run.load import Run, load_run
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from tyro.conf import Fixed
 
-from data.errors import UserError
-from engine.config.sections import Config, Net, RunFlags, flag, get
-from makemore.config import Mark, Range
+from data.errors import UserError, flag
+from engine.config.presets import Defaults
+from engine.config.sections import Config, Net, RunFlags, get
+from makemore.config import UNSET, Mark, Range
 
 LORA_FLAGS = {"lora_rank", "lora_alpha", "lora_layers"}
 
@@ -45,7 +46,7 @@ class Tuning:
 class TuneRun(RunFlags):
     """The run directory, and what the run starts from."""
 
-    init: str | None = None
+    init: Annotated[str | None, UNSET] = None
     """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     preset: Fixed[None] = None
 
@@ -77,3 +78,9 @@ class TuneConfig(Config[Net], Generic[Net]):
         """Raise UserError where weights are to stay as they are and there are none."""
         if (train := self.tuning.train) != "all" and self.run.init is None:
             raise UserError(f"--train {train} leaves weights as they are: it needs --init, a run to start from")
+
+
+def extending(wanted: Defaults, bundled: str) -> Defaults:
+    """The bundled examples fit the bundled names: a run's characters are extended by theirs unless told otherwise."""
+    is_bundled = wanted.get("data", bundled) == bundled
+    return {"extend_vocabulary": True} if is_bundled and wanted.get("tokenizer", "char") == "char" else {}

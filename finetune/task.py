@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from data.errors import UserError, warn
+from data.errors import UserError, flag, warn
 from data.rows import RowLoader, eval_rows
 from data.tokenizers import Tokenizer
 from data.vocabulary import check_name, make
@@ -95,7 +95,7 @@ def refuse_edited(config: TuneConfig, key: str, facts: dict[str, Any], way_out: 
 def refuse_useless_here(explicit: set[str], allowed: set[str]) -> None:
     """Raise UserError for a flag that `--eval-only` and the like have no use for."""
     if useless := sorted(explicit - allowed):
-        raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
+        raise UserError(f"{flag(useless[0])} means nothing here; everything comes from --out")
 
 
 def warn_if_few(count: int, side: str) -> None:

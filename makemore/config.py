@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Literal, NamedTuple
 
+from tyro.conf import arg
+
 MAX_CONTEXT = 1 << 20  # tables of positions are as long
 MAX_SIZE = 2**31 - 1
 
@@ -33,6 +35,7 @@ class Mark(Enum):
     USES_RUN = "works on the run in --out instead of making one"
 
 
+UNSET = arg(help_behavior_hint="")  # its help says what is done where it is not given
 SIZE = Range(1, MAX_SIZE)
 FRACTION = Range(0, below=1)
 ORDER = Range(0, 16, says="from 1 to 16, or 0 for none")
@@ -45,7 +48,7 @@ Backend = Literal["auto", "triton", "torch"]
 class ModelConfig:
     """What every family has."""
 
-    context: Annotated[int | None, Range(1, MAX_CONTEXT)] = None
+    context: Annotated[int | None, Range(1, MAX_CONTEXT), UNSET] = None
     """Window length in tokens (default: the longest line, at most 256, or the longest document, at most 64)."""
 
     @property
@@ -80,8 +83,8 @@ class BigramConfig(TrainedConfig):
 class NGramConfig(ModelConfig):
     """Interpolated modified Kneser-Ney counts (Chen and Goodman 1998)."""
 
-    order: Annotated[int | None, SIZE] = None
-    """Longest n-gram that is counted (default: by held-out loss)."""
+    order: Annotated[int | None, SIZE, UNSET] = None
+    """Longest n-gram that is counted (default: chosen by held-out loss)."""
 
     @property
     def is_counted(self) -> bool:
@@ -116,7 +119,7 @@ class LayeredConfig(TrainedConfig):
 class MLPConfig(LayeredConfig):
     """A window of embeddings through hidden layers (Bengio et al. 2003)."""
 
-    order: Annotated[int | None, SIZE] = None
+    order: Annotated[int | None, SIZE, UNSET] = None
     """How many tokens back it sees."""
     n_hidden: Annotated[int, SIZE] = 64
     """Hidden width."""

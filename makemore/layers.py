@@ -21,6 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def widened(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are: what a softmax is computed in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     """The function of this name. Raises ValueError for one that only a Transformer has."""
     if name not in ACTIVATIONS:

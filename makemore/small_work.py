@@ -1,10 +1,14 @@
 """torch's settings for one token of a few rows, where choosing a kernel costs more than running it."""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 _lock = threading.Lock()
 _settings: list[tuple[int, bool]] = []  # threads and oneDNN before the first, for each token being computed
@@ -29,3 +33,16 @@ def for_small_work(rows: int) -> Iterator[None]:
             if not _settings:
                 torch.backends.mkldnn.enabled = onednn
                 torch.set_num_threads(threads)
+
+
+def without_gradients(step: Callable[P, T]) -> Callable[P, T]:
+    """`torch.no_grad` around `step`; nothing around it where gradients are off already, as they are in decoding."""
+
+    @functools.wraps(step)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_grad_enabled():
+            return step(*args, **kwargs)
+        with torch.no_grad():
+            return step(*args, **kwargs)
+
+    return wrapper

@@ -6,6 +6,7 @@ Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Swi
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from makemore.exact import is_exact, note
 from makemore.layers import activation_of, make_norm
 from nanogpt.attention import CausalSelfAttention
 from nanogpt.config import TransformerConfig
@@ -69,3 +70,11 @@ class Block(nn.Module):
 
     def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
+
+
+note(Block, CausalSelfAttention)
+
+
+def has_keys_of_its_own(block: nn.Module) -> bool:
+    """Whether `keys` of `block` gives the keys and values that its `forward` returns: nobody changed either."""
+    return is_exact(block, Block) and is_exact(block.attn, CausalSelfAttention)

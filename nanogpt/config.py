@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from makemore.config import SIZE, Activation, Backend, LayeredConfig, Mark
+from makemore.config import SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
 
 
 @dataclass
@@ -12,11 +12,11 @@ class TransformerConfig(LayeredConfig):
 
     n_head: Annotated[int, SIZE] = 4
     """Attention heads."""
-    n_kv_head: Annotated[int | None, SIZE] = None
+    n_kv_head: Annotated[int | None, SIZE, UNSET] = None
     """Key-value heads, fewer than --n-head for grouped attention (default: as many)."""
     positions: Literal["learned", "sinusoidal", "rope", "alibi"] = "learned"
     """How the Transformer knows where a token stands."""
-    window: Annotated[int | None, SIZE] = None
+    window: Annotated[int | None, SIZE, UNSET] = None
     """Sliding window: attend to this many last tokens only (default: to all of the context)."""
     activation: Activation = "gelu"
     """Activation."""

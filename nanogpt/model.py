@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
+from makemore.exact import has_methods_of, note
 from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
-from nanogpt.block import Block
+from nanogpt.block import Block, has_keys_of_its_own
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out
 from nanogpt.stepper import WINDOWS, make_stepper
@@ -74,7 +75,7 @@ class Transformer(LanguageModel):
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            if want_features or block is not self.h[-1]:
+            if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
                 x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing)
             else:
                 k, v = block.keys(x, y, cos_sin)
@@ -85,10 +86,10 @@ class Transformer(LanguageModel):
         return x if packing is None else packing.unpack(x), after
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, *self.head_weights())
+        return F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def head_weights(self) -> tuple[Tensor, Tensor | None]:
-        return (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
+        return (self.wte.weight, None) if self.lm_head is None else super().head_weights()
 
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         if self.context is None:
@@ -150,11 +151,13 @@ class Transformer(LanguageModel):
         empty = weight.new_empty(rows, attn.n_kv_head, 0, self.head_size)
         state = {f"{name}{i}": empty for i in range(len(self.h)) for name in "kv"}
         if self.ngrams is not None:
-            state["last"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
+            state["history"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
         return state | {"position": tokens.new_full((rows,), position)}
 
     def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
-        return make_stepper(self, state) or super().stepper(state)
+        """As the base class says: the fast one where it is known to compute the same. `forward` is not what steps."""
+        fast = make_stepper(self, state) if has_methods_of(self, Transformer, but=("forward",)) else None
+        return fast or super().stepper(state)
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:
@@ -200,6 +203,9 @@ class Transformer(LanguageModel):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
             if zero_init:
                 nn.init.zeros_(projection.weight)
+
+
+note(Transformer)
 
 
 def _check(config: TransformerConfig) -> None:

@@ -2,13 +2,14 @@
 
 A token of a small model is some hundred operations of a few microseconds, so that what surrounds them costs more than
 they do: calls of modules, checks, masks, dropout that drops nothing, a cache that is copied to grow. Here is the same
-sum as in `Transformer.hidden` without them, for one token; tests hold both equal. On a GPU, where each operation also
-waits to be launched, the step is captured once as a CUDA graph and replayed.
+sum as in `Transformer.hidden` without them, for one token; tests hold both equal. It is taken only where every module
+is exactly the known one, when the stepper is made: what is changed after that, the next stepper hears. On a GPU, where
+each operation also waits to be launched, the step is captured once as a CUDA graph and replayed.
 """
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +17,68 @@ from torch import Tensor, nn
 
 from data.errors import warn
 from makemore.base import LanguageModel, State
-from makemore.small_work import for_small_work
+from makemore.exact import are_exact, needs_gradients, note
+from makemore.hashing import HashedNGrams
+from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
-from nanogpt.stepper_layer import CacheIndex, Layer, StaticCacheIndex, norm_of
+from nanogpt.stepper_layer import (
+    CacheIndex,
+    Layer,
+    StaticCacheIndex,
+    evaluates,
+    norm_class,
+    norm_evaluates,
+    norm_of,
+    parts_of,
+)
 
 WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the last window is copied to the front.
 EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
 
+note(nn.Embedding, nn.Linear, HashedNGrams)
+
 _lock = threading.Lock()  # one capture at a time
 
 
 def make_stepper(model: LanguageModel, state: State) -> "TransformerStepper | None":
-    """The fast stepper for `model`, a Transformer; None where it does not compute what the model does: in training,
-    with adapters, or where Triton's kernels were asked for."""
-    linear = [layer for block in model.h for layer in (block.attn.c_attn, block.attn.c_proj)]
-    linear += [layer for block in model.h for layer in (block.mlp.c_fc, block.mlp.c_proj)]
-    backends = {getattr(module, "backend", None) for module in model.modules()}
-    if model.training or "triton" in backends or any(type(layer) is not nn.Linear for layer in linear):
+    """The fast stepper for `model`, a Transformer whose own methods are the known ones; None where a part of it is not,
+    in training, and where a gradient is wanted, which the fast one does not have."""
+    if not _knows(model) or needs_gradients(model, state):
         return None
     return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
+
+
+def _knows(model: LanguageModel) -> bool:
+    """Whether the fast stepper computes what the modules of `model` do."""
+    return not model.training and are_exact(_parts_of(model)) and _evaluates(model)
+
+
+def _parts_of(model: LanguageModel) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
+    tables = (model.wte, nn.Embedding), (model.wpe, nn.Embedding)
+    optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
+    yield from (part for part in optional if part[0] is not None)
+    yield model.drop, nn.Dropout
+    yield model.ln_f, norm_class(model.ln_f)
+    for block in model.h:
+        yield from parts_of(block)
+
+
+def _evaluates(model: LanguageModel) -> bool:
+    """Whether those modules are set as the fast stepper computes them."""
+    slopes = [block.attn.attend.slopes for block in model.h]
+    if model.positions == "alibi":
+        has_usual_slopes = all(each is not None and torch.equal(each, slopes[0]) for each in slopes)
+    else:
+        has_usual_slopes = all(each is None for each in slopes)
+    return (
+        not model.drop.training
+        and norm_evaluates(model.ln_f)
+        and all(evaluates(block, model.window) for block in model.h)
+        and has_usual_slopes
+        and all(table is None or table.max_norm is None for table in (model.wte, model.wpe))
+    )
 
 
 class TransformerStepper:
@@ -50,7 +93,7 @@ class TransformerStepper:
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len  # how many keys a query sees, its own included
         self.layers = [Layer(block) for block in model.h]
-        self.ln_f, self.head = norm_of(model.ln_f), model.head_weights()
+        self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
         self.capacity, self.length, self.position = 0, 0, None
@@ -58,13 +101,17 @@ class TransformerStepper:
         self.history: State = {}  # the last tokens, where hashed n-grams read them
         self._load(state)
 
+    @without_gradients
     def __call__(self, token: Tensor) -> Tensor:
         x = self.features(token)
         with for_small_work(len(token)):
-            return F.linear(x, *self.head)
+            return self.model.head(x)
 
+    @without_gradients
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        if self.layers[0].kv.is_inference() and not torch.is_inference_mode_enabled():
+            self._leave_inference_mode()
         if self.length == self.capacity:
             self._make_room()
         with for_small_work(len(token)):
@@ -117,13 +164,22 @@ class TransformerStepper:
             return
         length = state["k0"].shape[2]
         self.capacity = max(self.capacity, min(max(INITIAL_CAPACITY, 2 * length), self.max_len))
-        if "last" in state:
-            self.history = {"last": _into(self.history.get("last"), state["last"].clone())}
+        if "history" in state:
+            self.history = {"history": _into(self.history.get("history"), state["history"].clone())}
         for i, layer in enumerate(self.layers):
             layer.load(state[f"k{i}"], state[f"v{i}"], self.capacity)
         if self.context is not None:
             self.tokens = _into(self.tokens, F.pad(state["tokens"], (0, self.max_len - length)))
         self._begin_at(0 if self.context is not None else int(state["position"][0]) - length, length)
+
+    def _leave_inference_mode(self) -> None:
+        """Copy the tables: those that were made in inference mode cannot be written to outside of it."""
+        self.tokens, self.cos_sin, self.position_embeddings = (
+            None if table is None else table.clone() for table in (self.tokens, self.cos_sin, self.position_embeddings)
+        )
+        self.history = {name: part.clone() for name, part in self.history.items()}
+        for layer in self.layers:
+            layer.copy()
 
     def _begin_at(self, position: int, length: int) -> None:
         """The tables hold `length` tokens, of which the first stands at `position` of the text."""
@@ -181,6 +237,10 @@ class GraphStepper(TransformerStepper):
         else:
             self.history = {name: _into(self.history[name], part) for name, part in history.items()}
             self.captured = self.capacity
+
+    def _leave_inference_mode(self) -> None:
+        super()._leave_inference_mode()
+        self.captured = 0  # the graph reads the old tables
 
     def _static_step(self) -> Tensor:
         back = self.index - torch.arange(self.capacity, device=self.index.device)

@@ -1,13 +1,21 @@
 """One block of a Transformer for one token a row, with its tables of keys and values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from makemore.layers import BatchNorm, NoNorm, RMSNorm
+from kernels import Attention
+from makemore.exact import note
+from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
+from nanogpt.attention import CausalSelfAttention
+from nanogpt.block import MLP, Block
+
+NORMS = (LayerNorm, RMSNorm, NoNorm, BatchNorm)
+
+note(Block, CausalSelfAttention, MLP, Attention, nn.Linear, nn.Dropout, *NORMS)
 
 
 class CacheIndex(NamedTuple):
@@ -94,6 +102,11 @@ class Layer:
         self.kv = F.pad(self.kv, (0, 0, 0, capacity - self.kv.shape[2]))
         self.k, self.v = self.kv.chunk(2, 1)
 
+    def copy(self) -> None:
+        """Copy the tables to memory of their own."""
+        self.kv = self.kv.clone()
+        self.k, self.v = self.kv.chunk(2, 1)
+
     def keep_last(self, count: int) -> None:
         """Copy the last `count` keys and values to the front."""
         self.kv[:, :, :count] = self.kv[:, :, self.kv.shape[2] - count :].clone()
@@ -104,6 +117,48 @@ class Layer:
         if cos_sin is not None:
             x = torch.addcmul(x * cos_sin[0], x.roll(self.head_size // 2, -1), cos_sin[1])
         qk.copy_(x)
+
+
+def parts_of(block: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of `block` that a Layer computes, each with the class that it has to be of; one by one, since what a
+    module has is known only once its class is."""
+    yield block, Block
+    attn, mlp = block.attn, block.mlp
+    yield attn, CausalSelfAttention
+    yield mlp, MLP
+    yield attn.attend, Attention
+    for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj):
+        yield linear, nn.Linear
+    for dropout in (attn.resid_dropout, mlp.dropout):
+        yield dropout, nn.Dropout
+    for norm in (block.ln_1, block.ln_2):
+        yield norm, norm_class(norm)
+
+
+def norm_class(norm: nn.Module) -> type[nn.Module]:
+    """The class of a norm, or, of what is none, one that it is not of."""
+    return type(norm) if type(norm) in NORMS else NoNorm
+
+
+def evaluates(block: nn.Module, window: int | None) -> bool:
+    """Whether these modules are set as a Layer computes them: nothing is dropped, no statistics are taken, and
+    attention is causal, over this window, and not on Triton's kernels."""
+    attn = block.attn
+    attend = attn.attend
+    return (
+        not (attend.training or attn.resid_dropout.training or block.mlp.dropout.training)
+        and norm_evaluates(block.ln_1)
+        and norm_evaluates(block.ln_2)
+        and attend.backend != "triton"
+        and attend.causal
+        and attend.scale is None
+        and attend.window == window
+    )
+
+
+def norm_evaluates(norm: nn.Module) -> bool:
+    """Whether a norm of NORMS is set as `norm_of` computes it."""
+    return not norm.training and getattr(norm, "backend", None) != "triton"
 
 
 def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:

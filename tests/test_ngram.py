@@ -160,6 +160,7 @@ def test_a_checkpoint_of_any_order_loads_into_a_model_that_knows_none(order):
     again.load_state_dict(model.state_dict())
     tokens = torch.tensor([[BOS, *encode("ellarose")]])
     a, b = model(tokens), again.eval()(tokens)
+    assert {"base", "contexts_0", "grams_0", "share_0", "freed_0", "total_0"} <= model.state_dict().keys()
     assert again.order == model.order and again.n_counts == model.n_counts and torch.equal(a.logits, b.logits)
     assert torch.equal(again(tokens[:, 4:], state=again(tokens[:, :4]).state).logits, a.logits[:, 4:])
 

@@ -264,10 +264,8 @@ def test_drawing_takes_plain_keyword_arguments(cli):
         "emma", sampling=engine.Sampling(0.9, top_k=3), temperature=0.5, seed=1, max_new_tokens=30
     )
     assert "".join(run.pieces("emma", temperature=0.5, top_k=3, seed=1, max_new_tokens=30)) == plain[0][4:]
-    names = (
-        "accept, heal, max_new_tokens, min_new_tokens, min_p, num, prompt, repetition_penalty, sampling, seed, stop, "
-    )
-    names += "temperature, top_k, top_p, unknown"
+    names = "accept, heal, max_new_tokens, min_new_tokens, min_p, num, prompt, repetition_penalty, sampling, seed, "
+    names += "stop, temperature, top_k, top_p, unknown"
     for wrong, near in (("temprature", "temperature"), ("max_tokens", "max_new_tokens")):
         with pytest.raises(TypeError, match=f"no option '{wrong}'. Did you mean '{near}'\\? There are: {names}$"):
             run.generate("emma", **{wrong: 1})

@@ -1,18 +1,16 @@
 """What a configuration may not be: values outside their range, flags without a use, contradictions to a run."""
 
-import json
 import types
 import typing
 from typing import Any
 
-from data.errors import UserError, nearest
-from data.json_files import is_finite
+from data.errors import UserError, flag, nearest
+from data.json_files import as_stored, is_finite
 from engine.config.families import FAMILIES
 from engine.config.sections import (
     OPTIMIZER_FLAGS,
     Config,
     all_settings,
-    flag,
     flags,
     flat,
     gradient_only,
@@ -123,7 +121,7 @@ def refuse_contradictions(
 def same_settings(config: Config, kept: dict[str, Any], explicit: set[str]) -> bool:
     """Whether a run's configuration `kept` is the one that `config` was made from, the flags given aside."""
     follow = explicit | ({"steps"} if "minutes" in explicit else set())  # minutes alone end a run that had steps
-    as_now = json.loads(json.dumps(stored(config)))
+    as_now = as_stored(stored(config))
     return all(kept.get(name, value) == value for name, value in as_now.items() if name not in follow)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from data.json_files import read_json
 from data.sources import DATA_SETS
 from engine.config import presets
@@ -137,7 +137,7 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
 def _switches(argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, bool]:
     """The flags given that are either on or off."""
     known = all_settings(cls)
-    return {n: f"--{n.replace('_', '-')}" in argv for n in explicit if n in known and known[n].type is bool}
+    return {n: flag(n) in argv for n in explicit if n in known and known[n].type is bool}
 
 
 def _steps_of_minutes(explicit: set[str], before: dict[str, Any]) -> presets.Defaults:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeV
 
 from tyro.conf import Fixed, arg
 
+from data.errors import flag
 from engine.config.families import FAMILIES
-from makemore.config import FRACTION, Mark, ModelConfig, Range
+from makemore.config import FRACTION, UNSET, Mark, ModelConfig, Range
 
 MAX_SEED = 2**63 - 1
 MAX_THREADS = 1024  # more than any machine has processors
@@ -31,15 +32,15 @@ class Text:
     data: Annotated[str | list[str], Mark.PLACE] = "names"
     """names, names32k, shakespeare, stdlib, a text file, a folder of text files, or - for standard input; several are
     one text, in their order."""
-    val_data: Annotated[str | list[str] | None, Mark.PLACE] = None
+    val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
-    kind: Literal["stream", "lines", "documents"] | None = None
+    kind: Annotated[Literal["stream", "lines", "documents"] | None, UNSET] = None
     """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
     as the data set says; a file is a stream)."""
-    separator: str | None = None
+    separator: Annotated[str | None, UNSET] = None
     """What stands between documents, instead of blank lines; \\n in it is a line end."""
-    text_column: str | None = None
+    text_column: Annotated[str | None, UNSET] = None
     """Of .tsv, .csv, .json and .jsonl files: the column or key whose texts are the lines or documents."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
@@ -55,7 +56,7 @@ class Optim:
 
     steps: Annotated[int | None, COUNT, Mark.RESUMABLE] = 1000
     """Optimizer steps in all (with --minutes: no limit unless given)."""
-    minutes: Annotated[float | None, POSITIVE, Mark.RESUMABLE] = None
+    minutes: Annotated[float | None, POSITIVE, Mark.RESUMABLE, UNSET] = None
     """Train this long, over all resumes: steps and evaluations count, the one at the end comes on top. Whichever of
     --steps and --minutes comes first ends the training, and the schedule follows it; a resume is then not exact."""
     batch_size: Annotated[int, Range(1, 2**31 - 1)] = 32
@@ -87,7 +88,7 @@ class Optim:
     """Where linear, cosine and wsd end, as a fraction of --lr."""
     eval_interval: Annotated[int, COUNT, Mark.RESUMABLE] = 250
     """Steps between evaluations, each of which also saves."""
-    patience: Annotated[int | None, COUNT, Mark.RESUMABLE] = None
+    patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
 
 
@@ -112,7 +113,7 @@ class Machine:
 class RunFlags:
     """The run directory, and what the run starts from."""
 
-    out: Annotated[str | None, Mark.CALL] = None
+    out: Annotated[str | None, Mark.CALL, UNSET] = None
     """Run directory (default: runs/<model>-<data>-<number>)."""
     resume: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
     """Go on with the run in --out."""
@@ -120,18 +121,18 @@ class RunFlags:
     """Replace the run in --out."""
     eval_only: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
     """Evaluate the run in --out, on its own data or the given one, and print one JSON line."""
-    checkpoint: Annotated[Literal["best", "last"] | None, Mark.CALL] = None
+    checkpoint: Annotated[Literal["best", "last"] | None, Mark.CALL, UNSET] = None
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
-    init: str | None = None
+    init: Annotated[str | None, UNSET] = None
     """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
     extend_vocabulary: bool = False
     """With --init: give characters of the training text that the run does not know ids and rows of their own, after
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
     seed: Annotated[int, Range(0, MAX_SEED, says=f"from 0 to {MAX_SEED}")] = 1337
     """Seed of everything random."""
-    config: Annotated[str | None, Mark.CALL] = None
+    config: Annotated[str | None, Mark.CALL, UNSET] = None
     """Take defaults from this config.json."""
-    preset: Annotated[str | None, Mark.CALL] = None
+    preset: Annotated[str | None, Mark.CALL, UNSET] = None
     """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
     CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
 
@@ -299,8 +300,3 @@ OPTIMIZER_FLAGS: dict[str, set[str]] = {
 def flags(names: Iterable[str]) -> str:
     """Names as the command line spells them: 'n_layer' -> '--n-layer'."""
     return ", ".join(flag(name) for name in names)
-
-
-def flag(name: str) -> str:
-    """The flag of a setting."""
-    return "--" + name.replace("_", "-")

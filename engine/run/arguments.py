@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from engine.config.sections import MAX_SEED
 
 MAX_NUM = 10_000_000
@@ -17,17 +17,17 @@ def demand(valid: bool, name: str, value: Any, expected: str) -> None:
     """Raise UserError, with the option, its value and what is `expected`, unless it is `valid`."""
     if not valid:
         shown = value if isinstance(value, numbers.Number) else reprlib.repr(value)
-        raise UserError(f"--{name.replace('_', '-')} is {shown}; it has to be {expected}")
+        raise UserError(f"{flag(name)} is {shown}; it has to be {expected}")
 
 
-def is_number(value: Any, least: float, most: float) -> bool:
-    """Whether `value` is a number from `least` to `most`."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(least <= value <= most)
+def is_number(value: Any, minimum: float, maximum: float) -> bool:
+    """Whether `value` is a number from `minimum` to `maximum`."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(minimum <= value <= maximum)
 
 
-def is_whole(value: Any, least: int, most: float) -> bool:
-    """Whether `value` is a whole number from `least` to `most`."""
-    return isinstance(value, numbers.Integral) and is_number(value, least, most)
+def is_whole(value: Any, minimum: int, maximum: float) -> bool:
+    """Whether `value` is a whole number from `minimum` to `maximum`."""
+    return isinstance(value, numbers.Integral) and is_number(value, minimum, maximum)
 
 
 def check_num(num: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data.disk import remove, replace_file
 from data.errors import FULL, UserError
-from data.json_files import Whole, check_schema, read_json
+from data.json_files import Whole, as_stored, check_schema, read_json
 from data.locks import hold
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
@@ -26,6 +26,7 @@ LOCK = "lock"
 FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
+    3: "optimizer state by parameter name (engine/training/trainer.py); config.json has its family's settings alone",
 }
 FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24
@@ -102,7 +103,7 @@ def _describe(
         _clear(folder)
         raise
     read_back = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
-    if read_back != (tokenizer.to_json(), json.loads(json.dumps(facts))):
+    if read_back != (tokenizer.to_json(), as_stored(facts)):
         raise RuntimeError(f"{folder} does not say what was written into it")
 
 
@@ -133,7 +134,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def task_of(facts: dict[str, Any]) -> str | None:
-    """What a run is for, by the name under which its facts say more of it; None for a language model."""
+    """The task of a fine-tuned run, which is the name of its own entry in `facts`; None for a language model."""
     return next((name for name in facts if name not in OF_EVERY_RUN), None)
 
 

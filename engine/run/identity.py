@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.json_files import as_stored
 from data.tokenizers import Tokenizer
 from engine.config.sections import Config, gradient_only, marked
 from engine.run import checkpoint
@@ -29,7 +30,7 @@ def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     ours["text"] = facts["data"]["key"]
     ours["start"] = facts["data"]["start"]
     ours["task"] = {name: value for name, value in facts.items() if name not in OF_EVERY_RUN}
-    return json.loads(json.dumps(ours))  # as it comes back from the disk
+    return as_stored(ours)
 
 
 def check_identity(folder: Path, ours: dict[str, Any], exact: bool = False) -> None:

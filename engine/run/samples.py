@@ -68,12 +68,12 @@ class Prompt:
     healing: Healing | None
     generator: torch.Generator
     missing: int  # samples that are still missing
-    left: int  # draws that are left
+    draws_left: int
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def is_open(self) -> bool:
-        return self.missing > 0 and self.left > 0
+        return self.missing > 0 and self.draws_left > 0
 
 
 class Drawing:
@@ -102,9 +102,9 @@ class Drawing:
 
     def prompt(self, text: str, ids: list[int], num: int, healing: Healing | None) -> Prompt:
         """A prompt of these `ids`, shortened by `healing`, for `num` samples that begin with `text`."""
-        left = num * REDRAWS if self.accept else num
+        draws_left = num * REDRAWS if self.accept else num
         generator = seeded(self.request.seed, self.device)
-        return Prompt(text, healing.shortened if healing else ids, healing, generator, num, left)
+        return Prompt(text, healing.shortened if healing else ids, healing, generator, num, draws_left)
 
     def draw(self, prompts: Iterable[Prompt]) -> Iterator[Sample]:
         """The samples of each prompt, in order."""
@@ -134,7 +134,7 @@ class Drawing:
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
         """Draw one batch of the samples that prompts of one length are missing."""
-        counts = [min(prompt.missing, prompt.left, self.rows) for prompt in prompts]
+        counts = [min(prompt.missing, prompt.draws_left, self.rows) for prompt in prompts]
         rows = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
         writers, texts = [self._writer(prompt) for prompt in rows], [[] for _ in rows]
         for token in self._tokens(prompts, counts):
@@ -145,7 +145,7 @@ class Drawing:
                 break
         for prompt, text, writer in zip(rows, texts, writers, strict=True):
             sample = Sample(prompt.text, "".join(text), writer.end)
-            prompt.left -= 1
+            prompt.draws_left -= 1
             if self.accept is None or self.accept(sample):
                 prompt.missing -= 1
                 prompt.samples.append(sample)

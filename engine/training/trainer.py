@@ -39,6 +39,7 @@ TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every check
     "optimizer": dict,
 }  # fmt: skip
 CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 @dataclass
@@ -269,13 +270,11 @@ class Trainer:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         numbers: dict[str, Any] = {}
-        for n, optimizer in enumerate(self.optimizers):
-            for i, moments in optimizer.state_dict()["state"].items():
-                for name, value in moments.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{n}.{i}.{name}"] = value
-                    else:
-                        numbers[f"optimizer.{n}.{i}.{name}"] = value
+        for name, parameter in self.model.named_parameters():
+            for optimizer in self.optimizers:
+                for quantity, value in optimizer.state.get(parameter, {}).items():
+                    place = tensors if isinstance(value, Tensor) else numbers
+                    place[f"state.{name}.{quantity}"] = value
         for name, vector in (self.carried or {}).items():
             tensors[f"carried.{name}"] = vector
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
@@ -290,28 +289,42 @@ class Trainer:
         try:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
-            self._load_optimizers(stored, facts["optimizer"])
+            self._load_optimizers(stored | facts["optimizer"])
             torch.set_rng_state(stored["rng.cpu"])
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
             torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
-        carried = {n.removeprefix("carried."): v.to(self.device) for n, v in stored.items() if n.startswith("carried.")}
+        carried = {}
+        for name, vector in _under(stored, "carried.").items():
+            *path, part = name.split(".")  # of a mixture's neural model: neural.history
+            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
         self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
 
-    def _load_optimizers(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def _load_optimizers(self, stored: dict[str, Any]) -> None:
+        """Load what each optimizer remembers of each parameter, by the parameter's name; before format 3 by number."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        unknown = {key for key in stored if key.startswith(("state.", "optimizer."))}
         for n, optimizer in enumerate(self.optimizers):
-            state_dict = optimizer.state_dict()
-            state_dict["state"] = {}
-            for key, value in (tensors | numbers).items():
-                part, *path = key.split(".", 3)
-                if part == "optimizer" and path[0] == str(n):
-                    state_dict["state"].setdefault(int(path[1]), {})[path[2]] = value
+            state_dict = optimizer.state_dict() | {"state": {}}
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for i, moments in state_dict["state"].items():
-                _check_moments(moments, parameters[i])
+            for i, parameter in enumerate(parameters):
+                for prefix in (f"state.{names[id(parameter)]}.", f"optimizer.{n}.{i}."):
+                    if moments := _under(stored, prefix):
+                        break
+                unknown -= {prefix + quantity for quantity in moments}
+                _check_moments(moments, parameter)
+                if moments:
+                    state_dict["state"][i] = moments
             optimizer.load_state_dict(state_dict)
+        if unknown:
+            raise ValueError(f"there is no parameter for {min(unknown)}")
+
+
+def _under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
 
 
 def _check_moments(moments: dict[str, Any], parameter: Tensor) -> None:

@@ -1,14 +1,13 @@
 """What a classifier learns from: labelled examples on their sides, and the rows of tokens that they become."""
 
 import dataclasses
-import hashlib
-import json
 
 import numpy as np
 
 from data.batches import IGNORE
 from data.errors import warn
 from data.examples import Columns, Example, drop_duplicates, labels_of, read_examples, split_examples
+from data.json_files import content_key
 from data.rows import Row
 from data.tokenizers import Tokenizer
 from finetune.classify.options import ClassifyConfig
@@ -61,8 +60,8 @@ def read_labelled(config: ClassifyConfig) -> Labelled:
         warn(f"{repeats:,} of {len(examples):,} examples are duplicates: {kept}")
     examples = distinct if text.duplicates == "drop" else examples
     labels = labels_of(examples, name)
-    digest = hashlib.sha256(json.dumps([(e.text, e.label) for e in examples]).encode()).hexdigest()[:16]
-    return Labelled(name, labels, split_examples(examples, text.split_seed), digest)
+    key = content_key([(e.text, e.label) for e in examples])
+    return Labelled(name, labels, split_examples(examples, text.split_seed), key)
 
 
 def encode_sides(labelled: Labelled, tokenizer: Tokenizer, config: ClassifyConfig) -> ClassifierData:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import UserError, warn
+from data.errors import UserError, flag, warn
 from data.examples import Columns, read_examples
 from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
@@ -19,7 +19,8 @@ from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
 from engine.config import flags
-from engine.config.sections import flag, replace
+from engine.config.sections import replace
+from engine.evaluate import in_evaluation_mode
 from engine.registry import build_model, layers
 from engine.run import folder
 from engine.run.identity import check_identity, identity
@@ -83,16 +84,13 @@ def read_classifier_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-@torch.no_grad()
 def probabilities(model: Classifier, rows: list[Row], pad: int, device: torch.device) -> np.ndarray:
     """The probability of each class for each row, (rows, n_classes), the model in evaluation mode meanwhile."""
-    training = model.training
-    model.eval()
     found = np.zeros((len(rows), model.head.out_features), np.float32)
-    for numbers in by_length(rows):
-        batch = collate([rows[i] for i in numbers], pad).to(device)
-        found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
-    model.train(training)
+    with in_evaluation_mode(model):
+        for numbers in by_length(rows):
+            batch = collate([rows[i] for i in numbers], pad).to(device)
+            found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
     return found
 
 

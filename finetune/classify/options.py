@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal
 from data.errors import UserError
 from engine.config.presets import Defaults
 from engine.config.sections import Net
-from finetune.options import Examples, TuneConfig, TuneRun, Tuning
-from makemore.config import Mark, Range
+from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
+from makemore.config import UNSET, Mark, Range
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding"}
@@ -24,9 +24,9 @@ class LabelledTexts(Examples):
 
     data: Annotated[str, Mark.PLACE] = "surnames"
     """surnames (bundled), a .tsv, .csv, .json or .jsonl file, or a folder with one text file a class."""
-    text_column: str | None = None
+    text_column: Annotated[str | None, UNSET] = None
     """Column or key of the text, by name or by number from 1 (default: text)."""
-    label_column: str | None = None
+    label_column: Annotated[str | None, UNSET] = None
     """Column or key of the label (default: label)."""
 
 
@@ -52,7 +52,7 @@ class ClassifierFlags(Tuning):
 class ClassifyRun(TuneRun):
     """The run directory, and what the run starts from."""
 
-    predict: Annotated[str | None, Mark.CALL, Mark.USES_RUN] = None
+    predict: Annotated[str | None, Mark.CALL, Mark.USES_RUN, UNSET] = None
     """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line, and @@
     stands for an @."""
 
@@ -74,7 +74,7 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> Defaults:
-        return _DEFAULTS | (_WITH_INIT if wanted.get("init") else {})
+        return _DEFAULTS | (_WITH_INIT | extending(wanted, "surnames") if wanted.get("init") else {})
 
     def check(self, explicit: set[str]) -> None:
         super().check(explicit)

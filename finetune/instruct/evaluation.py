@@ -9,7 +9,7 @@ from data.conversations import Pair
 from data.errors import UserError
 from data.rows import eval_rows
 from engine.config import flags
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, in_evaluation_mode
 from engine.run import folder
 from engine.run.load import load_run
 from engine.run.weights import load_weights
@@ -37,10 +37,8 @@ def evaluate_side(
     if isinstance(model, Preference):
         found |= preference.measure(model, side.rows, special.pad, device)
         speaker = model.model
-    training = speaker.training
-    speaker.eval()
-    answers = answer_all(speaker, side.conversations, template, config.net.context, config.text.max_answer, device)
-    speaker.train(training)
+    with in_evaluation_mode(speaker):
+        answers = answer_all(speaker, side.conversations, template, config.net.context, config.text.max_answer, device)
     wanted = [conversation.answer for conversation in side.conversations]
     return found | by_task(side.conversations, map(exact, answers, wanted)), answers
 

@@ -1,8 +1,6 @@
 """What a run of `finetune.instruct` learns from: conversations or pairs on their sides, and their rows of tokens."""
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from data import string_tasks
 from data.conversations import Conversation, Pair, drop_duplicates, read_conversations, read_pairs
 from data.errors import UserError, warn
 from data.examples import split_examples
+from data.json_files import content_key
 from data.rows import PairRow, Row
 from data.tokenizers import Tokenizer
 from finetune.instruct.options import STRINGS, InstructConfig
@@ -170,4 +169,4 @@ def both(item: Conversation | Pair) -> tuple[Conversation, ...]:
 
 def _key(items: list[Conversation] | list[Pair]) -> str:
     said = [[c.label, c.turns] for item in items for c in both(item)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return content_key(said)

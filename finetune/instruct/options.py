@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal
 
-from data.errors import UserError
+from data.errors import UserError, flag
 from engine.config.presets import Defaults
-from engine.config.sections import Net, flag
-from finetune.options import Examples, TuneConfig, TuneRun, Tuning
-from makemore.config import Mark, Range
+from engine.config.sections import Net
+from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
+from makemore.config import UNSET, Mark, Range
 
 STRINGS = "strings"
 # What --eval-only takes besides --out.
@@ -29,10 +29,10 @@ class Conversations(Examples):
     data: Annotated[str, Mark.PLACE] = STRINGS
     """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
     completion; with --dpo of prompt, chosen and rejected."""
-    template: Literal["chatml", "alpaca", "plain"] | None = None
+    template: Annotated[Literal["chatml", "alpaca", "plain"] | None, UNSET] = None
     """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
     plain (the texts alone); default: as the run of --init, else chatml."""
-    max_answer: Annotated[int | None, Range(1)] = None
+    max_answer: Annotated[int | None, Range(1), UNSET] = None
     """Longest answer when examples are answered at the end, in tokens (default: what the context leaves)."""
 
 
@@ -52,7 +52,7 @@ class AnswererFlags(Tuning):
 class InstructRun(TuneRun):
     """The run directory, and what the run starts from."""
 
-    generations: str | None = None
+    generations: Annotated[str | None, UNSET] = None
     """Where --eval-only writes its answers, as JSON lines."""
 
 
@@ -75,7 +75,7 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
     def usual(cls, wanted: dict[str, Any]) -> Defaults:
         layer = _COMMON | {"data": STRINGS} | (_STRINGS if wanted.get("data", STRINGS) == STRINGS else _OTHERS)
         if wanted.get("init"):
-            layer |= _WITH_DPO if wanted.get("dpo") else _WITH_INIT
+            layer |= (_WITH_DPO if wanted.get("dpo") else _WITH_INIT) | extending(wanted, STRINGS)
         return layer
 
     def check(self, explicit: set[str]) -> None:

@@ -20,35 +20,36 @@ class CountStepper:
 
     def __init__(self, counts: LanguageModel, state: State):
         self.counts, self.state = counts, state
-        self.base = counts.base.cpu().numpy()
-        names = ("contexts", "grams", "share", "freed", "total")
+        self.uniform = counts.uniform.cpu().numpy()
+        names = ("contexts", "grams", "discounted", "backoff_weight", "total")
         self.levels = [[getattr(counts, f"{name}_{k}").cpu().numpy() for name in names] for k in range(counts.order)]
 
     def __call__(self, token: Tensor) -> Tensor:
         return self.look_up(token)[0].clamp_min(FLOOR).log()
 
     def look_up(self, token: Tensor) -> tuple[Tensor, Tensor]:
-        """As `NGram.distribution` and `NGram.confidence`: (B, V) and (B, 2 * order)."""
-        backs, self.state = self.counts.contexts(token[:, None], self.state)  # (order - 1, B)
+        """The probabilities (B, V) and the confidence (B, 2 * order) after one more `token` (B,) of each row, as
+        `NGram.distribution` and `NGram.confidence` compute them."""
+        context_tokens, self.state = self.counts.context_tokens(token[:, None], self.state)  # (order - 1, B)
         if len(token) > ROW_BY_ROW:
-            return self.counts.distribution(backs), self.counts.confidence(backs)
-        rows = zip(*map(self._walk, backs.T.tolist()), strict=True)
+            return self.counts.distribution(context_tokens), self.counts.confidence(context_tokens)
+        rows = zip(*map(self._walk, context_tokens.T.tolist()), strict=True)
         return tuple(torch.from_numpy(np.stack(part)).to(token.device) for part in rows)
 
-    def _walk(self, before: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """From no context to the longest that is known, as in `NGram`; `before` are the last tokens, newest first."""
-        probability, node = self.base.copy(), 0
-        confidence = np.zeros((len(self.levels), 2), self.base.dtype)
+    def _walk(self, context: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for one row with this `context`, its last tokens, newest first."""
+        probability, node = self.uniform.copy(), 0
+        confidence = np.zeros((len(self.levels), 2), self.uniform.dtype)
         confidence[:, 1] = 1
-        for k, (contexts, grams, share, freed, total) in enumerate(self.levels):
+        for k, (contexts, grams, discounted, backoff_weight, total) in enumerate(self.levels):
             if k:
-                key = node * self.counts.vocab_size + before[k - 1]
+                key = node * self.counts.vocab_size + context[k - 1]
                 node = int(contexts.searchsorted(key))
                 if node == len(contexts) or contexts[node] != key:
                     break
             start = node * self.counts.vocab_size
             first, end = grams.searchsorted((start, start + self.counts.vocab_size))
-            probability *= freed[node]
-            probability[grams[first:end] - start] += share[first:end]
-            confidence[k] = np.log1p(total[node]), freed[node]
+            probability *= backoff_weight[node]
+            probability[grams[first:end] - start] += discounted[first:end]
+            confidence[k] = np.log1p(total[node]), backoff_weight[node]
         return probability, confidence.reshape(-1)
