@@ -1,22 +1,57 @@
-"""The README keeps its word: its commands run as they stand there, and the tree in docs/house.md is complete."""
+"""The README and the pages of docs/ keep their word: commands run as they stand there, links lead to files, the tree in
+docs/house.md is complete."""
 
 import gzip
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import NAMES, ROOT
+from tests.kernel_helpers import DEVICE
 
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
 TREE = re.search(r"```\n(.*?)```", (ROOT / "docs/house.md").read_text("utf-8"), re.DOTALL)[1]
-COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = [*dict.fromkeys(line.replace("uv run ", "python ") for line in LINES)]  # some stand on two pages
 TRAIN = [
     c for c in COMMANDS if "train.py" in c and "--resume" not in c and "--eval-only" not in c and "--init" not in c
 ]
+FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c]  # what a reader does after the very first one
+GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and "finetune." not in c]
+CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
+INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
+MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c]
+MAKE = [c for c in COMMANDS if c.startswith("make ")]  # these set up .venv from an index
 # What a test run adds so that a command ends at once; what counts takes no steps.
 SHORT = ["--steps", "2", "--batch-size", "2", "--eval-tokens", "200"]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_every_command_is_run_by_a_test_below():
+    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
+
+
+def heading_links(page: Path) -> set[str]:
+    """What the headings of a page are called in a link."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text("utf-8")):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not heading or heading in heading_links(target), f"{page.name} links to {link}"
 
 
 def listed() -> set[str]:
@@ -40,13 +75,17 @@ def test_the_tree_names_every_module():
     assert modules | {"train.py", "sample.py"} == {name for name in listed() if name.endswith(".py")}
 
 
+def test_the_tree_names_every_page():
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} == {name for name in listed() if name.endswith(".md")}
+
+
 def test_everything_the_tree_names_exists():
     assert all((ROOT / name).exists() for name in listed())
 
 
 @pytest.fixture
 def texts(tmp_path):
-    """The files that the README's user has."""
+    """The files that a reader of the pages has."""
     prose = "".join(f"The sea, the sea. {a} saw {b}.\n\n" for a, b in zip(NAMES, NAMES[3:], strict=False))
     for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -72,12 +111,19 @@ def test_training_commands_run(cli, texts, command):
     assert ended.code == 0, ended.err
 
 
+def test_the_first_commands(cli):
+    assert cli("train.py", *SHORT).code == 0
+    assert len(FIRST) == 2
+    for command in FIRST:
+        _, script, *words = shlex.split(command)
+        ended = cli(script, *words)
+        assert ended.code == 0 and ended.out, (command, ended.err)
+
+
 def test_the_commands_that_go_on_with_a_run(cli, texts):
-    run = "runs/transformer-poems-1"
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    rest = [c for c in COMMANDS if run in c and "finetune." not in c]
-    assert len(rest) == 5
-    for command in rest:
+    assert len(GO_ON) == 5
+    for command in GO_ON:
         _, script, *words = shlex.split(command)
         ended = cli(script, *words, *(SHORT if "--init" in words else []))
         assert ended.code == 0, (command, ended.err)
@@ -85,18 +131,25 @@ def test_the_commands_that_go_on_with_a_run(cli, texts):
 
 def test_the_lines_of_python_run(cli, texts, tmp_path):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    code = next(block for kind, block in BLOCKS if kind == "python")
-    script = tmp_path / "three.py"
+    (code,) = (block for kind, block in BLOCKS if kind == "python" and "load_run" in block)
+    script = tmp_path / "lines.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", "utf-8")
     ended = cli(str(script))
     assert ended.code == 0 and ended.out.count("The sea") >= 3, ended.err
 
 
+def test_the_lines_with_kernels_run():
+    (code,) = (block for kind, block in BLOCKS if kind == "python" and "kernels.attention" in block)
+    q = torch.randn(1, 2, 20, 16, device=DEVICE)
+    names = {"q": q, "k": q, "v": q, "x": q, "y": q, "weight": torch.ones(16, device=DEVICE)}
+    exec(code, names)
+    assert names["out"].shape == q.shape and torch.equal(names["x"], 2 * q)
+
+
 def test_the_commands_that_classify(cli, texts):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    commands = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
-    assert len(commands) == 5
-    for command in commands:
+    assert len(CLASSIFY) == 5
+    for command in CLASSIFY:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
         assert ended.code == 0, (command, ended.err)
@@ -104,19 +157,15 @@ def test_the_commands_that_classify(cli, texts):
 
 def test_the_commands_that_follow_instructions(cli, texts):
     assert cli("train.py", "--data", "poems.txt", "--tokenizer", "byte", *SHORT).code == 0
-    commands = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
-    assert len(commands) == 7
+    assert len(INSTRUCT) == 7
     short = [*SHORT[:4], "--max-answer", "2"]
-    for command in commands:
+    for command in INSTRUCT:
         words = shlex.split(command)[2 if "sample.py" in command else 3 :]
         if words == []:  # the bundled tasks: seconds of answering, tested elsewhere
             continue
         script = "sample.py" if "sample.py" in command else "-m finetune.instruct"
         ended = cli(script, *words, *([] if "--out" in words or "--chat" in words else short))
         assert ended.code == 0, (command, ended.err)
-
-
-MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c]
 
 
 @pytest.mark.parametrize("command", MODULES)
