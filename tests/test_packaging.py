@@ -1,0 +1,89 @@
+"""Packaging: pyproject.toml and the requirements files name the same packages, and all that the code imports."""
+
+import ast
+import re
+import sys
+import tomllib
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def expanded(requirements: list[str]) -> list[str]:
+    """The requirements, those that name extras of this project replaced by these extras' packages."""
+    found = []
+    for line in requirements:
+        extras = re.fullmatch(PROJECT["name"] + r"\[(.+)\]", line)
+        found += expanded([each for name in extras[1].split(",") for each in EXTRAS[name]]) if extras else [line]
+    return found
+
+
+def requirements_in(name: str) -> list[str]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    return [line.replace('"', "'") for line in lines if not line.startswith(("#", "-r "))]
+
+
+def names(requirements: list[str]) -> set[str]:
+    """What the packages are called; each is imported under this name."""
+    return {re.match(r"[\w-]+", line)[0] for line in expanded(requirements)}
+
+
+def imported(folders: list[str], at_once: bool = False) -> set[str]:
+    """The packages that the files there import but Python's own and this project's: anywhere, or `at_once`, when they
+    are imported themselves."""
+    found = set()
+    for path in [each for folder in folders for each in sorted(ROOT.glob(folder))]:
+        parsed = ast.parse(path.read_text("utf-8"))
+        for node in parsed.body if at_once else ast.walk(parsed):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    # `compression` is Python's own from 3.14 on.
+    return found - {"compression"} - sys.stdlib_module_names - {path.stem for path in ROOT.iterdir()}
+
+
+CODE = ["*.py", *(f"{path.parent.name}/**/*.py" for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests")]
+
+
+def test_requirements_for_pip_are_those_of_the_project():
+    assert requirements_in("requirements.txt") == PROJECT["dependencies"]
+    assert sorted(requirements_in("requirements-dev.txt")) == sorted(expanded(EXTRAS["dev"]))
+
+
+def test_every_requirement_is_pinned():
+    lines = PROJECT["dependencies"] + expanded([line for extra in EXTRAS.values() for line in extra])
+    assert not [line for line in lines if "==" not in line]
+
+
+def test_every_package_that_the_code_imports_is_named():
+    named = names(PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra])
+    assert imported(CODE) and imported(CODE) <= named
+
+
+def test_an_optional_package_is_imported_where_it_is_used():
+    assert imported(CODE, at_once=True) <= names(PROJECT["dependencies"])
+
+
+def test_every_package_that_the_tests_import_is_a_developers():
+    assert imported(["tests/*.py"]) <= names(PROJECT["dependencies"] + EXTRAS["dev"])
+
+
+def test_a_message_that_says_what_to_install_names_packages_of_an_extra():
+    named = names(PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra])
+    for path in [each for folder in CODE for each in ROOT.glob(folder)]:
+        for words in re.findall(r"pip install ([a-z ]+)", path.read_text("utf-8")):
+            assert set(words.split()) <= named, path
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "requirements.txt", "requirements-dev.txt"])
+def test_no_index_is_named(name):
+    assert not re.search(r"://|index", (ROOT / name).read_text("utf-8"))
+
+
+def test_uvs_lock_file_which_names_an_index_is_ignored():
+    assert "uv.lock" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
