@@ -33,7 +33,7 @@ class Builder:
         self,
         files: list[list[Path]],
         digests: Mapping[Path, bytes],
-        kind: str,
+        kind: str | None,
         separator: str | None,
         text_column: str | None,
         tokenizer: str,
@@ -41,6 +41,7 @@ class Builder:
         given: Tokenizer | None,
         val_fraction: float,
     ):
+        assert kind is not None  # known by now
         self.files, self.digests = files, digests
         self.kind, self.separator, self.text_column = kind, separator, text_column
         self.tokenizer_name, self.encoding = tokenizer, encoding
@@ -132,8 +133,8 @@ class Builder:
         offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
         with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
             out = {"train": train, "val": val}
-            for text in range(len(self.files)):
-                for row, held_out in zip(self._read_rows(text), is_val[text], strict=True):
+            for n, held_out_rows in enumerate(is_val):
+                for row, held_out in zip(self._read_rows(n), held_out_rows, strict=True):
                     side = "val" if held_out else "train"
                     ids = np.append(self._encode(tokenizer, row, side), tokenizer.dtype(tokenizer.special.eos))
                     out[side].write(ids.tobytes())
@@ -175,6 +176,7 @@ class Builder:
         )
 
     def _read_table(self, path: Path) -> Iterator[str]:
+        assert self.text_column is not None
         for n, row in enumerate(tables.read_texts(path, self.text_column, self.encoding, self.digests), 1):
             if self.kind == "lines" and "\n" in row:
                 raise UserError(f"text {n:,} of {reading.shown(path)} has several lines; use --kind documents")

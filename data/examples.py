@@ -205,7 +205,8 @@ def _item(item: object, columns: Columns, where: str) -> Example:
         if not isinstance(item[wanted], str | int | float):
             raise UserError(f"{where}: '{wanted}' is neither a text nor a number")
         found.append(str(item[wanted]))
-    return Example(*found, where)
+    text, label = found
+    return Example(text, label, where)
 
 
 def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:

@@ -21,7 +21,7 @@ from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
 from data.errors import UserError, run_command, warn
 from data.locks import hold
-from data.tokenizers import N_SPECIALS, Tokenizer
+from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from data.vocabulary import check_name
 
 VAL_FRACTION = 0.1
@@ -79,6 +79,7 @@ def prepare(
     with _resolved(data, val_data) as texts:
         if extend:  # a store of the text by itself knows the characters of its training side
             plain = _prepare(texts, how._replace(vocabulary=None))
+            assert isinstance(vocabulary, CharTokenizer) and isinstance(plain.tokenizer, CharTokenizer)
             how = how._replace(vocabulary=vocabulary.extended(plain.tokenizer.alphabet))
         return _prepare(texts, how)
 
@@ -128,7 +129,8 @@ def _kind_of(texts: list[sources.Text]) -> str:
 
 def _recipe(texts: list[list[sources.Text]], how: How) -> Recipe:
     how = _settled(how, texts)
-    files, notes = [], []
+    files: list[list[Path]] = []
+    notes: list[str] = []
     for side in texts:
         files.append([])
         for text in side:
@@ -141,8 +143,10 @@ def _recipe(texts: list[list[sources.Text]], how: How) -> Recipe:
     if how.text_column is None:
         notes += tables.note_tables(list(dict.fromkeys(sum(files, []))), how.encoding)
     if how.kind is None:
+        assert how.text_column is not None
         several = tables.has_line_ends(sum(files, []), how.text_column, how.encoding)
         how = how._replace(kind="documents" if several else "lines")
+    assert how.kind is not None
     made_by = json.dumps(how.vocabulary.to_json()) if how.vocabulary else how.tokenizer
     read_as = how.kind if how.separator is None else f"{how.kind} {how.separator!r}"
     read_as += "" if how.text_column is None else f" column {how.text_column!r}"

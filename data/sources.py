@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tempfile
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def path_of(data: str) -> Path | None:
     return path if data else None
 
 
-def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
+def _walk(folder: Path, skip: Collection[str] = ()) -> list[Path]:
     """Every file below `folder` in sorted order, hidden ones and the folders in `skip` left out."""
     found = []
     for root, folders, files in os.walk(folder):
