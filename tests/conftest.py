@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.figure
 import pytest
 import torch._dynamo  # noqa: F401  torch.optim would import it in every command
 import tyro  # noqa: F401
@@ -46,6 +47,19 @@ def private_cache(tmp_path_factory):
     """Prepared texts go into a folder of this test session, and no data folder is given."""
     os.environ["CHARLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("CHARLM_DATA", None)
+
+
+# Drawing is more than half of a short run's time, and waiting for the disk much of the rest: the commands of `cli`
+# write a blank picture and flush nothing. Those of `process` do both, and `drawn` has `cli` draw.
+_savefig = matplotlib.figure.Figure.savefig
+matplotlib.figure.Figure.savefig = lambda figure, file, **how: file.write(b"\x89PNG of a test")
+os.fsync = lambda handle: None
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Commands draw their pictures."""
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", _savefig)
 
 
 @pytest.fixture

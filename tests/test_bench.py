@@ -4,6 +4,7 @@ import re
 import signal
 
 import pytest
+from matplotlib.image import imread
 
 from bench import compare, speedrun
 from engine.config.flags import parse
@@ -19,7 +20,7 @@ def numbers(path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()[2:]]
 
 
-def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_path):
+def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_path, drawn):
     done = ok(cli("-m bench.compare", "--data", names, "--seconds", 0.2, "--models", "bigram", "ngram", "--out", "c"))
     rows = numbers(tmp_path / "c/table.md")
     assert [row[0] for row in rows] == ["bigram", "ngram"] and {len(row) for row in rows} == {10}
@@ -27,7 +28,7 @@ def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_pat
         assert 0.5 < float(row[6]) < 4 and float(row[7]) == pytest.approx(float(row[6]) / 0.6931, abs=0.01)
         assert int(row[8].replace(",", "")) > 0
     assert rows[1][2] == "1" and int(rows[0][2].replace(",", "")) >= 12
-    assert (tmp_path / "c/loss.png").read_bytes()[:4] == b"\x89PNG" and "| bigram |" in done.out
+    assert imread(tmp_path / "c/loss.png").ndim == 3 and "| bigram |" in done.out
 
 
 def test_what_misses_its_time_is_trained_again_and_the_closest_is_taken(monkeypatch):

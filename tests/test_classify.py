@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from data.errors import UserError
 from data.tokenizers import CharTokenizer
@@ -29,7 +31,7 @@ def sms(tmp_path):
     return path
 
 
-def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
+def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms, drawn):
     done = cli(MODULE, "--data", sms, *QUICK, "--steps", 60, "--lr", 0.02, "--out", "run")
     assert done.code == 0, done.err
     found = summary()
@@ -37,7 +39,7 @@ def test_a_classifier_from_nothing_learns_reports_and_labels(cli, sms):
     assert found["baselines"]["majority"]["accuracy"] == 0.5 and "character n-grams" in found["baselines"]
     assert sum(map(sum, found["test"]["confusion"])) == 12
     assert "precision  recall" in done.out and "macro-F1" in done.out and "actual / predicted" in done.out
-    assert open("run/confusion.png", "rb").read(4) == b"\x89PNG" and open("run/loss.png", "rb").read(4) == b"\x89PNG"
+    assert imread("run/confusion.png").ndim == imread("run/loss.png").ndim == 3
     metrics = [json.loads(line) for line in open("run/metrics.jsonl")]
     assert metrics[-1]["val_accuracy"] > metrics[0]["val_accuracy"] - 1 and "val_macro_f1" in metrics[-1]
 
@@ -69,7 +71,7 @@ def test_a_signal_during_the_baselines_leaves_a_whole_run(cli, sms, stop, code):
     assert stopped.code == code and "Traceback" not in stopped.err
     found = summary()
     assert found["baselines"] is None and found["test"]["accuracy"] > 0 and "this model " in stopped.out
-    assert open("run/confusion.png", "rb").read(4) == b"\x89PNG" and open("run/loss.png", "rb").read(4) == b"\x89PNG"
+    assert Path("run/confusion.png").exists() and Path("run/loss.png").exists()
     again = cli(MODULE, "--resume", "--out", "run")
     assert again.code == 0 and summary()["baselines"]["character n-grams"]["accuracy"] > 0.9
     assert summary()["test"] == found["test"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from engine.config.flags import parse
 from tests.conftest import TINY
@@ -78,7 +79,14 @@ def test_a_run_ends_with_its_summary_and_evaluates_to_the_same(cli, tmp_path, mo
     assert names == {
         "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "best", "last"
     }  # fmt: skip
-    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_losses_are_drawn_under_whatever_name_the_run_has(cli, drawn):
+    ok(cli("train.py", *quick("bigram", **LINES, out="é$^$")))
+    picture = imread("é$^$/loss.png")
+    assert picture.shape == (504, 840, 4)
+    shown = {tuple(pixel) for pixel in (picture.reshape(-1, 4)[:, :3] * 255).round().astype(int)}
+    assert {(0x9A, 0x9A, 0x9A), (0x0B, 0x6E, 0x99)} <= shown, "the colours of the two curves"
 
 
 def test_the_summary_counts_what_was_trained_on(cli, tmp_path):
