@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,10 @@ from bench.nanogpt_cpu import FLAGS, nanogpt_model
 from engine.config.flags import parse
 from engine.registry import build_model
 from engine.run.generate import Sampling, generate
+from makemore.base import LanguageModel
 
 
-def theirs(model: torch.nn.Module, length: int) -> float:
+def theirs(model: Any, length: int) -> float:
     """Characters a second of one sample."""
     started = time.perf_counter()
     with torch.no_grad():
@@ -28,7 +30,7 @@ def theirs(model: torch.nn.Module, length: int) -> float:
     return length / (time.perf_counter() - started)
 
 
-def ours(model: torch.nn.Module, length: int, streams: int) -> float:
+def ours(model: LanguageModel, length: int, streams: int) -> float:
     """Characters a second of all streams together."""
     device = next(iter(model.state_dict().values())).device
     prompt = torch.full((streams, 1), 6, device=device)

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,9 +26,10 @@ FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
 BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 
 
-def nanogpt_model(checkout: Path) -> torch.nn.Module:
+def nanogpt_model(checkout: Path) -> Any:
     """nanoGPT's model at its CPU README's sizes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec and spec.loader
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     config = theirs.GPTConfig(

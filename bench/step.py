@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -48,7 +49,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     return Trainer(model, loader, batches, store.tokenizer.characters(), config, folder, device, metrics)
 
 
-def take_step(trainer: Trainer, timed: Callable[[str, Callable], object]) -> None:
+def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
     """One step of the loop, each part through `timed(name, part)`, which returns what the part does."""
     lr = trainer._set_lr()
     batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.grad_accum)])
@@ -80,7 +81,7 @@ def main() -> int:
     gpu = getattr(torch, trainer.device.type) if trainer.device.type in ("cuda", "mps") else None
     taken: dict[str, float] = defaultdict(float)
 
-    def timed(name: str, part: Callable) -> object:
+    def timed(name: str, part: Callable) -> Any:
         started = time.perf_counter()
         result = part()
         if gpu:

@@ -110,8 +110,8 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
     print_table(outcomes)
     pace = seconds / max(1, len(numbers))
     print(f"{len(numbers)} rounds in {seconds:.0f} s ({pace:.2f} s each), failed: {len(failures)}")
-    for failure in failures:
-        print(failure)
+    for failed in failures:
+        print(failed)
     if not failures:
         shutil.rmtree(place)
     return failures

@@ -24,7 +24,7 @@ class Trap:
 
     def __init__(self, folder: Path, calls: tuple[str, ...], nth: int, act: Callable, lasting: bool = False):
         self.folder, self.calls, self.nth, self.act, self.lasting = f"{folder}/", calls, nth, act, lasting
-        self.paths: dict[int, str] = {}  # of the files that are open
+        self.paths: dict[int | None, str] = {}  # of the files that are open
         self._shared = memoryview(mmap.mmap(-1, 8 * len(CALLS))).cast("Q")
 
     @property
@@ -67,9 +67,9 @@ class Trap:
         path = os.path.join(self.paths.get(folder) or os.getcwd(), os.fspath(first))
         return path if path.startswith(self.folder) else None
 
-    def _closed(self, number: int) -> None:
-        self.paths.pop(number, None)
-        self._close(number)
+    def _closed(self, fd: int) -> None:
+        self.paths.pop(fd, None)
+        self._close(fd)
 
     def _opened(self, file, mode="r", *args, **options):
         is_ours = not isinstance(file, int) and self._path(file, None)

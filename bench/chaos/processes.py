@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data import errors
 
@@ -58,7 +59,7 @@ class Command:
         """Be the command, and return its exit code."""
         os.chdir(folder)
         os.environ["CHARLM_CACHE"] = str(folder / "cache")
-        for number, path in enumerate((os.devnull, *self.streams[:2])):
+        for number, path in enumerate((Path(os.devnull), *self.streams[:2])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
         sys.stdin = os.fdopen(0, "r", closefd=False)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
@@ -66,7 +67,12 @@ class Command:
         script, *flags = self.words
         sys.argv = [script, *flags]
         whole = errors.run_command
-        errors.run_command = lambda *args, **options: (begin(), whole(*args, **options))[1]
+
+        def begun(main: Callable[[], int]) -> int:
+            begin()
+            return whole(main)
+
+        errors.run_command = begun
         prepare()
         try:
             if script.startswith("-m "):
@@ -89,7 +95,8 @@ class Command:
         program = script.split() if script.startswith("-m ") else [str(ROOT / script)]
         env = os.environ | {"CHARLM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
         with open(self.streams[0], "wb") as out, open(self.streams[1], "wb") as err:
-            options = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, "cwd": folder, "env": env}
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            options |= {"cwd": folder, "env": env}
             options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
             process = subprocess.Popen([sys.executable, *program, *flags], **options)
         process.returncode = 0  # waited for here, not by it
@@ -120,6 +127,7 @@ class Command:
         out, *err = (stream.read_text("utf-8", "replace") if stream.exists() else "" for stream in self.streams)
         for stream in self.streams:
             stream.unlink(missing_ok=True)
+        assert self._status is not None
         return Ended(self._status, out, "".join(err))
 
     def _look(self, how: int) -> bool:

@@ -23,8 +23,13 @@ class Quiet:
         self.name, self.flags, self.place, self.texts = name, rest, place, texts
         self.folder = self._folder("whole")
         traps = {where: Trap(self.folder / where, CALLS, 0, faults.stop) for where in ("", "run")}
+
+        def prepare() -> None:
+            for trap in traps.values():
+                trap.set()
+
         began = time.monotonic()
-        ended = Command(self.folder, *self.start, prepare=lambda: [trap.set() for trap in traps.values()]).end()
+        ended = Command(self.folder, *self.start, prepare=prepare).end()
         self.seconds = time.monotonic() - began
         self.counts = {where: trap.counts for where, trap in traps.items()}  # of calls in all, and into the run
         assert ended.code == 0, f"{name}: {ended.err}"
@@ -48,7 +53,7 @@ class Quiet:
         if "classify" in self.name:
             words = ["-m finetune.classify", "--out", "run", "--predict", "see you"]
         else:
-            words = ["sample.py", "run", "--num", 2, "--max-new-tokens", 8, "--seed", 1]
+            words = ["sample.py", "run", "--num", "2", "--max-new-tokens", "8", "--seed", "1"]
         return Command(folder, *words, "--checkpoint", which).end()
 
     @cached_property
