@@ -1,13 +1,17 @@
-# make demo: train on the bundled names and sample.  make test: the tests.  Each sets up .venv first.
+# make demo: train on the bundled names and sample.  make test: the tests.  make test-all: also the matrices in full, as in
+# CI.  make lint: style and types.  Each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/run
 	$(BIN)/python train.py
 
 test: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m "not exhaustive"
+
+test-all: .venv/dev
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/dev

@@ -11,6 +11,7 @@ from engine.config.presets import FAMILY
 from engine.config.sections import Config
 from engine.registry import build_model, family
 from makemore.layers import ACTIVATIONS
+from tests.matrices import matrix
 
 FIXED = settings(max_examples=8, deadline=None, derandomize=True)
 VOCAB, CONTEXT, B = 13, 12, 3
@@ -55,10 +56,22 @@ VARIANTS: dict[str, dict] = {
         "window": 5, "tie_head": False,
     },
 }  # fmt: skip
+# Each family, and each part that has a state, a shape or statistics of its own.
+EVERYDAY = {
+    "bigram", "bigram counted", "ngram 1", "ngram 4", "mlp", "mlp batch", "mlp hashed reach 1", "cnn", "cnn batch",
+    "rnn fused", "lstm fused", "gru written", "gru hashed", "gru mixed", "lstm mixed order 1", "transformer batch",
+    "transformer learned", "transformer sinusoidal window", "transformer rope window", "transformer alibi window",
+    "transformer one kv head", "transformer hashed", "transformer mixed window", "transformer context 1",
+    "transformer odd context", "transformer default", "transformer llama",
+}  # fmt: skip
+
+
 NEURAL = [name for name in VARIANTS if not name.startswith(("ngram", "bigram counted"))]
-every_variant = pytest.mark.parametrize("name", VARIANTS)
-every_neural = pytest.mark.parametrize("name", NEURAL)
-every_transformer = pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("transformer")])
+every_variant = pytest.mark.parametrize("name", matrix(VARIANTS, EVERYDAY.__contains__))
+every_neural = pytest.mark.parametrize("name", matrix(NEURAL, EVERYDAY.__contains__))
+every_transformer = pytest.mark.parametrize(
+    "name", matrix([name for name in VARIANTS if name.startswith("transformer")], EVERYDAY.__contains__)
+)
 
 
 def build(name: str, vocab_size: int = VOCAB, **options):
