@@ -72,7 +72,7 @@ def cli(tmp_path, monkeypatch):
     def run(script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
         nonlocal count
         count += 1
-        streams = [tmp_path.parent / f"{tmp_path.name}.{count}.{name}" for name in ("in", "out", "err")]
+        streams = [tmp_path.parent / f"{tmp_path.name}.{os.getpid()}.{count}.{name}" for name in ("in", "out", "err")]
         streams[0].write_bytes(stdin)
         pid = os.fork()
         if not pid:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import subprocess
 
 import pytest
 from matplotlib.image import imread
@@ -20,7 +21,18 @@ def numbers(path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()[2:]]
 
 
-def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, names, tmp_path, drawn):
+@pytest.fixture
+def forks(cli, monkeypatch):
+    """The runs that a command starts are forked from it, too."""
+
+    def run(command: list[str], **how) -> subprocess.CompletedProcess:
+        ended = cli(*command[1:])
+        return subprocess.CompletedProcess(command, ended.code, ended.out, ended.err)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, forks, names, tmp_path, drawn):
     done = ok(cli("-m bench.compare", "--data", names, "--seconds", 0.2, "--models", "bigram", "ngram", "--out", "c"))
     rows = numbers(tmp_path / "c/table.md")
     assert [row[0] for row in rows] == ["bigram", "ngram"] and {len(row) for row in rows} == {10}
@@ -86,7 +98,7 @@ def test_what_has_no_step_to_time_is_refused(cli, names, flags, words):
 
 
 @pytest.mark.parametrize("search", ["grid", "random", "bayes"])
-def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, names, tmp_path, search):
+def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, forks, names, tmp_path, search):
     flags = ("--data", names, "--lr", "0.001,0.01", "--n-embd", "4,8", "--search", search, "--out", "s")
     first = ok(cli("-m bench.sweep", *flags, "--trials", 2, *FLAGS))
     again = ok(cli("-m bench.sweep", *flags, "--trials", 4, *FLAGS))
@@ -100,7 +112,7 @@ def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, names,
         assert "trial " not in ok(cli("-m bench.sweep", *flags, "--trials", 9, *FLAGS)).out.split("| trial")[0]
 
 
-def test_ranges_are_searched_inside_and_a_run_that_fails_is_left_out(cli, names, tmp_path):
+def test_ranges_are_searched_inside_and_a_run_that_fails_is_left_out(cli, forks, names, tmp_path):
     flags = ("--data", names, "--lr", "1e-3:1e4", "--dropout", "0:0.5", "--trials", 4, "--out", "s", "--seed", 3)
     done = ok(cli("-m bench.sweep", *flags, *FLAGS, "--optimizer", "sgd", "--grad-clip", 0))
     rows = numbers(tmp_path / "s/trials.md")
@@ -108,7 +120,7 @@ def test_ranges_are_searched_inside_and_a_run_that_fails_is_left_out(cli, names,
     assert len(re.findall("^trial .*: val ", done.out, re.M)) == len(rows)
 
 
-def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, process, names, tmp_path):
+def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, forks, process, names, tmp_path):
     flags = ("--data", names, "--lr", "0.001:0.1", "--search", "random", "--out", tmp_path / "s")
     running = process("-m bench.sweep", *flags, "--trials", 50, *FLAGS)
     while not (line := running.stdout.readline()).startswith("trial 1"):
@@ -123,7 +135,7 @@ def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, process, names, tmp_p
     assert len(rows) == kept + 1 and len({row[1] for row in rows}) == kept + 1, "nothing is drawn twice"
 
 
-def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, process, names, tmp_path):
+def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, forks, process, names, tmp_path):
     flags = ("--data", names, "--lr", "0.001,0.002,0.003,0.004", "--search", "grid", "--out", tmp_path / "s")
     running = process("-m bench.sweep", *flags, *FLAGS)
     while not (line := running.stdout.readline()).startswith("trial 0"):
@@ -134,7 +146,7 @@ def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, process, n
     assert sorted(row[1] for row in numbers(tmp_path / "s/trials.md")) == ["0.001", "0.002", "0.003", "0.004"]
 
 
-def test_a_command_that_was_mistaken_may_be_mended(cli, names):
+def test_a_command_that_was_mistaken_may_be_mended(cli, forks, names):
     refused(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--out", "s", *FLAGS, "--n-head", 3), "--n-head")
     ok(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--trials", 1, "--out", "s", *FLAGS))
 
@@ -150,12 +162,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_end_in_one_message(cli, case):
+def test_mistakes_end_in_one_message(cli, forks, case):
     flags, *words = REFUSED[case]
     refused(cli("-m bench.sweep", *flags), *words)
 
 
-def test_another_sweep_does_not_mix_with_one(cli, names):
+def test_another_sweep_does_not_mix_with_one(cli, forks, names):
     ok(cli("-m bench.sweep", "--data", names, "--lr", "0.01,0.1", "--trials", 1, "--out", "s", *FLAGS))
     refused(
         cli("-m bench.sweep", "--data", names, "--lr", "0.01,0.2", "--out", "s", *FLAGS), "s holds a sweep of other"
