@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.kernel_helpers import DEVICE
+from tests.matrices import matrix
 
 
 class Mutant(NamedTuple):
@@ -135,10 +136,11 @@ MUTANTS = {
         "linear",
     ),
 }
+EVERYDAY = ("missing scale", "mean of padding", "ignored rows with a gradient")  # one of each operation
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the mutants run in the interpreter")
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", matrix(MUTANTS, EVERYDAY))
 def test_the_ordinary_tests_find(name, tmp_path):
     mutant = MUTANTS[name]
     for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt"):
