@@ -39,10 +39,14 @@ def quick(model: str = "mlp", **flags) -> list:
 def trained(cli, model: str = "mlp", **flags) -> Path:
     """The folder `run` that `quick(model, **flags)` leaves: trained once a session, then copied. Its texts have to be
     those of the fixtures."""
-    words = quick(model, **flags)
+    return once(cli, "train.py", *quick(model, **flags))
+
+
+def once(cli, *words) -> Path:
+    """The folder `run` that a command leaves: run once a session, then copied."""
     kept = Path(os.environ["CHARLM_CACHE"], "trained", hashlib.sha256(repr(words).encode()).hexdigest())
     if not kept.exists():
-        ok(cli("train.py", *words))
+        ok(cli(*words))
         shutil.copytree("run", kept)
         return Path("run").resolve()
     return Path(shutil.copytree(kept, "run")).resolve()

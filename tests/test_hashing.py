@@ -1,19 +1,19 @@
 """Hashed n-grams: what they depend on, sparse gradients, training and resuming with them, and the presets by name."""
 
 import dataclasses
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.batches import Loader
 from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.registry import build_model
 from engine.training.optimizers import make_optimizers
 from makemore.hashing import HashedNGrams, longer, row_of
 from tests.conftest import TINY
-from tests.helpers import left, ok, refused, trained
+from tests.helpers import TERM, at_call, left, ok, refused, trained
 
 
 def table(n: int, rows: int = 1000, width: int = 4) -> HashedNGrams:
@@ -79,17 +79,13 @@ def test_every_neural_family_trains_samples_and_scores_with_them(cli, names, mod
     ok(cli("sample.py", "run", "--score", "emma"))
 
 
-def test_interrupted_and_resumed_equals_never_interrupted(cli, process, names, tmp_path):
+def test_interrupted_and_resumed_equals_never_interrupted(cli, names, tmp_path):
     flags = ("--model", "gru", "--data", names, "--kind", "lines", *TINY["gru"], "--hash-ngrams", 3, "--hash-rows", 64)
-    flags += ("--steps", 400, "--eval-interval", 20, "--batch-size", 8, "--grad-accum", 2)
+    flags += ("--steps", 20, "--eval-interval", 5, "--batch-size", 8, "--grad-accum", 2)
     ok(cli("train.py", *flags, "--out", "whole"))
-    running = process("train.py", *flags, "--out", "run")
-    while not (line := running.stdout.readline()).startswith("step    20"):
-        assert line, running.stderr.read()
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=60)
-    if running.returncode:  # it may have been quicker than the signal
-        ok(cli("train.py", "--resume", "--out", tmp_path / "run"))
+    with at_call(Loader, "next", 15, TERM):
+        assert cli("train.py", *flags, "--out", "run").code == 143
+    ok(cli("train.py", "--resume", "--out", tmp_path / "run"))
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 

@@ -18,6 +18,7 @@ from engine.run import checkpoint
 from engine.training.metrics import Metrics
 from tests.conftest import _child
 from tests.helpers import INT, KILL, TERM, at_call, left, ok, quick, refused, trained
+from tests.matrices import matrix
 
 FLAGS = {"data": "names.txt", "kind": "lines", "dropout": 0.2, "steps": 2, "eval_interval": 1}
 RESUME = ("train.py", "--resume", "--out", "run")
@@ -47,15 +48,16 @@ def go_on(cli, straight) -> None:
     shutil.rmtree(run)
 
 
+@pytest.mark.parametrize("every", matrix([1, 5], [5]))
 @pytest.mark.parametrize("name", CHANGES)
-def test_killed_before_each_change_of_the_disk(cli, straight, name):
-    for nth in itertools.count(1, 4 if name == "fsync" else 1):
+def test_killed_before_changes_of_the_disk(cli, straight, name, every):
+    for nth in itertools.count(1, 4 * every if name == "fsync" else every):
         with at_call(os, name, nth, KILL):
             code = cli("train.py", *quick(**FLAGS)).code
         if code != KILLED:
             break
         go_on(cli, straight)
-    assert code == 0 and nth > 2
+    assert code == 0 and nth > every
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,8 @@ def test_a_line_of_metrics_is_on_the_disk_before_the_checkpoint_that_counts_on_i
     assert synced == [(str(tmp_path / "metrics.jsonl"), len('{"step": 1}\n'))]
 
 
-def test_killed_at_random_moments(cli, tmp_path, straight):
+@pytest.mark.parametrize("times", matrix([4, 20], [4]))
+def test_killed_at_random_moments(cli, tmp_path, straight, times):
     started = time.monotonic()
     ok(cli("train.py", *quick(**FLAGS)))
     whole = time.monotonic() - started
@@ -149,7 +152,7 @@ def test_killed_at_random_moments(cli, tmp_path, straight):
     streams = [tmp_path / name for name in ("in", "out", "err")]
     streams[0].touch()
     moments = random.Random(1)
-    for _ in range(20):
+    for _ in range(times):
         pid = os.fork()
         if not pid:
             _child("train.py", [str(word) for word in quick(**FLAGS)], streams, {})

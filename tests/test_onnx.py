@@ -15,6 +15,7 @@ from engine.registry import build_model
 from export import onnx
 from makemore.recurrent import Recurrent
 from tests.helpers import ok, refused, trained
+from tests.matrices import matrix
 
 VOCAB = 23
 SIZES = {"context": 16, "n_embd": 16, "n_hidden": 12, "n_layer": 2, "activation": "tanh", "norm": "layer"}
@@ -66,7 +67,7 @@ def computed(path, model, tokens):
     return torch.stack(logits, 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", matrix(KINDS, ["ngram", "mlp", "cnn", "lstm", "modern"]))
 def test_the_graph_computes_what_the_model_does(tmp_path, kind):
     model = made(**KINDS[kind])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
