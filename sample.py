@@ -11,10 +11,10 @@ from typing import Literal
 import tyro
 
 from data.bpe import BPETokenizer
-from data.errors import UserError, run_command, warn
+from data.errors import UserError, flag, run_command, warn
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
-from engine.config.checks import MAX_SEED
+from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_max_new_tokens, check_num, check_seed, check_stop
 
 
@@ -40,7 +40,7 @@ class Options:
     """Shortest sample: before that neither its own end nor --stop ends it. A stream has no end of its
     own: it needs --stop for this."""
     only_new: bool = False
-    """Draw lines and documents that stand in the training text again. Needs the prepared text in the cache."""
+    """Redraw lines and documents that the training text has already. Needs the prepared text in the cache."""
     temperature: float | None = None
     """softmax temperature: below 1 sharper, above 1 flatter, 0 greedy (default: 1, with --chat 0)."""
     top_k: int | None = None
@@ -115,7 +115,7 @@ def check(options: Options) -> None:
     check_stop(options.stop)
     for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
         if getattr(options, one) and getattr(options, other):
-            raise UserError(f"--{one} and --{other.replace('_', '-')} exclude each other")
+            raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
     if options.message is not None and not options.chat:
         raise UserError("--message goes with --chat")
     if options.message == "":
@@ -133,7 +133,7 @@ def check(options: Options) -> None:
         plain = Options(run=options.run)
         for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
             if getattr(options, name) != getattr(plain, name):
-                raise UserError(f"--{name.replace('_', '-')} is for sampling; with {mode} leave it out")
+                raise UserError(f"{flag(name)} is for sampling; with {mode} leave it out")
 
 
 def text_of(value: str, flag: str) -> str:
@@ -192,15 +192,15 @@ def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> N
     from engine.run.novelty import Novelty
 
     novelty = Novelty(run) if options.only_new or options.json else None
-    wanted, count = None, 0
+    accept, count = None, 0
     if options.only_new:
         novelty.check()
-        wanted = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
-    for one in run.samples(prompts, num, wanted=wanted, **drawn):
+        accept = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
+    for one in run.samples(prompts, num, accept=accept, **drawn):
         count += 1
         if options.json:
-            asked = {} if options.prompts is None else {"prompt": one.prompt}
-            show(json.dumps(asked | {"text": one.text, "end": one.end} | novelty.of(one), ensure_ascii=False))
+            fields = {} if options.prompts is None else {"prompt": one.prompt}
+            show(json.dumps(fields | {"text": one.text, "end": one.end} | novelty.of(one), ensure_ascii=False))
             continue
         show(one.text)
         if (run.is_documents or not run.is_lines) and num * len(prompts) > 1:
@@ -239,11 +239,11 @@ def chat(run, options: Options, sampling) -> int:
 
 def score(run, options: Options) -> int:
     """The likelihood of the text."""
-    found = run.score(text_of(options.score, "--score"), options.unknown)
+    evaluation = run.score(text_of(options.score, "--score"), options.unknown)
     if options.json:
-        print(json.dumps(facts_of(found)))
+        print(json.dumps(facts_of(evaluation)))
     else:
-        print(f"{found.bits_per_char:.4f} bits per character over {found.n_characters} characters")
+        print(f"{evaluation.bits_per_char:.4f} bits per character over {evaluation.n_characters} characters")
     return 0
 
 
@@ -251,19 +251,19 @@ def score_lines(run, options: Options) -> int:
     """The likelihood of each line, one after the other; of an empty one there is none."""
     for n, line in enumerate(text_of_file(Path(options.score_lines), "--score-lines").split("\n"), 1):
         with naming_line(n, options.score_lines):
-            found = run.score_or_nothing(line, options.unknown)
+            evaluation = run.score_or_nothing(line, options.unknown)
         if options.json:
-            show(json.dumps({"text": line} | facts_of(found), ensure_ascii=False))
+            show(json.dumps({"text": line} | facts_of(evaluation), ensure_ascii=False))
         else:
-            show(f"{'-' if found.bits_per_char is None else format(found.bits_per_char, '.4f')}\t{line}")
+            show(f"{'-' if evaluation.bits_per_char is None else format(evaluation.bits_per_char, '.4f')}\t{line}")
     return 0
 
 
-def facts_of(found) -> dict:
-    """What JSON says of a score."""
-    loss = found.loss if found.n_tokens else None
-    facts = {"bits_per_char": found.bits_per_char, "nats_per_token": loss, "tokens": found.n_tokens}
-    return facts | {"characters": found.n_characters}
+def facts_of(evaluation) -> dict:
+    """A score as JSON."""
+    loss = evaluation.loss if evaluation.n_tokens else None
+    facts = {"bits_per_char": evaluation.bits_per_char, "nats_per_token": loss, "tokens": evaluation.n_tokens}
+    return facts | {"characters": evaluation.n_characters}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Benchmarks: our commands beside the peers', in one run. Nothing here is imported by the suite."""
+"""Benchmarks of our commands and the peers', side by side in one run. The suite imports nothing from here."""

@@ -1,11 +1,11 @@
-"""Every family on the same text for the same time: a table, and the loss against time as a picture.
+"""Every family on the same text for the same time: a table, and a picture of the loss against time.
 
     CHARLM_DATA=DIR python -m bench.compare --data names32k --seconds 60 [--models mlp gru ...] [--out FOLDER]
 
-Each family has the defaults that train.py gives it for this text; short runs tell how many of its steps fit into the
-time, and what misses it by more than a tenth all the same, as a machine's pace changes, is trained again, twice at
-most. The n-gram counts once, in the time that it takes. "best" is the Transformer of bench.speedrun, mixed with
-counts. Writes table.md and loss.png into the folder (compare-DATA).
+Each family has train.py's defaults for this text. Short runs measure how many of its steps fit into the time; a run
+that misses the time by more than a tenth, since the speed of a machine changes, is repeated, twice at most. The n-gram
+model takes the time of counting. "best" is the Transformer of bench.speedrun, mixed with counts. Writes table.md and
+loss.png into the folder (compare-DATA).
 """
 
 import argparse
@@ -21,13 +21,13 @@ from pathlib import Path
 from bench import decoding
 from bench.peers import ROOT
 from bench.speedrun import BEST_OF_LINES, BEST_OF_STREAM
-from data.sources import KINDS
+from data.sources import DATA_SETS
 from engine.run.load import Run, load_run
 
 FAMILIES = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 BEST = "best"
 PROBE_STEPS, EVALUATIONS, DECODED = 60, 12, 300
-TRIES, CLOSE = 3, 0.1  # of the time asked for
+TRIES, TOLERANCE = 3, 0.1  # the latter as a part of the time asked for
 HEAD = (
     "| family | parameters | steps | seconds | tokens/s | train loss | validation loss | bits a character "
     "| characters/s written | a sample |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -36,7 +36,7 @@ HEAD = (
 
 @dataclass
 class Result:
-    """What one family came to."""
+    """The result of one family."""
 
     name: str
     summary: dict
@@ -63,15 +63,15 @@ def compete(name: str, data: str, seconds: float) -> Result:
     for _ in range(TRIES):
         size = max(EVALUATIONS, round(size))
         tries.append(_measure(name, [*flags, *_steps(size, EVALUATIONS)]))
-        pace = tries[-1].summary["seconds"] / seconds
-        if abs(pace - 1) <= CLOSE:
+        ratio = tries[-1].summary["seconds"] / seconds
+        if abs(ratio - 1) <= TOLERANCE:
             break
-        size /= pace
-    return min(tries, key=lambda found: abs(found.summary["seconds"] - seconds))
+        size /= ratio
+    return min(tries, key=lambda result: abs(result.summary["seconds"] - seconds))
 
 
 def _measure(name: str, flags: list[str]) -> Result:
-    """Train, and write with what was trained."""
+    """Train a model, and time its decoding."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run")
         lines = _train(flags, path)
@@ -85,18 +85,18 @@ def _measure(name: str, flags: list[str]) -> Result:
 def _flags(name: str, data: str) -> list[str]:
     if name != BEST:
         return ["--model", name]
-    return BEST_OF_LINES if KINDS.get(data) == "lines" else BEST_OF_STREAM
+    return BEST_OF_LINES if DATA_SETS.get(data) == "lines" else BEST_OF_STREAM
 
 
 def _step_seconds(flags: list[str], seconds: float) -> float:
-    """Seconds of a step, over a run of about as many `seconds`, or over a short one where that is no longer."""
+    """Seconds of a step, measured over a run of about `seconds`, or over PROBE_STEPS where that is shorter."""
     step = _probe(flags, PROBE_STEPS)
     longer = int(seconds / step)
     return _probe(flags, longer) if longer > 2 * PROBE_STEPS else step
 
 
 def _probe(flags: list[str], steps: int) -> float:
-    """Seconds of a step, but for the first ones, which are slower."""
+    """Seconds of a step, without the first steps, which are slower."""
     with tempfile.TemporaryDirectory() as folder:
         _, first, *_, last = _train([*flags, *_steps(steps, 6), "--eval-tokens", "10000"], Path(folder, "run"))
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
@@ -107,11 +107,11 @@ def _steps(steps: int, evaluations: int) -> list[str]:
 
 
 def _train(flags: list[str], path: Path) -> list[dict]:
-    """The lines of the metrics of a run."""
+    """Train a run; returns the lines of its metrics."""
     command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -125,7 +125,7 @@ def _sample(run: Run) -> str:
 
 
 def draw(results: list[Result], title: str, path: Path) -> None:
-    """Validation loss against seconds of training; what was counted is a level."""
+    """Draw the validation loss against seconds of training, for counts as a horizontal line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -133,13 +133,13 @@ def draw(results: list[Result], title: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     losses = sorted(result.summary["val_loss"] for result in results)
-    top = losses[-2:][0] + 0.25  # what is worst by far would flatten all others
+    top = losses[-2:][0] + 0.25  # one family that is far worse would flatten all other curves
     for result in results:
         label = f"{result.name}  {result.summary['val_loss']:.3f}" + ", above" * (result.summary["val_loss"] > top)
         if len(result.curve) == 1:
             axes.axhline(result.curve[0][1], color="#555555", ls=":", label=label)
         else:
-            axes.plot(*zip(*result.curve[1:], strict=True), ".-", label=label)  # not what nothing was learned for
+            axes.plot(*zip(*result.curve[1:], strict=True), ".-", label=label)  # without the untrained model
     axes.set(xlabel="seconds of training", ylabel="validation loss (nats a token)", title=title)
     axes.set_ylim(losses[0] - 0.03, top)
     axes.spines[["top", "right"]].set_visible(False)

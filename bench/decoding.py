@@ -1,10 +1,10 @@
-"""Characters a second that a model writes, beside nanoGPT's `generate`: one stream, and ten at once.
+"""Characters a second that a model generates, beside nanoGPT's `generate`: one sample, and ten at once.
 
     python -m bench.decoding --nanogpt CHECKOUT [--length 500] [--turns 3]
 
 Both sides have random weights of nanoGPT's CPU README size (4 layers, 4 heads, 128 wide, context 64), temperature 0.8,
-top-k 200, and start from a line end, as nanoGPT's sample.py does; they take turns in one process. nanoGPT reads its
-whole context anew for each character and draws its samples one after the other, so ten of its take ten times as long.
+top-k 200, and start from a line end, as nanoGPT's sample.py does; they take turns in one process. nanoGPT recomputes
+its whole context for each character and draws its samples one after the other, so ten of them take ten times as long.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from makemore.base import LanguageModel
 
 
 def theirs(model: Any, length: int) -> float:
-    """Characters a second of one sample."""
+    """Characters a second of one sample of nanoGPT."""
     started = time.perf_counter()
     with torch.no_grad():
         model.generate(torch.zeros(1, 1, dtype=torch.int64), length, temperature=0.8, top_k=200)
@@ -31,18 +31,18 @@ def theirs(model: Any, length: int) -> float:
 
 
 def ours(model: LanguageModel, length: int, streams: int) -> float:
-    """Characters a second of all streams together."""
+    """Characters a second of `streams` samples together."""
     device = next(iter(model.state_dict().values())).device
     prompt = torch.full((streams, 1), 6, device=device)
     started = time.perf_counter()
-    never, eos = list(model.special), model.special.eos
-    drawn = generate(model, prompt, length, Sampling(0.8, top_k=200), never, eos, torch.Generator(device))
+    suppressed, eos = list(model.special), model.special.eos
+    drawn = generate(model, prompt, length, Sampling(0.8, top_k=200), suppressed, eos, torch.Generator(device))
     count = sum(len(token.cpu()) for token in drawn)
     return count / (time.perf_counter() - started)
 
 
 def report(nanogpt: Path, length: int = 500, turns: int = 3) -> str:
-    """Medians over the turns, as one line."""
+    """The medians over the turns, as one line of text."""
     peer = nanogpt_model(nanogpt).eval()
     model = build_model(parse(FLAGS)[0], 71).eval()
     rows = []

@@ -2,9 +2,9 @@
 
     CHARLM_DATA=DIR python -m bench.families --makemore CHECKOUT
 
-Batch 32 on names32k, fetching batches included on both sides: the median of the step times that makemore prints, every
-tenth, and of ours over every tenth of the run. The two take turns; the table has the medians over the turns. Without
---makemore only ours.
+Batch 32 on names32k, fetching batches included on both sides: the median of the step times that makemore prints (of
+every tenth step), and of ours over each tenth of the run. The two take turns; the table has the medians over the turns.
+Without --makemore only ours are measured.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def main() -> None:
         print(f"| {model} | {_beside(theirs, ours)} | {statistics.median(rates):,.0f} |", flush=True)
 
 
-def _beside(theirs: list[float], ours: list[float]) -> str:
-    """Three cells: their median, ours, and the median of the ratios turn by turn."""
-    if not theirs:
+def _beside(peer_times: list[float], ours: list[float]) -> str:
+    """Three cells of the table: the peer's median, ours, and the median of the ratios of each turn."""
+    if not peer_times:
         return f" | {statistics.median(ours):.2f} | "
-    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
-    return f"{statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | {statistics.median(ratios):.1f}x"
+    ratios = [a / b for a, b in zip(peer_times, ours, strict=True)]
+    return f"{statistics.median(peer_times):.2f} | {statistics.median(ours):.2f} | {statistics.median(ratios):.1f}x"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ MODELS = ("bigram", "ngram6", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 
 
 def write_split(folder: Path) -> dict[str, Path]:
-    """makemore's two halves as files, and the test names that its training half has not."""
+    """The files of makemore's two halves, 'train' and 'test', and of the test names that are not in its training half,
+    'unseen'."""
     words = [word.strip() for word in resolve("names32k").files[0].read_text("utf-8").splitlines()]
     torch.manual_seed(3407)
     order = torch.randperm(len(words)).tolist()
@@ -46,19 +47,19 @@ def write_split(folder: Path) -> dict[str, Path]:
 
 
 def run(flags: list[str], split: dict[str, Path], out: Path) -> tuple[dict, float]:
-    """The summary of our run on the split, made in `out`, and its loss over the test names not seen in training."""
+    """Train on the split, in `out`; returns the summary, and the loss over the test names not seen in training."""
     _train(*flags, "--data", split["train"], "--val-data", split["test"], "--kind", "lines", "--out", out)
     printed = _train("--eval-only", "--out", out, "--val-data", split["unseen"], "--kind", "lines")
     return json.loads((out / "summary.json").read_text()), json.loads(printed)["val_loss"]
 
 
-def _train(*words: str | Path) -> str:
-    """What train.py prints."""
-    command = [sys.executable, str(peers.ROOT / "train.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
+def _train(*flags: str | Path) -> str:
+    """Run train.py; returns its output."""
+    command = [sys.executable, str(peers.ROOT / "train.py"), *map(str, flags)]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        raise SystemExit(completed.stderr)
+    return completed.stdout
 
 
 def main() -> None:

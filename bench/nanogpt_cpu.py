@@ -58,13 +58,13 @@ def our_step() -> Callable[[], None]:
     """One training step as in engine/training/trainer.py at the same sizes."""
     config, _ = parse(FLAGS)
     model = build_model(config, 71)
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config.optim)
     parameters = list(model.parameters())
     x, y = torch.randint(6, 71, (2, BATCH, CONTEXT))
 
     def step() -> None:
         (model(x, y, want_logits=False).nll_sum / y.numel()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -73,7 +73,7 @@ def our_step() -> Callable[[], None]:
 
 
 def turn(step: Callable[[], None]) -> float:
-    """Milliseconds a step."""
+    """Milliseconds a step, over STEPS_A_TURN steps."""
     started = time.perf_counter()
     for _ in range(STEPS_A_TURN):
         step()

@@ -26,13 +26,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def ours(*flags: str) -> dict:
-    """Run our train.py with these flags in a throw-away directory; its summary, and as "step_ms" the median over the
-    evaluations of the milliseconds that a step before it took, the first steps (warm-up) left out as with the peers."""
+    """Run our train.py with these flags in a temporary directory; returns its summary, with "step_ms": the milliseconds
+    of a step, as the median over the intervals between evaluations, without the first fifth of them (warm-up)."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", f"{folder}/run"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+        completed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if completed.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         spans = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
@@ -40,7 +40,7 @@ def ours(*flags: str) -> dict:
 
 
 def makemore(checkout: Path, names: Path, *flags: str) -> str:
-    """Run makemore's own command line on `names`; all it printed."""
+    """Run makemore's own command line on `names`; returns its output."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -57,13 +57,13 @@ def makemore(checkout: Path, names: Path, *flags: str) -> str:
 
 
 def step_times(printed: str, pattern: str) -> float:
-    """Median milliseconds of the steps that a peer printed, the first ones (warm-up) left out."""
+    """The median of the step times that a peer printed, in milliseconds, without the first fifth (warm-up)."""
     times = [float(ms) for ms in re.findall(pattern, printed)]
     return statistics.median(times[len(times) // 5 :])
 
 
 def _output(command: list[str], folder: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
+    completed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if completed.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""The way to a good character model, in seconds, beside the peers' on the same machine in the same run.
+"""Seconds of training to a good character model, beside the peers' on the same machine in the same run.
 
     CHARLM_DATA=DIR python -m bench.speedrun --nanogpt CHECKOUT --makemore CHECKOUT [--rows shakespeare,names]
 
@@ -44,7 +44,7 @@ MIXED = [*BEST_OF_STREAM, "--data", "shakespeare", "--steps", "970", "--eval-int
 BABY = [
     *_MODERN, "--n-layer", "6", "--n-head", "6", "--n-embd", "384", "--context", "256", "--batch-size", "4", *_COUNTED,
     "--data", "shakespeare", "--steps", "980", "--eval-interval", "490",
-    "--compile", "off",  # to compile would take longer than the run
+    "--compile", "off",  # compiling would take longer than the run
 ]  # fmt: skip
 NAMES = [
     *_MODERN, "--batch-size", "96", "--steps", "220", "--eval-interval", "220", "--lr", "2e-2", "--hash-ngrams", "5",
@@ -63,19 +63,19 @@ def shakespeare(args: argparse.Namespace) -> None:
     turn(step)  # warms up
     for seed in args.seeds:
         times = [turn(step) for _ in range(TURNS)]
-        found = peers.ours(*SHAKESPEARE, "--seed", seed)
+        summary = peers.ours(*SHAKESPEARE, "--seed", seed)
         times += [turn(step) for _ in range(TURNS)]
         theirs = NANOGPT_STEPS * statistics.median(times) / 1000
-        _show(f"shakespeare, seed {seed}", found, NANOGPT_LOSS, f"nanoGPT's {NANOGPT_STEPS:,} steps", theirs)
+        _show(f"shakespeare, seed {seed}", summary, NANOGPT_LOSS, f"nanoGPT's {NANOGPT_STEPS:,} steps", theirs)
 
 
 def mixed(args: argparse.Namespace) -> None:
-    """Print the loss of our best three minutes on Shakespeare, for each seed."""
+    """Print the loss of our best run of three minutes on Shakespeare, for each seed."""
     for seed in args.seeds:
         started = time.perf_counter()
-        found = peers.ours(*MIXED, "--seed", seed)
+        summary = peers.ours(*MIXED, "--seed", seed)
         seconds = time.perf_counter() - started
-        _show_within(f"mixed, seed {seed}", found, MIXED_LOSS, seconds, seconds <= LIMIT)
+        _show_within(f"mixed, seed {seed}", summary, MIXED_LOSS, seconds, seconds <= LIMIT)
 
 
 def names(args: argparse.Namespace) -> None:
@@ -84,19 +84,19 @@ def names(args: argparse.Namespace) -> None:
         split = write_split(Path(folder))
         for seed in args.seeds:
             times = [_makemore_step(args.makemore)]
-            found, _ = run([*NAMES, "--seed", seed], split, Path(folder, f"alone-{seed}"))
+            summary, _ = run([*NAMES, "--seed", seed], split, Path(folder, f"alone-{seed}"))
             times.append(_makemore_step(args.makemore))
             theirs = MAKEMORE_STEPS * statistics.mean(times) / 1000
-            _show(f"names, seed {seed}", found, MAKEMORE_LOSS, f"makemore's {MAKEMORE_STEPS:,} steps", theirs)
+            _show(f"names, seed {seed}", summary, MAKEMORE_LOSS, f"makemore's {MAKEMORE_STEPS:,} steps", theirs)
             started = time.perf_counter()
-            found, unseen = run([*NAMES_MIXED, "--seed", seed], split, Path(folder, f"mixed-{seed}"))
+            summary, unseen = run([*NAMES_MIXED, "--seed", seed], split, Path(folder, f"mixed-{seed}"))
             seconds = time.perf_counter() - started
-            _show_within(f"names mixed, seed {seed}", found, NAMES_LOSS, seconds, seconds <= LIMIT)
+            _show_within(f"names mixed, seed {seed}", summary, NAMES_LOSS, seconds, seconds <= LIMIT)
             print(f"  on the names that training has not seen: {unseen:.4f}", flush=True)
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Print characters a second."""
+    """Print the characters a second of both sides."""
     print("decoding,", decoding.report(args.nanogpt))
 
 
@@ -104,9 +104,9 @@ def baby(args: argparse.Namespace) -> None:
     """Print the loss and the times of nanoGPT's model for a GPU, for each seed."""
     for seed in args.seeds:
         started = time.perf_counter()
-        found = peers.ours(*BABY, "--seed", seed)
-        in_time = found["seconds"] <= BABY_LIMIT
-        _show_within(f"baby, seed {seed}", found, BABY_LOSS, time.perf_counter() - started, in_time)
+        summary = peers.ours(*BABY, "--seed", seed)
+        in_time = summary["seconds"] <= BABY_LIMIT
+        _show_within(f"baby, seed {seed}", summary, BABY_LOSS, time.perf_counter() - started, in_time)
 
 
 ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -121,19 +121,19 @@ def _makemore_step(checkout: Path) -> float:
     return peers.step_times(peers.makemore(checkout, resolve("names32k").files[0], *flags), r"step time ([\d.]+)ms")
 
 
-def _show(row: str, found: dict, target: float, peer: str, theirs: float) -> None:
-    verdict = "reached" if found["val_loss"] <= target else "MISSED"
+def _show(row: str, summary: dict, target: float, peer: str, theirs: float) -> None:
+    verdict = "reached" if summary["val_loss"] <= target else "MISSED"
     print(
-        f"{row}: {target} {verdict} with {found['val_loss']:.4f} in {found['seconds']:.1f} s; "
-        f"{peer} take {theirs:.1f} s: {theirs / found['seconds']:.1f}x",
+        f"{row}: {target} {verdict} with {summary['val_loss']:.4f} in {summary['seconds']:.1f} s; "
+        f"{peer} take {theirs:.1f} s: {theirs / summary['seconds']:.1f}x",
         flush=True,
     )
 
 
-def _show_within(row: str, found: dict, target: float, seconds: float, in_time: bool) -> None:
-    verdict = "reached" if found["val_loss"] <= target and in_time else "MISSED"
+def _show_within(row: str, summary: dict, target: float, seconds: float, in_time: bool) -> None:
+    verdict = "reached" if summary["val_loss"] <= target and in_time else "MISSED"
     print(
-        f"{row}: {target} {verdict} with {found['val_loss']:.4f} in {found['seconds']:.1f} s of training, "
+        f"{row}: {target} {verdict} with {summary['val_loss']:.4f} in {summary['seconds']:.1f} s of training, "
         f"{seconds:.1f} s in all",
         flush=True,
     )

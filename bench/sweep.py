@@ -1,12 +1,12 @@
-"""Which learning rates, width and dropout do best: a search over train.py's runs, resumable, by Optuna's samplers.
+"""A resumable search for the best learning rates, width and dropout over runs of train.py, by Optuna's samplers.
 
     python -m bench.sweep --data names --muon-lr 5e-3:1e-1 --n-embd 32,64,128 --dropout 0:0.3 --trials 20 --out FOLDER
         [--search bayes|random|grid] [-- flags of train.py for every run, as --model gru --steps 500]
 
-A range LOW:HIGH is searched on a logarithmic scale for learning rates, evenly else; values with commas between are
-tried as they are, and are all that a grid takes. The folder keeps Optuna's storage (study.db) and trials.md, the
-best first; the same command once more goes on where it was stopped. Bergstra et al., "Algorithms for Hyper-Parameter
-Optimization", 2011: bayes is their tree-structured Parzen estimator.
+A range LOW:HIGH is searched on a logarithmic scale for learning rates, on a linear one else; a list of values,
+separated by commas, is tried as it is; a grid takes lists alone. The folder has Optuna's storage (study.db) and
+trials.md, the best first; the same command again resumes the search. bayes is the tree-structured Parzen estimator of
+Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import ROOT
-from data.errors import UserError, run_command
+from data.errors import UserError, flag, run_command
 
 SEARCHES = ("bayes", "random", "grid")
 RATES = ("lr", "muon_lr")
@@ -29,7 +29,7 @@ Space = dict[str, dict[str, Any]]  # by flag, {"values": [...]} or {"low": ..., 
 
 
 def parse_space(args: argparse.Namespace) -> Space:
-    """What is searched. UserError for what cannot be."""
+    """The space that is searched. Raises UserError for an invalid range or list."""
     space: Space = {}
     for name, kind in SEARCHED.items():
         if (text := getattr(args, name)) is None:
@@ -41,77 +41,78 @@ def parse_space(args: argparse.Namespace) -> Space:
             else:
                 space[name] = {"values": [kind(word) for word in text.split(",")]}
         except ValueError as error:
-            raise UserError(f"{_flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
-        if (found := space[name]).get("low", 0) > found.get("high", 0) or (name in RATES and found.get("low", 1) <= 0):
-            raise UserError(f"{_flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for a learning rate")
-        if args.search == "grid" and "low" in found:
-            raise UserError(f"--search grid needs values for {_flag(name)}, with commas between; '{text}' is a range")
+            raise UserError(f"{flag(name)} is '{text}'; it may be LOW:HIGH or values with commas between") from error
+        low, high = space[name].get("low", 1), space[name].get("high", 1)
+        if low > high or (name in RATES and low <= 0):
+            raise UserError(f"{flag(name)} is '{text}'; LOW has to be at most HIGH, and above 0 for a learning rate")
+        if args.search == "grid" and "low" in space[name]:
+            raise UserError(f"--search grid needs values for {flag(name)}, with commas between; '{text}' is a range")
     if not space:
-        raise UserError(f"there is nothing to search: give {', '.join(map(_flag, SEARCHED))}, or some of them")
+        raise UserError(f"there is nothing to search: give {', '.join(map(flag, SEARCHED))}, or some of them")
     return space
 
 
 def open_study(out: Path, search: str, space: Space, rest: list[str], seed: int) -> Any:
-    """The study in `out`, new or gone on with. UserError where it is one of other flags."""
+    """The study in `out`, a new one or one to resume. Raises UserError where it has other flags."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log tracebacks of runs that fail
     out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
-    asked = {"search": search, "space": space, "flags": rest}
-    if study.user_attrs.get("asked", asked) != asked and not _over(study):  # of a command that was mistaken
+    settings = {"search": search, "space": space, "flags": rest}
+    if study.user_attrs.get("asked", settings) != settings and not _ended(study):  # of a command that was mistaken
         optuna.delete_study(study_name="sweep", storage=storage)
         study = optuna.create_study(storage=storage, study_name="sweep")
-    if study.user_attrs.get("asked", asked) != asked:
+    if study.user_attrs.get("asked", settings) != settings:
         raise UserError(f"{out} holds a sweep of other flags ({json.dumps(study.user_attrs['asked'])}); name another")
-    study.set_user_attr("asked", asked)
+    study.set_user_attr("asked", settings)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a sweep that was stopped
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    seed += len(study.trials)  # one that goes on must not draw the same again
+    seed += len(study.trials)  # a resumed study must not draw the same values again
     sampler = optuna.samplers.TPESampler if search == "bayes" else optuna.samplers.RandomSampler
     study.sampler = sampler(seed=seed)
     return study
 
 
-def _over(study: Any) -> list[Any]:
-    """The trials that have ended, with a result or with an error."""
+def _ended(study: Any) -> list[Any]:
+    """The trials that have ended, with a result or an error."""
     from optuna.trial import TrialState
 
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def _missing(study: Any, space: Space) -> list[dict[str, Any]]:
-    """The points of a grid that no trial has ended at. (Optuna's own sampler counts one that was stopped as done.)"""
+    """The points of a grid without a trial that has ended. (Optuna's own sampler counts one that was stopped too.)"""
     points = [
-        dict(zip(space, values, strict=True))
-        for values in itertools.product(*(found["values"] for found in space.values()))
+        dict(zip(space, point, strict=True))
+        for point in itertools.product(*(values["values"] for values in space.values()))
     ]
-    done = [trial.params for trial in _over(study)]
-    return [point for point in points if point not in done]
+    ended = [trial.params for trial in _ended(study)]
+    return [point for point in points if point not in ended]
 
 
 def propose(trial: Any, space: Space) -> dict[str, Any]:
     """The values of one trial, by flag."""
     values = {}
-    for name, found in space.items():
-        if "values" in found:
-            values[name] = trial.suggest_categorical(name, found["values"])
+    for name, choices in space.items():
+        if "values" in choices:
+            values[name] = trial.suggest_categorical(name, choices["values"])
         elif SEARCHED[name] is int:
-            values[name] = trial.suggest_int(name, found["low"], found["high"])
+            values[name] = trial.suggest_int(name, choices["low"], choices["high"])
         else:
-            values[name] = trial.suggest_float(name, found["low"], found["high"], log=name in RATES)
+            values[name] = trial.suggest_float(name, choices["low"], choices["high"], log=name in RATES)
     return values
 
 
 def train(values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
-    """The summary of a run with these values. UserError with its message where it fails."""
-    flags = [word for name, value in values.items() for word in (_flag(name), str(value))]
+    """The summary of a run with these values. Raises UserError with the run's message where it fails."""
+    flags = [word for name, value in values.items() for word in (flag(name), str(value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *rest, *flags, "--out", f"{folder}/run"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
+        completed = subprocess.run(command, capture_output=True, text=True)
+        if completed.returncode:
+            lines = completed.stderr.strip().splitlines() or ["no message"]
             raise UserError(" ".join(line for line in lines if line.startswith("error")) or lines[-1])
         return json.loads(Path(folder, "run", "summary.json").read_text())
 
@@ -124,20 +125,20 @@ def search(study: Any, space: Space, rest: list[str], trials: int, is_grid: bool
         try:
             summary = train(propose(trial, space), rest)
         except UserError as error:
-            if not _over(study):
-                raise  # the first of all: more likely a mistake than bad luck
+            if not _ended(study):
+                raise  # the first trial fails: probably a mistake in the flags
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
         for name in ("params", "seconds", "best_step"):
             trial.set_user_attr(name, summary[name])
         return summary["val_loss"]
 
-    def report(study: Any, trial: Any) -> None:  # when it is in the storage: what was seen is never lost
-        shown = " ".join(f"{_flag(name)} {value:.4g}" for name, value in trial.params.items())
+    def report(study: Any, trial: Any) -> None:  # called after the trial is stored
+        shown = " ".join(f"{flag(name)} {value:.4g}" for name, value in trial.params.items())
         result = f"val {trial.value:.4f}" if trial.value is not None else trial.user_attrs["error"]
         print(f"trial {trial.number}: {shown}: {result}", flush=True)
 
-    while len(_over(study)) < trials:
+    while len(_ended(study)) < trials:
         if is_grid:
             if not (missing := _missing(study, space)):
                 return
@@ -147,29 +148,25 @@ def search(study: Any, space: Space, rest: list[str], trials: int, is_grid: bool
 
 
 def table(study: Any, space: Space) -> str:
-    """All trials that ended well, the best first, as Markdown."""
+    """A Markdown table of all trials with a result, the best first."""
     import optuna
 
-    found = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    columns = ["trial", *map(_flag, space), "validation loss", "best step", "parameters", "seconds"]
+    trials = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    columns = ["trial", *map(flag, space), "validation loss", "best step", "parameters", "seconds"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for trial in sorted(found, key=lambda trial: trial.value):
-        about = trial.user_attrs
+    for trial in sorted(trials, key=lambda trial: trial.value):
+        attributes = trial.user_attrs
         cells = [str(trial.number), *(f"{trial.params[name]:.4g}" for name in space), f"{trial.value:.4f}"]
-        cells += [f"{about['best_step']:,}", f"{about['params']:,}", f"{about['seconds']:.1f}"]
+        cells += [f"{attributes['best_step']:,}", f"{attributes['params']:,}", f"{attributes['seconds']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="names", help="as train.py's")
     for name in SEARCHED:
-        parser.add_argument(_flag(name), help="LOW:HIGH, or values with commas between")
+        parser.add_argument(flag(name), help="LOW:HIGH, or values with commas between")
     parser.add_argument("--search", choices=SEARCHES, default="bayes")
     parser.add_argument("--trials", type=int, default=20, help="how many in all")
     parser.add_argument("--seed", type=int, default=0, help="of the search")

@@ -15,32 +15,30 @@ from data.errors import UserError
 from data.store import Split
 from data.tokenizers import Special
 
-IGNORE = -1  # a target that counts for nothing: padding, an unknown character
+IGNORE = -1  # a target that is left out of the loss: padding, an unknown character
 EVAL_TOKENS_A_BATCH = 8192
 
 
 class Batch(NamedTuple):
-    """What every kind of data becomes. `fresh` is False where the model's state is carried over from the batch
-    before."""
+    """One batch, whatever the kind of data. `fresh` is False where the model's state is carried over from the previous
+    batch."""
 
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, IGNORE where nothing is to be predicted
     n_tokens: int  # valid targets
     fresh: bool = True
-    place: Tensor | None = None  # (B,) int64, in training: where each row's first target stands in `counting_arrays`
-    before: Tensor | None = (
-        None  # (B, history) int64, in evaluation: what stands before each row, `<bos>` before a text
-    )
+    position: Tensor | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
+    prefix: Tensor | None = None  # (B, history) int64, in evaluation: the tokens before each row, `<bos>` before a text
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, copied without waiting where that is a GPU."""
+        """The batch on `device`; a copy to a GPU is asynchronous."""
         if device.type == "cpu":
             return self
-        moved: dict[str, Any] = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
         if device.type == "cuda":
-            moved = {name: part.pin_memory() for name, part in moved.items()}
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return self._replace(
-            **{name: part.to(device, non_blocking=device.type == "cuda") for name, part in moved.items()}
+            **{name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
         )
 
 
@@ -54,15 +52,15 @@ class Loader:
 
     def next(self) -> Batch:
         """The next batch of this rank."""
-        taken = self._take(self.batch_size * self.world)
-        return self._batch(taken[self.rank * self.batch_size :][: self.batch_size])
+        items = self._take(self.batch_size * self.world)
+        return self._batch(items[self.rank * self.batch_size :][: self.batch_size])
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader stands."""
+        """The position of the loader: epoch, and item of the epoch."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another loader of the same data, sizes and seed stood."""
+        """Continue from the position of another loader of the same data, sizes and seed."""
         self.epoch, self.position, self._order = state["epoch"], state["position"], None
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
@@ -81,6 +79,7 @@ class Loader:
         return self._order
 
     def _take(self, count: int) -> np.ndarray:
+        """The next `count` items, (count,), across the ends of epochs."""
         pieces = []
         while count:
             order = self._begin_epoch() if self._order is None else self._order
@@ -113,7 +112,7 @@ class StreamLoader(Loader):
 
 class LaneLoader(Loader):
     """Consecutive windows along `batch_size` lanes of a stream, for truncated backpropagation through time: each
-    batch goes on where the one before it stopped, until the lanes end and a new epoch starts them at a new phase."""
+    batch continues the previous one, until the lanes end and a new epoch starts them at a new phase."""
 
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
@@ -144,7 +143,7 @@ class LaneLoader(Loader):
 
 
 class LineLoader(Loader):
-    """Lines, `<bos>` before and `<eos>` after, padded to the longest of the batch."""
+    """Lines with `<bos>` before and `<eos>` after them, padded to the longest of the batch."""
 
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
@@ -159,17 +158,17 @@ class LineLoader(Loader):
 
 
 class Pieces(NamedTuple):
-    """Lines cut to at most the context: positions in the flat ids, shape (pieces,) each. Targets are [start, end);
-    `row` is where the line itself starts."""
+    """Lines cut to at most the context: positions in the flat ids, shape (pieces,) each. The targets are [start, end);
+    the whole line starts at `row`."""
 
     row: np.ndarray
     start: np.ndarray
     end: np.ndarray
 
 
-def cut_lines(offsets: np.ndarray | None, context: int) -> Pieces:
-    """Each line as one piece, or as several where it is longer than `context` tokens (its `<eos>` included)."""
-    assert offsets is not None  # a stream has no lines
+def cut_lines(offsets: np.ndarray, context: int) -> Pieces:
+    """The pieces of all lines: one a line, or several where it is longer than `context` tokens (its `<eos>`
+    included)."""
     lengths = np.diff(offsets)
     count = -(-lengths // context)
     row = np.repeat(offsets[:-1], count)
@@ -185,7 +184,7 @@ def longest_line(split: Split) -> int:
 
 
 def check_context(split: Split, context: int) -> None:
-    """Raise UserError when not even one window of a stream has `context` tokens and a target for each."""
+    """Raise UserError for a stream too short for one window of `context` tokens and their targets."""
     if len(split.tokens) < context + 1:
         raise UserError(
             f"the training text has {len(split.tokens):,} tokens, too short for a context of {context}; "
@@ -194,7 +193,7 @@ def check_context(split: Split, context: int) -> None:
 
 
 def counting_arrays(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All of a split for a model that counts: inputs, targets, and each target's place in its own row, (N,) each."""
+    """A whole split for a model that counts: inputs, targets, and each target's position in its own row, (N,) each."""
     ids = np.asarray(split.tokens.array())
     if split.offsets is None:
         return ids[:-1], ids[1:], np.arange(len(ids) - 1)
@@ -203,25 +202,25 @@ def counting_arrays(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) -> Callable[[], Iterator[Batch]]:
-    """The fixed windows of evaluation: a function that goes through them once more at each call.
+    """The fixed windows of evaluation: a function that returns a new iterator over them at each call.
 
-    A stream is cut into consecutive windows of `context` targets, lines into lines. Where the split holds more than
-    `max_tokens`, evenly spaced ones of them are taken, always the same. `history`: how many earlier tokens come along
-    in `before` (n-gram counts see their true history)."""
+    A stream is cut into consecutive windows of `context` targets, lines into lines. Of a split of more than
+    `max_tokens` tokens, evenly spaced windows are taken, always the same. `history`: the number of earlier tokens in
+    `Batch.prefix` (n-gram counts need the tokens before a window)."""
     if split.offsets is None:
         return lambda: _eval_windows(split, context, max_tokens, history)
     return lambda: _eval_lines(split, context, max_tokens, history)
 
 
 def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
-    ids, last = split.tokens.array(), len(split.tokens) - 1
-    starts = _evenly(np.arange(0, last, context), max_tokens // context, last > max_tokens)
-    widths = np.minimum(context, last - starts)  # that of the last one may be smaller
+    ids, n_targets = split.tokens.array(), len(split.tokens) - 1
+    starts = _evenly(np.arange(0, n_targets, context), max_tokens // context, n_targets > max_tokens)
+    widths = np.minimum(context, n_targets - starts)  # the last one may be smaller
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // context)
     for group in np.split(starts, np.flatnonzero(np.diff(widths)) + 1):
-        for some in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
-            batch = _windows(ids, some, np.arange(min(context, last - some[0]) + 1), split.special)
-            yield _with_before(batch, ids, some, np.zeros_like(some), history, split.special.bos)
+        for rows in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
+            batch = _windows(ids, rows, np.arange(min(context, n_targets - rows[0]) + 1), split.special)
+            yield _with_prefix(batch, ids, rows, np.zeros_like(rows), history, split.special.bos)
 
 
 def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
@@ -230,18 +229,18 @@ def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> It
     chosen = _evenly(np.arange(len(pieces.start)), fitting, len(split.tokens) > max_tokens)
     chosen = chosen[np.argsort((pieces.end - pieces.start)[chosen], kind="stable")]
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.start).max()))
-    for some in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
-        batch = _rows(ids, pieces, some, split.special)
-        yield _with_before(batch, ids, pieces.start[some] - 1, pieces.row[some], history, split.special.bos)
+    for items in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
+        batch = _rows(ids, pieces, items, split.special)
+        yield _with_prefix(batch, ids, pieces.start[items] - 1, pieces.row[items], history, split.special.bos)
 
 
-def _with_before(batch: Batch, ids: np.ndarray, first: np.ndarray, row: np.ndarray, history: int, bos: int) -> Batch:
-    """`batch`, whose rows' first inputs stand at `first` (B,) in lines or a text that begin at `row` (B,), with the
-    `history` tokens before it."""
-    at = first[:, None] - np.arange(history, 0, -1)  # (B, history)
-    inside = at >= row[:, None]
-    before = np.where(inside, ids[np.where(inside, at, 0)], bos)
-    return batch._replace(place=None, before=torch.from_numpy(before.astype(np.int64)) if history else None)
+def _with_prefix(batch: Batch, ids: np.ndarray, first: np.ndarray, row: np.ndarray, history: int, bos: int) -> Batch:
+    """`batch` with the `history` tokens before each of its rows. `first` (B,): the position of a row's first input;
+    `row` (B,): that of the beginning of its line or text, before which `<bos>` stands."""
+    positions = first[:, None] - np.arange(history, 0, -1)  # (B, history)
+    inside = positions >= row[:, None]
+    prefix = np.where(inside, ids[np.where(inside, positions, 0)], bos)
+    return batch._replace(position=None, prefix=torch.from_numpy(prefix.astype(np.int64)) if history else None)
 
 
 def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
@@ -251,24 +250,25 @@ def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
 
 
 def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, special: Special) -> Batch:
-    """Windows of ids at `starts`."""
+    """The windows of `ids` that begin at `starts` (B,)."""
     window = torch.from_numpy(ids[starts[:, None] + offsets].astype(np.int64))  # (B, T + 1)
     return _batch(window[:, :-1], window[:, 1:].clone(), starts, special)
 
 
-def _batch(tokens: Tensor, targets: Tensor, place: np.ndarray, special: Special) -> Batch:
+def _batch(tokens: Tensor, targets: Tensor, position: np.ndarray, special: Special) -> Batch:
     targets[targets == special.unk] = IGNORE
-    return Batch(tokens, targets, int((targets != IGNORE).sum()), place=torch.from_numpy(place))
+    return Batch(tokens, targets, int((targets != IGNORE).sum()), position=torch.from_numpy(position))
 
 
 def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray, special: Special) -> Batch:
-    start, end = (part[items][:, None] for part in (pieces.start, pieces.end))
-    at = start + np.arange(int((end - start).max()))  # (B, T) positions of the targets
-    inside = at < end
-    targets = np.where(inside, ids[np.minimum(at, len(ids) - 1)], special.pad).astype(np.int64)
+    """The pieces with the numbers `items` (B,), padded to the longest."""
+    start, end = pieces.start[items][:, None], pieces.end[items][:, None]
+    positions = start + np.arange(int((end - start).max()))  # (B, T), of the targets
+    inside = positions < end
+    targets = np.where(inside, ids[np.minimum(positions, len(ids) - 1)], special.pad).astype(np.int64)
     tokens = np.roll(targets, 1, axis=1)
     first = start[:, 0]
     tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids[np.maximum(first - 1, 0)])
     targets[~inside] = IGNORE
-    # A padded input is `<pad>` by the roll, but for the <eos> that lands on the first padded place: nothing reads it.
+    # The roll makes padded inputs `<pad>`, but for the <eos> that lands on the first of them: nothing reads it.
     return _batch(torch.from_numpy(tokens), torch.from_numpy(targets), first, special)

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.errors import UserError, warn
 from data.merges import N_BYTES, learn_tokens
-from data.tokenizers import N_SPECIALS, Decoder, Tokenizer
+from data.tokenizers import N_SPECIALS, TextDecoder, Tokenizer
 from data.words import GPT2_PATTERN, long_blanks, split, whole_words
 
 MAX_TOKENS = 1 << 20
@@ -24,8 +24,8 @@ MAX_DISTINCT = 1 << 24  # characters of distinct words to learn from: learning t
 
 
 class BPETokenizer(Tokenizer):
-    """One token a frequent run of bytes: `tokens[rank]` are its bytes, and its id is first_id + rank. No character is
-    ever unknown."""
+    """A tokenizer whose tokens are frequent sequences of bytes: `tokens[rank]` are the bytes of the token with the id
+    first_id + rank. It knows every character."""
 
     name = "bpe"
     first_id = N_SPECIALS
@@ -45,7 +45,7 @@ class BPETokenizer(Tokenizer):
         return (np.concatenate(pieces) + self.first_id).astype(self.dtype)
 
     def _ranks(self, text: str) -> np.ndarray:
-        """Ranks of the tokens of a text that is not too long for tiktoken, shape (tokens,), uint32."""
+        """The ranks of the tokens of `text`, (tokens,) uint32. It may be as long as tiktoken takes."""
         pieces, start = [], 0
         for blank, end in long_blanks(text):
             pieces.append(self._words.encode_to_numpy(text[start:blank], disallowed_special=()))
@@ -56,7 +56,7 @@ class BPETokenizer(Tokenizer):
 
     @functools.cached_property
     def _one_word(self):
-        """tiktoken for a text that is a single word: without the pattern, that overflows on long runs of blanks."""
+        """tiktoken for a text that is a single word: without the pattern, which overflows on long runs of blanks."""
         return self._encoding(r"(?s).+")
 
     def _encoding(self, pattern: str):
@@ -65,7 +65,7 @@ class BPETokenizer(Tokenizer):
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         return tiktoken.Encoding("charlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TextDecoder:
         return _BPEDecoder(self.tokens, self.first_id, self.special.unk)
 
     def characters(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "BPETokenizer":
-        """What `to_json` wrote. Raises UserError for anything else."""
+        """The tokenizer that `to_json` described. Raises UserError for anything else."""
         tokens, pattern = stored.get("tokens"), stored.get("pattern")
         # Any other pattern would be a stranger's regular expression, run on the user's text.
         if pattern != GPT2_PATTERN or not isinstance(tokens, list) or len(tokens) > MAX_TOKENS:
@@ -94,7 +94,7 @@ class BPETokenizer(Tokenizer):
             raise UserError("not a tokenizer of this project (damaged BPE): its tokens are not base64") from error
 
 
-class _BPEDecoder(Decoder):
+class _BPEDecoder(TextDecoder):
     def __init__(self, tokens: list[bytes], first_id: int, unk: int):
         self._tokens, self._first_id, self._unk = tokens, first_id, unk
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -113,7 +113,7 @@ class _BPEDecoder(Decoder):
 
 
 def size_of(name: str) -> int | None:
-    """N of the tokenizer name 'bpe:N'; None for another name. Raises UserError for an N that cannot be."""
+    """N of the tokenizer name 'bpe:N'; None for another name. Raises UserError for an invalid N."""
     kind, _, number = name.partition(":")
     if kind != "bpe":
         return None
@@ -125,8 +125,8 @@ def size_of(name: str) -> int | None:
 
 
 def learn(texts: Iterable[str], size: int, note: Callable[[str], None] = warn) -> BPETokenizer:
-    """The tokenizer of `size` tokens (256 bytes + merges) learned from `texts`, or of fewer, where they make every word
-    one token. `note` is told so, and what is left out: words beyond MAX_DISTINCT characters of distinct words."""
+    """The tokenizer of `size` tokens (256 bytes + merges) learned from `texts`; of fewer tokens where these make every
+    word one token. Words beyond MAX_DISTINCT characters of distinct words are left out. Both are told to `note`."""
     words: Counter[str] = Counter()
     distinct = left_out = 0  # characters
     for text in whole_words(texts):

@@ -1,6 +1,6 @@
-"""Building a token store, in passes over chunks of the text: first what is in it, then its ids.
+"""Building a token store, in passes over chunks of the text: the first finds the vocabulary, the last writes the ids.
 
-Never more than a chunk of text is held, whatever the size. The vocabulary is that of the training side alone.
+Never more than a chunk of text is held, whatever its size. The vocabulary is that of the training side alone.
 """
 
 import array
@@ -25,9 +25,10 @@ SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 class Builder:
     """Writes one store of `files` (training text, then perhaps validation text), all but its `meta.json`.
 
-    `digests` has the SHA-256 that every file must have whenever it is read. `val_fraction` is the part of a single text
-    that becomes validation: its end, or rows (lines or documents) by their hash. `separator` stands between documents
-    (None: blank lines); with a `text_column` the files are tables, and each of their rows is a line or document."""
+    `digests`: the SHA-256 that each file has to have at every reading. `existing`: a tokenizer to use instead of a new
+    one. `val_fraction`: the part of a single text that becomes validation, its end, or rows (lines or documents) by
+    their hash. `separator` stands between documents (None: blank lines). With a `text_column` the files are tables, and
+    each of their rows is a line or document."""
 
     def __init__(
         self,
@@ -38,27 +39,28 @@ class Builder:
         text_column: str | None,
         tokenizer: str,
         encoding: str,
-        given: Tokenizer | None,
+        existing: Tokenizer | None,
         val_fraction: float,
     ):
         assert kind is not None  # known by now
         self.files, self.digests = files, digests
         self.kind, self.separator, self.text_column = kind, separator, text_column
         self.tokenizer_name, self.encoding = tokenizer, encoding
-        self.given, self.val_fraction, self.has_val_text = given, val_fraction, len(files) > 1
+        self.existing, self.val_fraction, self.has_val_text = existing, val_fraction, len(files) > 1
         self.notes: list[str] = []
-        # Characters outside the vocabulary, with counts, a side each.
+        # For each side: the characters outside the vocabulary with their counts, a hint where their Unicode form is
+        # why, and the number of all characters.
         self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
-        self.other_form = {"train": "", "val": ""}  # what to do where the Unicode form makes them unknown
+        self.other_form = {"train": "", "val": ""}
         self.characters = {"train": 0, "val": 0}
-        self.c1: set[str] = set()  # control characters of a text that may be in an encoding of Windows'
+        self.c1: set[str] = set()  # control characters that mean another encoding, one of Windows'
 
     def write(self, folder: Path, name: str) -> dict:
-        """Write ids, offsets and tokenizer into `folder`; return what `meta.json` is to say of them."""
+        """Write ids, offsets and tokenizer into `folder`; return their entries of `meta.json`."""
         paths = [path for text in self.files for path in text]
         size = sum(path.stat().st_size for path in paths)
         passes = (2 if self.kind == "stream" else 3) + (
-            self.given is None and vocabulary.reads_words(self.tokenizer_name)
+            self.existing is None and vocabulary.reads_words(self.tokenizer_name)
         )
         hidden = size < SHOW_PROGRESS or None
         total = None if any(map(packed.is_packed, paths)) else passes * size
@@ -89,22 +91,23 @@ class Builder:
                 position += len(chunk)
             for chunk in self._words(tokenizer, 1) if self.has_val_text else ():
                 put("val", chunk)
-        for side, what in (("train", "training"), ("val", "validation")):
+        for side, split in (("train", "training"), ("val", "validation")):
             if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
                 why = f" ({'; '.join(self.notes)})" if self.notes else ""
                 raise UserError(
-                    f"the {what} text of {name} has {counts[side]} tokens: too short to predict anything{why}"
+                    f"the {split} text of {name} has {counts[side]} tokens: too short to predict anything{why}"
                 )
         return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
 
     def _survey(self) -> tuple[np.ndarray, int]:
-        """Where each code point first occurs in the training text (-1: nowhere), and how many characters there are."""
+        """The position at which each code point first occurs in the training text (-1: nowhere), and the number of its
+        characters."""
         first_seen, length, blank = np.full(0x110000, -1, np.int64), 0, True
         for chunk in self._chunks(self.files[0]):
             codes = np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
             new = np.flatnonzero(first_seen[codes] < 0)[::-1]
-            first_seen[codes[new]] = length + new  # backwards: of several places the last assignment, the first, stays
+            first_seen[codes[new]] = length + new  # in reverse order, so that the first occurrence is assigned last
             length += len(codes)
             blank = blank and not chunk.strip()
         if blank:
@@ -112,16 +115,17 @@ class Builder:
         return first_seen, length
 
     def _start(self, tokenizer: Tokenizer, seen: np.ndarray) -> str:
-        """What an empty prompt begins with: a line end where the model knows it, else some character that it knows."""
+        """The text that stands for an empty prompt: a line end where the vocabulary has it, else a character that it
+        has."""
         for character in ("\n", *map(chr, seen)):
             if (tokenizer.encode(character, "mask") != tokenizer.special.unk).all():
                 return character
         return ""
 
     def _rows(self, folder: Path) -> dict:
-        hashes = [_hashes(self._read_rows(text)) for text in range(len(self.files))]
-        for text, found in zip(self.files, hashes, strict=True):
-            if not len(found):
+        hashes = [_hashes(self._read_rows(index)) for index in range(len(self.files))]
+        for text, row_hashes in zip(self.files, hashes, strict=True):
+            if not len(row_hashes):
                 raise UserError(f"{reading.shown(text[0])} is empty: it has no {self.kind[:-1]} with text")
         is_val = self._split_rows(hashes)
         self._note_repeats(hashes)
@@ -133,8 +137,8 @@ class Builder:
         offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
         with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
             out = {"train": train, "val": val}
-            for n, held_out_rows in enumerate(is_val):
-                for row, held_out in zip(self._read_rows(n), held_out_rows, strict=True):
+            for index in range(len(self.files)):
+                for row, held_out in zip(self._read_rows(index), is_val[index], strict=True):
                     side = "val" if held_out else "train"
                     ids = np.append(self._encode(tokenizer, row, side), tokenizer.dtype(tokenizer.special.eos))
                     out[side].write(ids.tobytes())
@@ -146,7 +150,7 @@ class Builder:
         return self._finish(folder, tokenizer, counts, "")
 
     def _split_rows(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
-        """Which rows of each text are validation, (rows,) bool."""
+        """A mask of the validation rows of each text, (rows,) bool."""
         if self.has_val_text:
             return [np.zeros(len(hashes[0]), bool), np.ones(len(hashes[1]), bool)]
         if self.val_fraction == 1:
@@ -165,14 +169,14 @@ class Builder:
             chosen = hashes[0] == hashes[0].min()
         return [chosen]
 
-    def _read_rows(self, text: int) -> Iterator[str]:
-        """The lines or the documents of a text; none of the latter goes on from one file into the next."""
+    def _read_rows(self, index: int) -> Iterator[str]:
+        """The lines or documents of a text; a document ends with its file."""
         if self.text_column is not None:
-            return itertools.chain.from_iterable(map(self._read_table, self.files[text]))
+            return itertools.chain.from_iterable(map(self._read_table, self.files[index]))
         if self.kind == "lines":
-            return reading.read_lines(self._chunks(self.files[text]))
+            return reading.read_lines(self._chunks(self.files[index]))
         return itertools.chain.from_iterable(
-            read_documents(self._chunks([path]), self.separator, reading.shown(path)) for path in self.files[text]
+            read_documents(self._chunks([path]), self.separator, reading.shown(path)) for path in self.files[index]
         )
 
     def _read_table(self, path: Path) -> Iterator[str]:
@@ -190,9 +194,9 @@ class Builder:
             yield chunk
             self.bar.update(len(chunk))
 
-    def _words(self, tokenizer: Tokenizer, text: int) -> Iterator[str]:
-        """The chunks of a text; where tokens are words, none ends inside of one."""
-        chunks = self._chunks(self.files[text])
+    def _words(self, tokenizer: Tokenizer, index: int) -> Iterator[str]:
+        """The chunks of a text; for BPE none ends inside a word."""
+        chunks = self._chunks(self.files[index])
         return whole_words(chunks) if isinstance(tokenizer, BPETokenizer) else chunks
 
     def _training_text(self, border: int) -> Iterator[str]:
@@ -208,8 +212,8 @@ class Builder:
                 yield row
 
     def _make_tokenizer(self, alphabet: str, training: Iterator[str]) -> Tokenizer:
-        """The given vocabulary, else one of the training text."""
-        return self.given or vocabulary.make(self.tokenizer_name, alphabet, training, self.notes.append)
+        """The existing tokenizer, else a new one for the training text."""
+        return self.existing or vocabulary.make(self.tokenizer_name, alphabet, training, self.notes.append)
 
     def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
         ids = tokenizer.encode(text, "mask")
@@ -218,7 +222,7 @@ class Builder:
             positions = np.flatnonzero(ids == tokenizer.special.unk)
             for position in positions:
                 self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
-            if self.given and len(positions) and not self.other_form[side]:
+            if self.existing and len(positions) and not self.other_form[side]:
                 self.other_form[side] = tokenizer.other_form(text)
         return ids
 
@@ -237,24 +241,24 @@ class Builder:
             )
 
     def _note_unknown(self) -> None:
-        for side, what in (("train", "training"), ("val", "validation")):
-            if not (found := self.unknown[side]):
+        for side, split in (("train", "training"), ("val", "validation")):
+            if not (counts := self.unknown[side]):
                 continue
             way_out = self.other_form[side] or self._way_out()
-            if sum(found.values()) == self.characters[side]:
+            if sum(counts.values()) == self.characters[side]:
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
-                raise UserError(f"no character of the {what} text ({name}) is in the vocabulary; {way_out}")
-            shown = " ".join(repr(c) for c in sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
-            where = "are not in the model's vocabulary" if self.given else "never occur in the training text"
+                raise UserError(f"no character of the {split} text ({name}) is in the vocabulary; {way_out}")
+            shown = " ".join(repr(c) for c in sorted(counts)[:8]) + (" ..." if len(counts) > 8 else "")
+            problem = "are not in the model's vocabulary" if self.existing else "never occur in the training text"
             self.notes.append(
-                f"{sum(found.values()):,} characters of the {what} text ({len(found)} distinct: {shown}) {where}: "
+                f"{sum(counts.values()):,} characters of the {split} text ({len(counts)} distinct: {shown}) {problem}: "
                 "not predicted, and not counted in the loss"
-                + (f"; {way_out}" if self.other_form[side] or 2 * sum(found.values()) > self.characters[side] else "")
+                + (f"; {way_out}" if self.other_form[side] or 2 * sum(counts.values()) > self.characters[side] else "")
             )
 
     def _way_out(self) -> str:
-        """What to do about a text of which little is in the vocabulary."""
-        if self.given:
+        """The advice for a text of which little is in the vocabulary."""
+        if self.existing:
             return "take a text in characters that the model knows, or a model trained with --tokenizer byte"
         return (
             "it is in another script than the training text: give one in the same script with --val-data, or use "
@@ -263,9 +267,9 @@ class Builder:
 
 
 def _hashes(rows: Iterator[str]) -> np.ndarray:
-    """A 64-bit hash of each row, shape (rows,): equal rows, equal hashes, on every machine."""
-    found = array.array("Q")
+    """A 64-bit hash of each row, (rows,): the same on every machine."""
+    hashes = array.array("Q")
     for row in rows:
         digest = hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        found.append(int.from_bytes(digest, "little"))
-    return np.frombuffer(found, np.uint64)
+        hashes.append(int.from_bytes(digest, "little"))
+    return np.frombuffer(hashes, np.uint64)

@@ -1,6 +1,6 @@
-"""The cache of downloads and prepared texts: what is in it, its size, and freeing it.
+"""The cache of downloads and prepared texts: its entries, its size, and freeing it.
 
-Nothing outside of it is touched: links are neither followed nor removed, and only what this project writes is.
+Nothing outside of it is touched: links are neither followed nor removed, and only files of this project are removed.
 """
 
 import json
@@ -14,15 +14,15 @@ from pathlib import Path
 from data.errors import UserError, nearest
 from data.sources import cache_folder
 
-UNFINISHED_FOR = 24 * 3600  # seconds after which nobody is taken to write to a part any more
+UNFINISHED_FOR = 24 * 3600  # seconds after which an unfinished file is taken to be abandoned
 _PREPARED = re.compile(r"(?P<name>.+)-[0-9a-f]{16}")
 _PART = re.compile(r"(?P<name>.+)-[0-9a-f]{16}\.\w+\.part")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the cache. `about` says what it is, `size` is in bytes, `changed` in seconds since the epoch; a
-    `busy` one may be what another process is writing."""
+    """One entry of the cache. `about` describes it, `size` is in bytes, `changed` in seconds since the epoch; a `busy`
+    one may be being written by another process."""
 
     path: Path
     name: str
@@ -33,23 +33,23 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Everything in the cache, downloads first, each kind by name."""
+    """All entries of the cache: downloads first, then prepared texts, each by name."""
     return sorted(_downloads(), key=lambda e: e.name) + sorted(_prepared(), key=lambda e: (e.name, e.changed))
 
 
 def size() -> int:
-    """Bytes of the cache."""
+    """The size of the cache in bytes."""
     return sum(entry.size for entry in entries())
 
 
 def listing() -> str:
     """A table of the cache, with the total."""
-    found = entries()
+    cached = entries()
     rows = [("name", "what", "size", "last change")]
-    for entry in found:
+    for entry in cached:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
         rows.append((entry.name, entry.about, in_words(entry.size), when))
-    rows.append(("total", f"{len(found):,} in {cache_folder()}", in_words(sum(e.size for e in found)), ""))
+    rows.append(("total", f"{len(cached):,} in {cache_folder()}", in_words(sum(e.size for e in cached)), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         f"{name:<{widths[0]}}  {about:<{widths[1]}}  {size:>{widths[2]}}  {when}".rstrip()
@@ -58,16 +58,16 @@ def listing() -> str:
 
 
 def clear(names: list[str]) -> tuple[list[Entry], list[Entry]]:
-    """Free what has one of these names (as `listing` shows them, or as folders are called), or everything where there
-    are none. Returns what was removed, and what was left since it may still be written to.
+    """Remove the entries with these names (as `listing` shows them, or as their folders are called), or all of them
+    where no name is given. Returns the entries removed, and those left because they may still be written to.
 
-    Raises UserError for a name that nothing has."""
-    found = entries()
-    known = {entry.name for entry in found} | {entry.path.name for entry in found}
+    Raises UserError for an unknown name."""
+    cached = entries()
+    known = {entry.name for entry in cached} | {entry.path.name for entry in cached}
     for name in names:
         if name not in known:
             raise UserError(f"nothing in {cache_folder()} is called '{name[:200]}'.{nearest(name[:200], known)}")
-    chosen = [entry for entry in found if not names or {entry.name, entry.path.name} & set(names)]
+    chosen = [entry for entry in cached if not names or {entry.name, entry.path.name} & set(names)]
     for entry in chosen:
         if not entry.busy:
             _remove(entry.path)
@@ -75,7 +75,7 @@ def clear(names: list[str]) -> tuple[list[Entry], list[Entry]]:
 
 
 def in_words(size: int) -> str:
-    """`size` bytes for a reader: '1.4 MB'."""
+    """`size` in bytes as text: '1.4 MB'."""
     for unit, power in (("GB", 9), ("MB", 6), ("KB", 3)):
         if size >= 10**power:
             return f"{size / 10**power:.1f} {unit}"
@@ -103,10 +103,10 @@ def _children(name: str) -> Iterator[Path]:
 def _downloads() -> Iterator[Entry]:
     for path in _children("downloads"):
         if path.is_file():
-            facts, part = path.stat(), path.suffix == ".part"
+            stat, part = path.stat(), path.suffix == ".part"
             about = "an unfinished download" if part else "downloaded"
             name = path.name.split(".")[0]
-            yield Entry(path, name, about, facts.st_size, facts.st_mtime, part and _is_recent(facts.st_mtime))
+            yield Entry(path, name, about, stat.st_size, stat.st_mtime, part and _is_recent(stat.st_mtime))
 
 
 def _prepared() -> Iterator[Entry]:
@@ -114,9 +114,9 @@ def _prepared() -> Iterator[Entry]:
         part, whole = _PART.fullmatch(path.name), _PREPARED.fullmatch(path.name)
         if not path.is_dir() or not (part or whole):
             continue
-        facts = [file.lstat() for file in (path, *path.iterdir())]
-        changed = max(fact.st_mtime for fact in facts)
-        bytes_ = sum(fact.st_size for fact in facts[1:])
+        stats = [file.lstat() for file in (path, *path.iterdir())]
+        changed = max(stat.st_mtime for stat in stats)
+        bytes_ = sum(stat.st_size for stat in stats[1:])
         if part:
             yield Entry(path, part["name"], "unfinished", bytes_, changed, _is_recent(changed))
         elif whole:

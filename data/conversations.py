@@ -1,4 +1,4 @@
-"""Conversations to learn answers from: reading them from JSON and JSONL, and pairs of a better and a worse answer."""
+"""Conversations for instruction tuning, and pairs of a better and a worse answer: reading them from JSON and JSONL."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class Turn(NamedTuple):
-    """What one side says. `input` is the second part of an Alpaca instruction, else empty."""
+    """One message of a conversation. `input` is the second part of an Alpaca instruction, else empty."""
 
     role: str
     text: str
@@ -26,8 +26,8 @@ class Turn(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Turns that end with an answer. `label` is the task it belongs to, if any, `where` how a message calls it; what
-    has a `group` is reported apart from the rest."""
+    """Turns that end with an answer. `label`: the task it belongs to, if any; `where`: its file and line, for messages;
+    `group`: the group under which it is reported, if any."""
 
     turns: tuple[Turn, ...]
     where: str
@@ -36,7 +36,7 @@ class Conversation(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What the split goes by: two conversations that begin with one question are on one side."""
+        """The first question, by which the examples are split: conversations that share it are on one side."""
         return next(turn.whole for turn in self.turns if turn.role == "user")
 
     @property
@@ -50,7 +50,7 @@ class Conversation(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One prompt with the answer that was chosen and the one that was rejected."""
+    """One prompt with a chosen and a rejected answer."""
 
     chosen: Conversation
     rejected: Conversation
@@ -66,19 +66,20 @@ class Pair(NamedTuple):
 
 def read_conversations(data: str, encoding: str = "utf-8") -> tuple[str, list[Conversation]]:
     """The short name of `data`, a .json or .jsonl file, and its conversations. An item has 'messages' (a list of role
-    and content), or 'instruction', maybe 'input', and 'output', or 'prompt' and 'completion'; maybe a 'task' too.
+    and content), or 'instruction', optionally 'input', and 'output', or 'prompt' and 'completion'; and optionally a
+    'task'.
 
-    Raises UserError naming file and line, or example, for whatever is missing or malformed."""
+    Raises UserError, with the file and the line or example, for an item that is malformed or incomplete."""
     return _read(data, encoding, _conversation)
 
 
 def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[Pair]]:
-    """As `read_conversations`, of items with 'prompt', 'chosen' and 'rejected', each a text or a list of messages."""
+    """The same for pairs: items with 'prompt', 'chosen' and 'rejected', each a text or a list of messages."""
     return _read(data, encoding, _pair)
 
 
 def drop_duplicates(items: list[Any]) -> list[Any]:
-    """The first of all conversations, or pairs, in which the same is said."""
+    """The conversations, or pairs, without later copies of the same turns."""
     distinct: dict[tuple[str, ...], Any] = {}
     for item in items:
         conversations = item if isinstance(item, Pair) else (item,)
@@ -91,14 +92,14 @@ def _read(data: str, encoding: str, parse: Callable[[dict, str], Any]) -> tuple[
     path = path_of(data) or Path(data)
     if packed.unpacked_name(path).suffix.lower() not in (".json", ".jsonl"):
         raise UserError(f"{data} holds no conversations: give 'strings' (bundled) or a .json or .jsonl file")
-    found = []
+    items = []
     for where, item in json_items(path, encoding):
         if not isinstance(item, dict):
             raise UserError(f"{where} is no object, but a {type(item).__name__}")
-        found.append(parse(item, where))
-    if not found:
+        items.append(parse(item, where))
+    if not items:
         raise UserError(f"{data} holds no examples")
-    return packed.unpacked_name(path.resolve()).stem, found
+    return packed.unpacked_name(path.resolve()).stem, items
 
 
 def _conversation(item: dict, where: str) -> Conversation:
@@ -120,7 +121,7 @@ def _conversation(item: dict, where: str) -> Conversation:
 
 
 def _foreign(item: dict, where: str) -> UserError:
-    """What to say of an item that is none of the three kinds."""
+    """The error for an item that is none of the three kinds."""
     for one, other in (("prompt", "completion"), ("completion", "prompt"), ("output", "instruction")):
         if one in item:
             return UserError(f"{where} has no key '{other}'; it has: {_keys(item)}.{nearest(other, map(str, item))}")
@@ -134,29 +135,29 @@ def _pair(item: dict, where: str) -> Pair:
             raise UserError(f"{where} has no key '{name}'; it has: {_keys(item)}.{nearest(name, map(str, item))}")
     label = _text(item, "task", where, optional=True)
     prompt = item["prompt"]
-    asked = (Turn("user", _said(prompt, where, "prompt")),) if isinstance(prompt, str) else _messages(
+    question = (Turn("user", _nonblank(prompt, where, "prompt")),) if isinstance(prompt, str) else _messages(
         prompt, f"{where}: 'prompt'"
     )  # fmt: skip
-    if asked[-1].role != "user":
-        raise UserError(f"{where}: 'prompt' ends with the {asked[-1].role}'s message; it has to end with the user's")
+    if question[-1].role != "user":
+        raise UserError(f"{where}: 'prompt' ends with the {question[-1].role}'s message; it has to end with the user's")
     answers = [_last_answer(item[name], where, name) for name in ("chosen", "rejected")]
     if answers[0] == answers[1]:
         raise UserError(f"{where}: 'chosen' and 'rejected' are the same")
-    return Pair(*(Conversation((*asked, Turn("assistant", text)), where, label) for text in answers))
+    return Pair(*(Conversation((*question, Turn("assistant", text)), where, label) for text in answers))
 
 
 def _last_answer(value: Any, where: str, name: str) -> str:
-    """A text, or the last of a list of messages, which has to be the assistant's."""
+    """The answer `value`: a text, or a list of messages of which the last has to be the assistant's."""
     if isinstance(value, list) and value:
         last = _message(value[-1], f"{where}: '{name}' message {len(value)}")
         if last.role != "assistant":
             raise UserError(f"{where}: '{name}' ends with the {last.role}'s message; it has to end with an answer")
         return last.text
-    return _said(value, where, name)
+    return _nonblank(value, where, name)
 
 
 def _messages(value: Any, where: str) -> tuple[Turn, ...]:
-    """At most one system message, then user and assistant in turns."""
+    """The turns of a list of messages: at most one system message, then user and assistant alternating."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where} is no list of messages, each with a role and a content")
     turns = tuple(_message(message, f"{where} message {n}") for n, message in enumerate(value, 1))
@@ -188,10 +189,10 @@ def _text(item: dict, name: str, where: str, optional: bool = False) -> str:
         raise UserError(f"{where} has no key '{name}'; it has: {_keys(item)}.{nearest(name, map(str, item))}")
     if optional and item[name] in (None, ""):
         return ""
-    return _said(item[name], where, name)
+    return _nonblank(item[name], where, name)
 
 
-def _said(value: Any, where: str, name: str) -> str:
+def _nonblank(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: '{name}' is no text, but a {type(value).__name__}")
     if not value.strip():

@@ -1,4 +1,4 @@
-"""Files written so that a crash, a full disk or a link in their place loses nothing.
+"""Writing files so that a crash, a full disk or a link in their place loses nothing.
 
 Every OSError from here names its file, which `write` and `fsync` by themselves do not.
 """
@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-TRIES, PAUSE = 10, 0.05  # seconds; on Windows a file that somebody reads cannot be renamed for a moment
+TRIES, PAUSE = 10, 0.05  # seconds; on Windows a file cannot be renamed while a process reads it
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Inside, an OSError without a file name gets this one."""
+    """A context in which an OSError without a file name gets this one."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a new file and flush it to the disk. Raises FileExistsError where there is one, or a link."""
+    """Write a new file and flush it to the disk. Raises FileExistsError where a file or a link exists."""
     with naming(path), open(path, "xb") as file:
         file.write(content)
         file.flush()
@@ -34,15 +34,15 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replace one file: readers see the old content or the new, never part of it. A link is replaced, not followed."""
+    """Replace one file atomically: readers see the old or the new content. A link is replaced, not followed."""
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)  # left over from a crash, or a link to somewhere else
+    new.unlink(missing_ok=True)  # left over from a crash, or a link
     write_file(new, content)
     patiently(lambda: os.replace(new, path))
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file of its own and flush it to the disk. Raises OSError (ELOOP) where `path` is a link."""
+    """Append one line to a file and flush it to the disk. Raises OSError (ELOOP) where `path` is a link."""
     with naming(path):
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path))
@@ -53,7 +53,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link (never what it points to), where it is there."""
+    """Remove a file, a folder with its content, or a link (never its target), where it exists."""
     is_folder = path.is_dir() and not path.is_symlink()
     patiently(lambda: shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True))
 
@@ -64,8 +64,8 @@ def rename(old: Path, new: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of files to the disk, where the system can: on Windows a folder cannot be opened, and some
-    file systems have no such call."""
+    """Flush a folder's list of files to the disk, where the system supports it: on Windows a folder cannot be opened,
+    and some file systems have no such call."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -81,7 +81,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def patiently(act: Callable[[], None]) -> None:
-    """Do `act`, again for half a second while it is not permitted."""
+    """Call `act`, and retry for half a second while it raises PermissionError."""
     for _ in range(TRIES - 1):
         try:
             return act()

@@ -1,4 +1,4 @@
-"""A text cut into documents: texts of several lines each, with blank lines or a text of one's own between them."""
+"""Cutting a text into documents of several lines each, at blank lines or at a separator."""
 
 import itertools
 import re
@@ -6,54 +6,54 @@ from collections.abc import Iterable, Iterator
 
 from data.errors import UserError
 
-LONGEST = 1 << 24  # characters of a document: as much as is held while its end is searched
+MAX_DOCUMENT = 1 << 24  # characters of a document: so much is held in memory while its end is searched
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _LEADING = re.compile(r"(?:[^\S\n]*\n)+")
 _ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
 
 
 def unescaped(separator: str) -> str:
-    r"""What `--separator` means: \n and \r are line ends, \t is a tab and \\ a backslash. "\r\n" and "\r" become "\n",
-    as they do in every text."""
-    meant = re.sub(r"\\[nrt\\]", lambda found: _ESCAPES[found[0]], separator)
+    r"""`separator` with its escapes replaced: \n and \r are line ends, \t is a tab and \\ a backslash. "\r\n" and "\r"
+    become "\n", as they do in every text."""
+    meant = re.sub(r"\\[nrt\\]", lambda match: _ESCAPES[match[0]], separator)
     return meant.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_documents(chunks: Iterable[str], separator: str | None, called: str) -> Iterator[str]:
-    """The documents of one file, in one pass: what stands between blank lines, or between the places where `separator`
-    stands. Without the line ends, or blank lines, before and after them; those of white space alone are left out.
+def read_documents(chunks: Iterable[str], separator: str | None, name: str) -> Iterator[str]:
+    """The documents of one file, in one pass: the texts between blank lines, or between occurrences of `separator`,
+    without the blank lines around them. Documents of white space alone are left out.
 
-    The begin and the end of the file count as the line ends that `separator` has there, and the line ends that close
-    one separator open the next.
-    Raises UserError for a document of more than 16 million characters; `called` is the file's name in it."""
-    border, before, after = _border(separator)
-    held, n = "", 0
+    The beginning and the end of the file count as the line ends that `separator` begins and ends with, and two
+    separators in a row may share line ends. Raises UserError for a document of more than 16 million characters; `name`
+    is the file's name in the message."""
+    delimiter, before, after = _delimiter(separator)
+    buffer, n = "", 0
     for chunk in itertools.chain([before], chunks, [after]):
-        *whole, held = border.split(held + chunk)
+        *whole, buffer = delimiter.split(buffer + chunk)
         for document in filter(None, map(stripped, whole)):
             n += 1
-            _check(document, n, separator, called)
+            _check(document, n, separator, name)
             yield document
-        _check(held, n + 1, separator, called)
-    if document := stripped(held):
+        _check(buffer, n + 1, separator, name)
+    if document := stripped(buffer):
         yield document
 
 
 def occurs(separator: str, chunks: Iterable[str]) -> bool:
-    """Whether a file is cut anywhere by `separator`."""
-    border, before, after = _border(separator)
-    held = ""
+    """Whether `separator` occurs in a file, as `read_documents` finds it."""
+    delimiter, before, after = _delimiter(separator)
+    buffer = ""
     for chunk in itertools.chain([before], chunks, [after]):
-        held += chunk
-        if border.search(held):
+        buffer += chunk
+        if delimiter.search(buffer):
             return True
-        held = held[-len(separator) :]
+        buffer = buffer[-len(separator) :]
     return False
 
 
-def _border(separator: str | None) -> tuple[re.Pattern[str], str, str]:
-    """What matches between two documents, and the line ends to think before and after the file. Line ends around a
-    document are no part of it, so those that a separator shares with the next one may be left before that."""
+def _delimiter(separator: str | None) -> tuple[re.Pattern[str], str, str]:
+    """The pattern between two documents, and the line ends to add before and after the file. The pattern leaves out the
+    line ends that a separator may share with the next one: around a document they are dropped anyway."""
     if separator is None:
         return _BLANK_LINES, "", ""
     if not separator.strip("\n"):
@@ -66,18 +66,18 @@ def _border(separator: str | None) -> tuple[re.Pattern[str], str, str]:
 
 
 def stripped(text: str) -> str:
-    """`text` without blank lines before and after it; nothing where it is white space alone."""
+    """`text` without blank lines before and after it; empty where it is white space alone."""
     if not text.strip():
         return ""
     leading, trailing = _LEADING.match(text), text.find("\n", len(text.rstrip()))
     return text[leading.end() if leading else 0 : trailing if trailing >= 0 else len(text)]
 
 
-def _check(text: str, n: int, separator: str | None, called: str) -> None:
-    if len(text) > LONGEST:
+def _check(text: str, n: int, separator: str | None, name: str) -> None:
+    if len(text) > MAX_DOCUMENT:
         ends = (
             "; see --separator for what ends a document, or"
             if separator is None
             else f": {separator!r} occurs nowhere in it;"
         )
-        raise UserError(f"document {n:,} of {called} has more than {LONGEST:,} characters{ends} use --kind stream")
+        raise UserError(f"document {n:,} of {name} has more than {MAX_DOCUMENT:,} characters{ends} use --kind stream")

@@ -1,4 +1,4 @@
-"""How this project speaks to its user: a mistake of theirs, and a thing worth a warning."""
+"""Errors and warnings for the user, and the exit codes of commands."""
 
 import contextlib
 import difflib
@@ -12,31 +12,35 @@ from typing import Any, TextIO
 from data.terminal import for_stream
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MACHINE = (  # what a disk, a network or a machine at its limits may say of a file that is open
+_MACHINE = (  # errors of a disk, a network or a machine at its limits, also for files that are open already
     *FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
 )  # fmt: skip
 
 
 class UserError(Exception):
-    """A mistake of the user, or of their files: shown as one readable message with exit code 2, never as a
-    traceback."""
+    """A mistake of the user, or in their files: shown as one message, with exit code 2, never as a traceback."""
 
 
 def warn(message: str) -> None:
-    """Print one warning line on standard error, where somebody reads it."""
+    """Print a warning line on standard error; a closed one is ignored."""
     _say(f"warning: {message}")
 
 
+def flag(name: str) -> str:
+    """A setting's name as the command line spells it: 'n_layer' -> '--n-layer'."""
+    return "--" + name.replace("_", "-")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """' Did you mean 'x'?' for the choice that looks most like `word`, or '' when none does."""
+    """' Did you mean 'x'?' for the choice most similar to `word`, or '' where none is."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-class Output:
-    """A standard stream whose reader may leave, as a closed terminal or `head` does. From the first error on, what is
-    written is dropped and the program goes on: for commands whose work is more than what they print."""
+class BestEffortStream:
+    """A standard stream whose reader may close it, as a terminal or `head` does. After the first error further output
+    is dropped and the program goes on: for commands that do more than print."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -45,31 +49,30 @@ class Output:
         try:
             return self._stream.write(text)
         except OSError:
-            _leave_to_nobody(self._stream)
+            _redirect_to_devnull(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            _leave_to_nobody(self._stream)
+            _redirect_to_devnull(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def outlive_readers() -> None:
-    """From here on the command does its work whether anybody reads what it prints or not."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    """Make the command go on when the reader of its standard streams closes them."""
+    sys.stdout, sys.stderr = BestEffortStream(sys.stdout), BestEffortStream(sys.stderr)
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """The exit code of a command: 2 with one message for a mistake of the user or a file that cannot be read or
-    written, 130 for Ctrl-C."""
+    """Run `main` and return the exit code of the command: 2, with one message, for a mistake of the user or a file that
+    cannot be read or written; 130 for Ctrl-C."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # Lines appear at once through a pipe too, and what the terminal cannot show is shown as its code.
-        assert isinstance(stream, io.TextIOWrapper)
+        # Lines appear at once through a pipe too; characters that the encoding of the terminal lacks are escaped.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         return main()
@@ -77,7 +80,7 @@ def run_command(main: Callable[[], int]) -> int:
         _say(f"error: {error}")
         return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        _leave_to_nobody(sys.stdout)
+        _redirect_to_devnull(sys.stdout)
         return 0
     except OSError as error:
         if not is_fault(error):
@@ -90,16 +93,16 @@ def run_command(main: Callable[[], int]) -> int:
 
 
 def is_fault(error: OSError) -> bool:
-    """Whether it is one of a file or of the machine, not of this program. What fails while it is read or written names
-    no file."""
+    """Whether `error` is one of a file or of the machine, not of this program. Errors of reading and writing an open
+    file carry no file name."""
     return error.filename is not None or error.errno in _MACHINE
 
 
 def fault(error: OSError) -> str:
-    """What a message says of a disk that is full, a file that may not be written, and the like."""
-    place = f": {error.filename}" if error.filename else ""
+    """The message for an error of a disk or a file: full, not permitted, and the like."""
+    file = f": {error.filename}" if error.filename else ""
     way_out = "; free some space and try again" if error.errno in FULL else ""
-    return f"{error.strerror or type(error).__name__}{place}{way_out}"
+    return f"{error.strerror or type(error).__name__}{file}{way_out}"
 
 
 def _say(message: str) -> None:
@@ -107,15 +110,15 @@ def _say(message: str) -> None:
         print(for_stream(message, sys.stderr), file=sys.stderr, flush=True)
 
 
-def _leave_to_nobody(stream: TextIO) -> None:
-    """Drop all that `stream` still holds and is given."""
+def _redirect_to_devnull(stream: TextIO) -> None:
+    """Make `stream` drop its buffer and everything written to it from now on."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_closed_streams() -> None:
-    """Point standard streams that are closed to nowhere: the next file that is opened would take their number, and
-    what is written for the user would go into it."""
+    """Open closed standard streams on /dev/null: otherwise the next file opened would get their descriptor, and output
+    meant for the user would go into it."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -1,14 +1,12 @@
 """Labelled texts: reading them from a table, JSON or a folder, and splitting them so that no text is on two sides."""
 
-import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import packed, reading
+from data import packed, reading, tables
 from data.errors import UserError, nearest
 from data.json_items import json_items
 from data.sources import path_of, resolve
@@ -18,7 +16,7 @@ BUNDLED = Path(__file__).parent / "surnames"
 
 
 class Example(NamedTuple):
-    """One text and its label. `where` is how a message calls it: its file and line."""
+    """One text and its label. `where`: its file and line, for messages."""
 
     text: str
     label: str
@@ -26,7 +24,7 @@ class Example(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which column or key holds what; None: as found."""
+    """The names or numbers of the columns (or keys); None: the default, see `_table`."""
 
     text: str | None = None
     label: str | None = None
@@ -34,58 +32,59 @@ class Columns(NamedTuple):
 
 def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, list[Example]]:
     """The short name of `data` and its examples. `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a
-    folder with one text file a class, an example a line.
+    folder with one text file a class, one example a line.
 
-    Raises UserError naming file and line for whatever is missing or malformed."""
+    Raises UserError, with file and line, for an example that is malformed or incomplete."""
     reading.check_encoding(encoding)
     path = BUNDLED if data == "surnames" else resolve(data).folder or path_of(data) or Path(data)
     if path.is_dir():
-        if given := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
-            raise UserError(f"{given[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
-        found = list(_folder(path, encoding))
+        if flags := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
+            raise UserError(f"{flags[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
+        examples = list(_folder(path, encoding))
     else:
-        readers = {".tsv": _tsv, ".csv": _csv, ".json": _json, ".jsonl": _json}
+        readers = {".tsv": _rows, ".csv": _rows, ".json": _json, ".jsonl": _json}
         suffix = packed.unpacked_name(path).suffix.lower()
         if suffix not in readers:
             raise UserError(
                 f"{data} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
             )
-        found = list(readers[suffix](path, columns, encoding))
-    if not found:
+        examples = list(readers[suffix](path, columns, encoding))
+    if not examples:
         raise UserError(f"{data} holds no examples")
-    for example in found:
+    for example in examples:
         if not example.text.strip() or not example.label.strip():
             raise UserError(f"{example.where} has an empty {'label' if example.text.strip() else 'text'}")
-        reading.check_characters(example.label, example.where)  # of a folder it is the name of a file
-    return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), found
+        reading.check_characters(example.label, example.where)  # the label may be the name of a file
+    return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
 
 
 def labels_of(examples: list[Example], name: str) -> list[str]:
-    """The labels in sorted order. Raises UserError when there is nothing to tell apart, or a class cannot be split."""
+    """The distinct labels, sorted. Raises UserError for fewer than two, or for a class of one example."""
     counts = Counter(example.label for example in examples)
     if len(counts) < 2:
         raise UserError(f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn")
-    if alone := [label for label, count in counts.items() if count == 1]:
+    if singletons := [label for label, count in counts.items() if count == 1]:
+        label = singletons[0]
         raise UserError(
-            f"class '{alone[0]}' of {name} has a single example; a class needs one to learn from and one to test on"
+            f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test on"
         )
     return sorted(counts)
 
 
 def drop_duplicates(examples: list[Example]) -> list[Example]:
-    """The first of all examples with the same text and the same label."""
+    """The examples without later copies of the same text and label."""
     seen: set[tuple[str, str]] = set()
-    kept = []
+    distinct = []
     for example in examples:
-        if (same := (normalised(example.text), example.label)) not in seen:
-            seen.add(same)
-            kept.append(example)
-    return kept
+        if (key := (normalised(example.text), example.label)) not in seen:
+            seen.add(key)
+            distinct.append(example)
+    return distinct
 
 
 def split_examples(examples: list[Example], seed: int, fractions: tuple[float, float] = (0.1, 0.1)) -> dict[str, list]:
-    """Train, validation and test, `fractions` of each class being the last two. All examples with one text, whatever
-    their labels, are on one side; which one follows from the text and `seed` alone, on every machine."""
+    """The examples by side: 'train', 'val' and 'test', the last two being `fractions` of each class. All examples with
+    one text, whatever their labels, are on one side, which follows from the text and `seed` alone, on every machine."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[normalised(example.text)].append(example)
@@ -94,25 +93,25 @@ def split_examples(examples: list[Example], seed: int, fractions: tuple[float, f
         key = hashlib.blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         of_class[min(example.label for example in group)].append((key, group))
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
-    left: list[list[list[Example]]] = []  # of each class, the groups that are not held out
+    remaining: list[list[list[Example]]] = []  # of each class, the groups that are not held out
     for label in sorted(of_class):
         ordered = [group for _, group in sorted(of_class[label], key=lambda item: item[0])]
         n_val, n_test = (round(fraction * len(ordered)) for fraction in fractions)
         sides["val"] += sum(ordered[:n_val], [])
         sides["test"] += sum(ordered[n_val : n_val + n_test], [])
-        left.append(ordered[n_val + n_test :])
+        remaining.append(ordered[n_val + n_test :])
     for side in ("val", "test"):
-        if not sides[side]:  # so small that a tenth of every class rounds to nothing: a text of the largest class
-            largest = max(left, key=len)
+        if not sides[side]:  # a tenth of every class rounds to nothing: take a text of the largest class
+            largest = max(remaining, key=len)
             if len(largest) < 2:
                 raise UserError(f"{len(groups)} different texts are too few to hold out two; bring more")
             sides[side] += largest.pop()
-    sides["train"] = [example for ordered in left for group in ordered for example in group]
+    sides["train"] = [example for ordered in remaining for group in ordered for example in group]
     return sides
 
 
 def normalised(text: str) -> str:
-    """What two texts have in common that count as the same: case and white space aside."""
+    """`text` case-folded and with single spaces: texts that are equal so count as copies."""
     return " ".join(text.casefold().split())
 
 
@@ -126,30 +125,13 @@ def _folder(path: Path, encoding: str) -> Iterator[Example]:
                 yield Example(line.strip(), packed.unpacked_name(file).stem, f"{file} line {n}")
 
 
-def _tsv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    """Quotes are data, and only as many tabs separate as the first line has: the last column may hold more of them."""
-    lines = [(n, line) for n, line in _numbered(path, encoding) if line.strip()]
-    width = lines[0][1].count("\t") if lines else 0
-    yield from _table(path, ((n, line.split("\t", width)) for n, line in lines), columns)
-
-
-def _csv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    reader = csv.reader(io.StringIO(reading.read_whole(path, encoding), newline=""), strict=True)
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f"{path} line {reader.line_num}: {error}") from error
-
-    yield from _table(path, rows(), columns)
+def _rows(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
+    yield from _table(path, tables.rows(path, encoding), columns)
 
 
 def _table(path: Path, rows: Iterable[tuple[int, list[str]]], columns: Columns) -> Iterator[Example]:
-    """Rows of a table. With a header the columns go by name ('text' and 'label' unless said otherwise), without one by
-    number from 1; of two unnamed columns the one with fewer distinct values is the label."""
+    """The examples of a table. With a header the columns are found by name ('text' and 'label' by default), without one
+    by number from 1; of two unnamed columns the one with fewer distinct values is the label."""
     rows = list(rows)
     if not rows:
         return
@@ -158,35 +140,35 @@ def _table(path: Path, rows: Iterable[tuple[int, list[str]]], columns: Columns) 
     has_names = {"text", "label"} <= set(lower)
     by_number = any(columns) and all(name is None or (name.isdecimal() and name not in lower) for name in columns)
     if by_number:
-        places = [int(number or 0) - 1 for number in columns]
-        if missing := [name for name, given in zip(Columns._fields, columns, strict=True) if given is None]:
+        indices = [int(number or 0) - 1 for number in columns]
+        if missing := [name for name, column in zip(Columns._fields, columns, strict=True) if column is None]:
             raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
-        if not 0 <= min(places) <= max(places) < len(header):
-            wrong = next(place for place in places if not 0 <= place < len(header))
+        if not 0 <= min(indices) <= max(indices) < len(header):
+            wrong = next(index for index in indices if not 0 <= index < len(header))
             raise UserError(f"{path} has {len(header)} columns; there is no column {wrong + 1}")
         rows = rows[1:] if has_names else rows
     elif has_names or any(columns):
         rows = rows[1:]
-        places = [
-            lower.index(wanted.lower()) if wanted.lower() in lower else _no_column(path, wanted, header)
-            for wanted in (columns.text or "text", columns.label or "label")
+        indices = [
+            lower.index(name.lower()) if name.lower() in lower else _no_column(path, name, header)
+            for name in (columns.text or "text", columns.label or "label")
         ]
     elif len(header) == 2:
         distinct = [len({row[i] for _, row in rows if len(row) == 2}) for i in (0, 1)]
-        places = [0, 1] if distinct[1] < distinct[0] else [1, 0]
+        indices = [0, 1] if distinct[1] < distinct[0] else [1, 0]
     else:
         raise UserError(
             f"{path} line 1 names no columns 'text' and 'label' (it has: {', '.join(header)[:200]}); say which they "
             "are with --text-column and --label-column, by name or by number"
         )
     for n, row in rows:
-        if len(row) <= max(places):
-            raise UserError(f"{path} line {n} has {len(row)} columns where {max(places) + 1} are needed")
-        yield Example(row[places[0]].strip(), row[places[1]].strip(), f"{path} line {n}")
+        if len(row) <= max(indices):
+            raise UserError(f"{path} line {n} has {len(row)} columns where {max(indices) + 1} are needed")
+        yield Example(row[indices[0]].strip(), row[indices[1]].strip(), f"{path} line {n}")
 
 
-def _no_column(path: Path, wanted: str, header: list[str]) -> int:
-    raise UserError(f"{path} has no column '{wanted}'; it has: {', '.join(header)[:200]}.{nearest(wanted, header)}")
+def _no_column(path: Path, name: str, header: list[str]) -> int:
+    raise UserError(f"{path} has no column '{name}'; it has: {', '.join(header)[:200]}.{nearest(name, header)}")
 
 
 def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
@@ -197,16 +179,15 @@ def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
 def _item(item: object, columns: Columns, where: str) -> Example:
     if not isinstance(item, dict):
         raise UserError(f"{where} is not an object with a text and a label")
-    found = []
-    for wanted in (columns.text or "text", columns.label or "label"):
-        if wanted not in item:
+    values = []
+    for key in (columns.text or "text", columns.label or "label"):
+        if key not in item:
             keys = list(map(str, item))
-            raise UserError(f"{where} has no key '{wanted}'; it has: {', '.join(keys)[:200]}.{nearest(wanted, keys)}")
-        if not isinstance(item[wanted], str | int | float):
-            raise UserError(f"{where}: '{wanted}' is neither a text nor a number")
-        found.append(str(item[wanted]))
-    text, label = found
-    return Example(text, label, where)
+            raise UserError(f"{where} has no key '{key}'; it has: {', '.join(keys)[:200]}.{nearest(key, keys)}")
+        if not isinstance(item[key], str | int | float):
+            raise UserError(f"{where}: '{key}' is neither a text nor a number")
+        values.append(str(item[key]))
+    return Example(*values, where)
 
 
 def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""GPT-2's own tokenizer: its 50,257 ids stay as they are, and five of our specials come after them.
+"""GPT-2's own tokenizer: its 50,257 ids are unchanged, and five of our specials come after them.
 
 Radford et al. 2019. Made from `vocab.bpe`, the list of merges that OpenAI published; its end-of-text is our `<eos>`.
 """
@@ -23,7 +23,7 @@ N_TOKENS = 50_256
 VOCAB_SIZE = N_TOKENS + 1  # GPT-2's; ours has the five appended specials besides
 
 
-# How GPT-2's files write a byte: as a printable character, most as themselves, the others from U+0100 on.
+# The character that stands for each byte in GPT-2's files: printable bytes as themselves, the others from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 WRITTEN = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + n) for n, byte in enumerate(_OTHERS)}
@@ -44,7 +44,7 @@ class GPT2Tokenizer(BPETokenizer):
 
 
 def load(merges: Path | None = None) -> GPT2Tokenizer:
-    """GPT-2's tokenizer: from `merges` where there is such a file, else from `$CHARLM_DATA`, tiktoken's cache, this
+    """GPT-2's tokenizer, from the file `merges` where it exists, else from `$CHARLM_DATA`, tiktoken's cache, this
     project's cache or, once, a download."""
     path = merges if merges and merges.is_file() else remote_file("gpt2-merges", MERGES, _tiktokens_copy())
     try:
@@ -65,7 +65,7 @@ def read_merges(text: str) -> list[bytes]:
 
 
 def _tiktokens_copy() -> Path | None:
-    """Where tiktoken keeps the file, if it has ever downloaded it: under the SHA-1 of its address."""
+    """The file in tiktoken's cache, under the SHA-1 of its address; None where tiktoken has not downloaded it."""
     names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
     folder = next((os.environ[name] for name in names if os.environ.get(name)), None)
     path = Path(folder or Path(tempfile.gettempdir(), "data-gym-cache")) / hashlib.sha1(MERGES.url.encode()).hexdigest()

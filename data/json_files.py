@@ -1,10 +1,11 @@
-"""Reading JSON that a stranger may have written: checked against a schema, and any fault is one sentence.
+"""Reading untrusted JSON: checked against a schema, with one message for any fault.
 
 A schema is a type (`float` takes whole numbers too), `None`, a `Whole`, a tuple of schemas of which one has to fit, a
-list of one schema for every item, or a dict of schemas by key; a key that ends in "?" may be missing, and keys that the
-schema does not name are left alone. Numbers are finite.
+list of one schema for every item, or a dict of schemas by key; a key that ends in "?" may be missing, and other keys
+are allowed. Numbers are finite.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -19,14 +20,15 @@ SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`."""
+    """A whole number from `minimum` to `maximum`."""
 
-    least: int = 0
-    most: int = 2**63 - 1
+    minimum: int = 0
+    maximum: int = 2**63 - 1
 
 
 def read_json(path: Path, schema: Any = None) -> Any:
-    """What the JSON file `path` holds. Raises UserError naming the file, and the key where the schema does not fit."""
+    """The content of the JSON file `path`. Raises UserError with the file, and the key where the schema does not
+    fit."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise UserError(f"{path} is damaged: {size:,} bytes are too many for what it should hold")
@@ -37,23 +39,33 @@ def read_json(path: Path, schema: Any = None) -> Any:
 
 
 def parse_json(content: bytes | str, path: Path | str, schema: Any = None) -> Any:
-    """The same of the content of `path`."""
+    """The value of the JSON text `content` of the file `path`. Raises UserError as `read_json` does."""
     try:
-        found = json.loads(content, parse_constant=_no_constant)
+        value = json.loads(content, parse_constant=_no_constant)
     except RecursionError as error:
         raise UserError(f"{path} is damaged: it is nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
     if schema is not None:
-        check_schema(found, schema, str(path))
-    return found
+        check_schema(value, schema, str(path))
+    return value
+
+
+def as_stored(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def content_key(value: Any) -> str:
+    """A short name for what `value` says: the first 16 hexadecimal digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def check_schema(value: Any, schema: Any, path: str, key: str = "") -> None:
-    """Raise UserError, naming `path` and the key, unless `value` is as `schema` says."""
+    """Raise UserError, with `path` and the key, unless `value` fits `schema`."""
     where = f"{path} is damaged: {key or 'what it holds'}"
     if not _is(value, schema):
-        raise UserError(f"{where} is {_shown(value)}; it has to be {_said(schema)}")
+        raise UserError(f"{where} is {_shown(value)}; it has to be {_expected(schema)}")
     if isinstance(schema, tuple):
         fitting = next(part for part in schema if _is(value, part))
         check_schema(value, fitting, path, key)
@@ -61,21 +73,21 @@ def check_schema(value: Any, schema: Any, path: str, key: str = "") -> None:
         for n, item in enumerate(value):
             check_schema(item, schema[0], path, f"{key}[{n}]")
     elif isinstance(schema, dict):
-        for name, part in schema.items():
-            wanted = name.removesuffix("?")
-            whole_key = f"{key}.{wanted}" if key else wanted
-            if wanted in value:
-                check_schema(value[wanted], part, path, whole_key)
-            elif not name.endswith("?"):
-                raise UserError(f"{path} is damaged: {whole_key} is missing")
+        for pattern, part in schema.items():
+            name = pattern.removesuffix("?")
+            full_key = f"{key}.{name}" if key else name
+            if name in value:
+                check_schema(value[name], part, path, full_key)
+            elif not pattern.endswith("?"):
+                raise UserError(f"{path} is damaged: {full_key} is missing")
 
 
 def _is(value: Any, schema: Any) -> bool:
-    """Whether `value` is of the kind that the outermost part of `schema` asks for."""
+    """Whether `value` fits the outermost part of `schema`."""
     if isinstance(schema, tuple):
         return any(_is(value, part) for part in schema)
     if isinstance(schema, Whole):
-        return type(value) is int and schema.least <= value <= schema.most
+        return type(value) is int and schema.minimum <= value <= schema.maximum
     if schema is None or schema is Any:
         return value is None or schema is Any
     if schema is float:
@@ -84,19 +96,20 @@ def _is(value: Any, schema: Any) -> bool:
 
 
 def is_finite(value: float) -> bool:
-    """Whether a number is one that a float can hold."""
+    """Whether `value` is finite as a float."""
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
 
 
-def _said(schema: Any) -> str:
+def _expected(schema: Any) -> str:
     if isinstance(schema, tuple):
-        return " or ".join(map(_said, schema))
+        return " or ".join(map(_expected, schema))
     if isinstance(schema, Whole):
-        most = "" if schema.most == Whole().most else f" to {schema.most:,}"
-        return f"a whole number from {schema.least:,}{most}" if most else f"a whole number, at least {schema.least:,}"
+        if schema.maximum == Whole().maximum:
+            return f"a whole number, at least {schema.minimum:,}"
+        return f"a whole number from {schema.minimum:,} to {schema.maximum:,}"
     if schema is None:
         return "null"
     kind = schema if isinstance(schema, type) else type(schema)
@@ -106,7 +119,7 @@ def _said(schema: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
-        return _said(type(value))
+        return _expected(type(value))
     text = "null" if value is None else repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 

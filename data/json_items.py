@@ -1,4 +1,4 @@
-"""The items of JSON and JSONL files, each with its place, and without halves of characters."""
+"""The items of JSON and JSONL files, each with its file and line, and without lone surrogates."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from typing import Any
 from data import packed, reading
 from data.errors import UserError
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be a lone surrogate, half of a character
 
 
 def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[str, Any]]:
-    """Each item of a list in a .json file, or of the lines of a .jsonl file, after what a message calls it.
-    `digests` is as of `reading.read_chunks`.
+    """The items of the list in a .json file, or of the lines of a .jsonl file, each after its name for messages (file
+    and line or number). `digests` as in `reading.read_chunks`.
 
-    Raises UserError naming the file, and the line or the item, for what is no JSON or has half of a character."""
+    Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate."""
     if packed.unpacked_name(path).suffix.lower() == ".jsonl":
         return _lines(path, encoding, digests)
     return _list(path, encoding, digests)
@@ -34,11 +34,11 @@ def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> I
 
 def _list(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
     text = reading.read_whole(path, encoding, digests)
-    read = _parse(text, str(path))
-    if not isinstance(read, list):
-        raise UserError(f"{path} is not a list of examples: it holds one {type(read).__name__}")
+    items = _parse(text, str(path))
+    if not isinstance(items, list):
+        raise UserError(f"{path} is not a list of examples: it holds one {type(items).__name__}")
     may_have_halves = _HALF.search(text) is not None
-    for n, item in enumerate(read, 1):
+    for n, item in enumerate(items, 1):
         where = f"{path} example {n}"
         if may_have_halves:
             _check(item, where)
@@ -53,13 +53,13 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _check(item: Any, where: str) -> None:
-    """Raise UserError for half of a character in any text of `item`, its keys included."""
-    left = [item]
-    while left:
-        part = left.pop()
+    """Raise UserError for a lone surrogate in any text of `item`, its keys included."""
+    pending = [item]
+    while pending:
+        part = pending.pop()
         if isinstance(part, str):
             reading.check_characters(part, where)
         elif isinstance(part, dict):
-            left += [*part.keys(), *part.values()]
+            pending += [*part.keys(), *part.values()]
         elif isinstance(part, list):
-            left += part
+            pending += part

@@ -13,25 +13,25 @@ from data.errors import UserError, warn
 
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_LOCKED_BYTE = 1 << 30  # far behind what the file says: on Windows a locked byte cannot be read
-PAUSE = 0.2  # seconds between looks at a lock that is waited for
+_LOCKED_BYTE = 1 << 30  # far behind the content of the file: on Windows a locked byte cannot be read
+PAUSE = 0.2  # seconds between two attempts
 
 
 @contextlib.contextmanager
-def hold(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path` inside, and remove it afterwards. `what` is how a message calls what it guards.
+def hold(path: Path, name: str, wait: bool = False) -> Iterator[None]:
+    """A context that holds the lock file `path`, and removes it afterwards. `name`: what the lock guards, for messages.
 
-    Where another process, or another thread, holds it: UserError saying who and since when, or with `wait` one line and
-    then patience. A file system without locks costs one warning."""
-    handle = _acquire(path, what, wait)
+    Where another process or thread holds it, raises UserError with its holder and since when, or with `wait` warns once
+    and waits. On a file system without locks it warns and goes on."""
+    handle = _acquire(path, name, wait)
     try:
         yield
     finally:
         _release(handle, path)
 
 
-def _acquire(path: Path, what: str, wait: bool) -> int:
-    said = False
+def _acquire(path: Path, name: str, wait: bool) -> int:
+    warned = False
     while True:
         if path.is_symlink():
             raise UserError(f"{path} is a symbolic link, which a lock must not be: remove it")
@@ -41,16 +41,16 @@ def _acquire(path: Path, what: str, wait: bool) -> int:
         except OSError as error:
             holder = _holder(handle)
             if error.errno in _NO_LOCKS:
-                warn(f"{path.parent} lies on a file system without locks: see to it that nobody else writes {what}")
+                warn(f"{path.parent} lies on a file system without locks: see to it that nobody else writes {name}")
                 return handle
             os.close(handle)
             if error.errno not in _HELD:
                 raise
             if not wait:
-                raise UserError(f"{what} is being written by {holder}; wait until it ends, or stop it") from None
-            if not said:
-                warn(f"{what} is being written by {holder}: waiting for it")
-            said = True
+                raise UserError(f"{name} is being written by {holder}; wait until it ends, or stop it") from None
+            if not warned:
+                warn(f"{name} is being written by {holder}: waiting for it")
+            warned = True
             time.sleep(PAUSE)
             continue
         except BaseException:
@@ -72,12 +72,12 @@ def _release(handle: int, path: Path) -> None:
 
 
 def _is_still(handle: int, path: Path) -> bool:
-    """Whether `path` is the file that was opened."""
+    """Whether `path` is still the file that was opened."""
     try:
-        there = os.stat(path)
+        current = os.stat(path)
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(handle), there)
+    return os.path.samestat(os.fstat(handle), current)
 
 
 def _sign(handle: int) -> None:
@@ -88,11 +88,11 @@ def _sign(handle: int) -> None:
 
 
 def _holder(handle: int) -> str:
-    """Who holds the lock, as far as the file says."""
+    """The holder of the lock, by the content of its file."""
     try:
         os.lseek(handle, 0, os.SEEK_SET)
-        found = json.loads(os.read(handle, 1000))
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
+        holder = json.loads(os.read(handle, 1000))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 

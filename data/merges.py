@@ -13,14 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 
 N_BYTES = 256
-_END, _GONE = -1, -2  # in place of a token: between two words, and where a merge has taken it away
+_END, _GONE = -1, -2  # in place of a token: between two words, and where a merge has removed it
 
 Pair = tuple[int, int]
 
 
 def learn_tokens(words: Mapping[bytes, int], size: int) -> list[bytes]:
-    """The 256 bytes, then merges until there are `size` tokens, by how often their pair occurs in the counted words (of
-    equally frequent pairs the one made of earlier tokens). Fewer where every word has become one token."""
+    """The bytes of every token, by rank: the 256 bytes, then merges up to `size` tokens, each of the pair that is most
+    frequent in the counted words (of equally frequent pairs the one of earlier tokens). Fewer tokens where every word
+    has become one."""
     tokens = [bytes([b]) for b in range(N_BYTES)]
     text = _Text(words)
     heap = [(-count, pair) for pair, count in text.pairs.items()]
@@ -31,20 +32,21 @@ def learn_tokens(words: Mapping[bytes, int], size: int) -> list[bytes]:
             if text.pairs.get(pair, 0) > 0:
                 heapq.heappush(heap, (-text.pairs[pair], pair))
             continue
-        # Never the bytes of an earlier token: merges in order make the same token of the same bytes, whatever surrounds
-        # them, unless one of the merges takes a byte of the surroundings.
+        # These are never the bytes of an earlier token: merges in order make the same token of the same bytes wherever
+        # they stand, unless one of the merges takes a byte of their neighbours.
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        for made in text.merge(pair, len(tokens) - 1):
-            heapq.heappush(heap, (-text.pairs[made], made))
+        for new_pair in text.merge(pair, len(tokens) - 1):
+            heapq.heappush(heap, (-text.pairs[new_pair], new_pair))
     return tokens
 
 
 class _Text:
-    """The tokens of all words and their `pairs`, with how often each occurs. Takes some 40 bytes a byte of the words,
-    and 400 a distinct pair.
+    """The tokens of all words, and their `pairs` with counts. Takes about 40 bytes a byte of the words, and 400 a
+    distinct pair.
 
-    `tokens[i]` is the token that begins at position i, `left[i]` and `right[i]` are where its neighbours begin,
-    `weights[i]` how often its word occurs. `positions` of a pair are where it occurs, and some where it once did."""
+    `tokens[i]` is the token that begins at position i, `left[i]` and `right[i]` the positions of its neighbours,
+    `weights[i]` the count of its word. `positions[pair]` has every position of a pair, and some where an earlier merge
+    has removed it."""
 
     def __init__(self, words: Mapping[bytes, int]):
         tokens = np.frombuffer(b"".join(b"\0" + word for word in words) + b"\0", np.uint8).astype(np.int32)
@@ -56,39 +58,38 @@ class _Text:
         self.left, self.right = array("i", range(-1, len(tokens) - 1)), array("i", range(1, len(tokens) + 1))
 
     def _find_pairs(self, tokens: np.ndarray, weights: np.ndarray) -> None:
-        at = np.flatnonzero((tokens[:-1] != _END) & (tokens[1:] != _END)).astype(np.int32)
-        keys = (tokens[at] * N_BYTES + tokens[at + 1]).astype(np.uint16)
+        positions = np.flatnonzero((tokens[:-1] != _END) & (tokens[1:] != _END)).astype(np.int32)
+        keys = (tokens[positions] * N_BYTES + tokens[positions + 1]).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
-        at, keys = at[order], keys[order]
+        positions, keys = positions[order], keys[order]
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
-        counts = np.add.reduceat(weights[at], starts) if len(starts) else starts
+        counts = np.add.reduceat(weights[positions], starts) if len(starts) else starts
         pairs = [divmod(key, N_BYTES) for key in keys[starts].tolist()]
         self.pairs: defaultdict[Pair, int] = defaultdict(int, zip(pairs, counts.tolist(), strict=True))
-        self.positions = {
-            pair: array("i", found.tobytes()) for pair, found in zip(pairs, np.split(at, starts[1:]), strict=False)
-        }
+        of_pairs = zip(pairs, np.split(positions, starts[1:]), strict=False)
+        self.positions = {pair: array("i", occurrences.tobytes()) for pair, occurrences in of_pairs}
 
     def merge(self, pair: Pair, new: int) -> list[Pair]:
-        """Put the token `new` for `pair` in all words, and return the pairs that it is part of."""
+        """Replace `pair` by the token `new` in all words, and return the pairs that `new` is part of."""
         tokens, left, right, weights, pairs = self.tokens, self.left, self.right, self.weights, self.pairs
         first, second = pair
-        made: defaultdict[Pair, array] = defaultdict(lambda: array("i"))
+        new_positions: defaultdict[Pair, array] = defaultdict(lambda: array("i"))
         for i in self.positions.pop(pair):  # in ascending order, so of "aaa" the first two
             j = right[i]
             if tokens[i] != first or tokens[j] != second:  # an earlier merge took one of them
                 continue
-            before, after, count = left[i], right[j], weights[i]
+            previous, following, count = left[i], right[j], weights[i]
             tokens[i], tokens[j] = new, _GONE
-            right[i], left[after] = after, i
-            if (token := tokens[before]) != _END:
+            right[i], left[following] = following, i
+            if (token := tokens[previous]) != _END:
                 pairs[token, first] -= count
                 pairs[token, new] += count
-                made[token, new].append(before)
-            if (token := tokens[after]) != _END:
+                new_positions[token, new].append(previous)
+            if (token := tokens[following]) != _END:
                 pairs[second, token] -= count
                 pairs[new, token] += count
-                made[new, token].append(i)
+                new_positions[new, token].append(i)
         del pairs[pair]
         # All of a pair's positions are made by one merge, that of its later token.
-        self.positions |= {other: found for other, found in made.items() if pairs[other] > 0}
-        return [other for other in made if pairs[other] > 0]
+        self.positions |= {other: positions for other, positions in new_positions.items() if pairs[other] > 0}
+        return [other for other in new_positions if pairs[other] > 0]

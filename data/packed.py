@@ -1,6 +1,6 @@
-"""The bytes of a file, a chunk at a time: unpacked where it is packed, and hashed as they are read.
+"""The bytes of a file, a chunk at a time: decompressed where it is packed, and hashed as they are read.
 
-What a packed file unpacks to may be larger than all memory: never more than a chunk of it is held.
+A packed file may unpack to more than fits into memory: never more than a chunk of it is held.
 """
 
 import bz2
@@ -16,35 +16,35 @@ from data.errors import UserError
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 READ = 1 << 16  # packed bytes read at a time
-ZSTD_READ = 1 << 10  # the same of Zstandard, where the library bounds no output: 4 bytes may stand for 128 KB
+ZSTD_READ = 1 << 10  # the same for Zstandard, whose library does not bound its output: 4 bytes may stand for 128 KB
 XZ_MEMORY = 256 << 20  # bytes: a file that asks for a larger dictionary is refused (xz -9 takes 65 MB)
 
 
 class Changed(UserError):
-    """A file has other bytes than it had when its text was first looked at."""
+    """A file has changed since its text was first read."""
 
 
 def unpacked_name(path: Path) -> Path:
-    """`path` without the suffix that says how it is packed: 'a/poems.txt' for 'a/poems.txt.gz'."""
+    """`path` without the suffix of its compression: 'a/poems.txt' for 'a/poems.txt.gz'."""
     return path.with_suffix("") if path.suffix.lower() in PACKED else path
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the name of `path` says that it is packed."""
+    """Whether the suffix of `path` is one of a packed file."""
     return path.suffix.lower() in PACKED
 
 
 def check_unpacker(path: Path) -> None:
-    """Raise UserError where `path` is packed in a way that takes a package which is not installed."""
+    """Raise UserError where unpacking `path` needs a package that is not installed."""
     if path.suffix.lower() == ".zst":
         _zstd()
 
 
-def read_bytes(path: Path, size: int, called: str, digest: bytes | None = None) -> Iterator[bytes]:
-    """What `path` holds, unpacked, at most about `size` bytes at a time. `called` is its name in messages.
+def read_bytes(path: Path, size: int, name: str, digest: bytes | None = None) -> Iterator[bytes]:
+    """The content of `path`, unpacked, about `size` bytes at a time. `name`: its name in messages.
 
-    Raises UserError for a file that cannot be read or is damaged, and `Changed` at the end where its bytes on the disk,
-    all of them, have not the SHA-256 `digest`."""
+    Raises UserError for a file that cannot be read or is damaged, and `Changed` at the end where the SHA-256 of its
+    bytes on the disk is not `digest`."""
     try:
         with open(path, "rb") as plain:
             hashed = None if digest is None else _Hashed(plain)
@@ -52,16 +52,16 @@ def read_bytes(path: Path, size: int, called: str, digest: bytes | None = None) 
             yield from unpack(hashed or plain, size)
             if hashed and hashed.digest() != digest:
                 raise Changed(
-                    f"{called} changed while it was read; prepare its text again when nothing writes to it any more"
+                    f"{name} changed while it was read; prepare its text again when nothing writes to it any more"
                 )
     except (EOFError, OSError, lzma.LZMAError, zlib.error, _Damaged) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"cannot read {called}: {error.strerror}") from error
-        raise UserError(f"{called} is no whole {path.suffix} file, or damaged: {error}") from error
+            raise UserError(f"cannot read {name}: {error.strerror}") from error
+        raise UserError(f"{name} is no whole {path.suffix} file, or damaged: {error}") from error
 
 
 class _Damaged(Exception):
-    """What a decompressor says of bytes that it cannot unpack."""
+    """A decompressor cannot unpack the bytes."""
 
 
 class _Readable(Protocol):
@@ -69,7 +69,7 @@ class _Readable(Protocol):
 
 
 class _Hashed:
-    """A file that is read from its beginning, with the SHA-256 of all of it."""
+    """A file with the SHA-256 of its content, read from its beginning."""
 
     def __init__(self, file: _Readable):
         self._file, self._sha = file, hashlib.sha256()
@@ -80,7 +80,7 @@ class _Hashed:
         return content
 
     def digest(self) -> bytes:
-        """The digest, after reading what is left."""
+        """The digest of the whole file, whose rest is read first."""
         while self.read(READ):
             pass
         return self._sha.digest()
@@ -123,10 +123,9 @@ def _zst(file: _Readable, size: int) -> Iterator[bytes]:
 _UNPACKERS = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}
 
 
-def _streams(file: _Readable, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
-    """The content of all streams of a file, which stand one after the other, `size` bytes or a little more at a
-    time."""
-    decompressor, held = make(), bytearray()
+def _streams(file: BinaryIO, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
+    """The content of all compressed streams of a file, one after the other, `size` bytes or a little more at a time."""
+    decompressor, buffer = make(), bytearray()
     while True:
         if decompressor.eof:
             data = decompressor.unused_data.lstrip(b"\0") or file.read(read).lstrip(b"\0")  # xz pads with zeros
@@ -139,26 +138,26 @@ def _streams(file: _Readable, make: Callable[[], _Decompressor], size: int, read
                 raise EOFError("it ends too early")
         else:
             data = b""
-        held += decompressor.decompress(data, size)
-        if len(held) >= size:
-            yield bytes(held)
-            held.clear()
-    yield bytes(held)
+        buffer += decompressor.decompress(data, size)
+        if len(buffer) >= size:
+            yield bytes(buffer)
+            buffer.clear()
+    yield bytes(buffer)
 
 
 def _zstd() -> Callable[[], _Decompressor]:
-    """What makes a decompressor of Zstandard: Python's own from 3.14 on, else that of a package."""
+    """A function that makes a decompressor for Zstandard: Python's own from 3.14 on, else that of a package."""
     try:
         from compression import zstd
 
-        make, wrong = zstd.ZstdDecompressor, zstd.ZstdError
+        make, error_class = zstd.ZstdDecompressor, zstd.ZstdError
     except ImportError:
         try:
             import zstandard
         except ImportError as error:
             raise UserError("a .zst file takes a package that is not installed: pip install zstandard") from error
 
-        make, wrong = lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+        make, error_class = lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
 
     class Zstandard:
         needs_input = True
@@ -169,7 +168,7 @@ def _zstd() -> Callable[[], _Decompressor]:
         def decompress(self, data: bytes, max_length: int = -1) -> bytes:
             try:
                 return self._frame.decompress(data)
-            except wrong as error:
+            except error_class as error:
                 raise _Damaged(error) from error
 
         @property

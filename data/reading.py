@@ -1,4 +1,5 @@
-"""Files into clean text, a chunk at a time: decoding, byte-order marks, line ends, and what is not text."""
+"""Reading files as clean text, a chunk at a time: encodings, byte-order marks, line ends, and files that are not
+text."""
 
 import codecs
 import contextlib
@@ -13,21 +14,20 @@ from data import packed
 from data.errors import UserError, nearest, warn
 from data.sources import SPOOL_PREFIX, Text, cache_folder
 
-CHUNK = 1 << 22  # bytes read at a time: the largest piece of any text that is ever held while preparing it
-IN_MEMORY = 1 << 30  # bytes that a packed file of examples, which are held in memory, may unpack to
-NAMED = 3  # files left out of a folder
-C1 = re.compile(
-    "[\x80-\x9f]"
-)  # control characters that no text has; in Windows' encodings their bytes are letters and quotes
-_LIKE_CP1252 = {"iso8859-1", "iso8859-9", "iso8859-15"}  # nearly all letters where cp1252 has them
+CHUNK = 1 << 22  # bytes read at a time: no more of a text is held while it is prepared
+IN_MEMORY = 1 << 30  # characters that a packed file of examples, which are held in memory, may unpack to
+NAMED = 3  # files that a note names
+# Control characters that no text has; in Windows' encodings their bytes are letters and quotes.
+C1 = re.compile("[\x80-\x9f]")
+_LIKE_CP1252 = {"iso8859-1", "iso8859-9", "iso8859-15"}  # encodings that have nearly all letters where cp1252 has them
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise UserError unless Python knows `encoding` as a text encoding."""
+    """Raise UserError unless `encoding` is a text encoding of Python."""
     try:
-        b"x".decode(encoding, "replace")  # an empty text would not even look the codec up
+        b"x".decode(encoding, "replace")  # for an empty text the codec would not be looked up
         codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError, TypeError):
         raise UserError(
@@ -36,20 +36,20 @@ def check_encoding(encoding: str) -> None:
 
 
 def file_or_text(value: str) -> tuple[Path | None, str]:
-    """What a flag's value means: the file FILE of '@FILE', or a text, which '@@' begins that begins with an @."""
+    """The meaning of a flag's value: the file FILE for '@FILE', or a text; '@@ana' is the text '@ana'."""
     if value.startswith("@") and not value.startswith("@@"):
         return Path(value[1:]), ""
     return None, whole_characters(value.removeprefix("@"))
 
 
 def shown(path: Path) -> str:
-    """How a message calls a file: standard input is spooled to one whose name means nothing to the user."""
+    """The name of a file in messages: 'standard input' for the file that it was spooled to."""
     return "standard input" if path.name.startswith(SPOOL_PREFIX) else str(path)
 
 
 def text_files(text: Text, encoding: str) -> tuple[list[Path], list[Path]]:
-    """The files of `text` that can be read, and those of a folder that are not text. A file named by itself is kept
-    whatever it holds: reading it gives the precise error."""
+    """The files of `text` that can be read, and those of a folder that are not text. A file that was named itself
+    always counts as text: reading it raises the precise error."""
     if text.folder is None and len(text.files) == 1:
         return list(text.files), []
     for path in text.files:
@@ -60,21 +60,22 @@ def text_files(text: Text, encoding: str) -> tuple[list[Path], list[Path]]:
     return readable, sorted(set(text.files) - set(readable))
 
 
-def left_out(text: Text, skipped: list[Path], wanted: str) -> list[str]:
-    """A note that names the first of the `skipped` files of a folder, if there are any: they are not `wanted`."""
+def left_out(text: Text, skipped: list[Path], expected: str) -> list[str]:
+    """A note that names the first of the `skipped` files of a folder, which are not `expected` ('tables', an encoding);
+    no note without such files."""
     if not skipped or not text.folder:
         return []
     names = ", ".join(str(path.relative_to(text.folder)) for path in skipped[:NAMED])
     more = f" and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
     count = f"{len(skipped):,} of the {len(text.files):,} files in {text.folder}"
-    return [f"{count} are not {wanted}: left out ({names}{more})"]
+    return [f"{count} are not {expected}: left out ({names}{more})"]
 
 
 def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
-    """The SHA-256 of a file's bytes on the disk, and whether it is an unpacked file with line ends that are a "\\r"
-    alone. (Earlier versions read those as characters and had no packed files, so what they cached is another text.)"""
+    """The SHA-256 of a file's bytes on the disk, and whether it is an unpacked file with line ends of a "\\r" alone.
+    (Earlier versions read those as characters, so that they cached another text under the same hash.)"""
     sha, lone, held = hashlib.sha256(), False, ""
-    plain = "\r\n".encode(encoding) == b"\r\n"  # the byte of a "\r" is then no part of another character
+    plain = "\r\n".encode(encoding) == b"\r\n"  # then the byte of "\r" is never part of another character
     decoder = codecs.getincrementaldecoder("latin-1" if plain else encoding)("replace")
     try:
         with open(path, "rb") as file:
@@ -91,10 +92,11 @@ def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
 
 
 def read_chunks(files: Iterable[Path], encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[str]:
-    """The files' text in pieces: unpacked, no byte-order mark, "\\r\\n" and "\\r" as "\\n", a line end between files.
+    """The text of the files in chunks: unpacked, without byte-order marks, "\\r\\n" and "\\r" as "\\n", a line end
+    between files.
 
-    Raises UserError with the byte offset for what is not `encoding`, for NUL bytes (a binary file), and at the end of
-    a file that no longer has its SHA-256 of `digests`."""
+    Raises UserError for bytes that are not in `encoding` (with their offset), for NUL bytes (a binary file), and at the
+    end of a file whose SHA-256 is no longer that in `digests`."""
     unfinished = False
     for path in files:
         for n, chunk in enumerate(_file_chunks(path, encoding, None if digests is None else digests[path])):
@@ -105,7 +107,7 @@ def read_chunks(files: Iterable[Path], encoding: str, digests: Mapping[Path, byt
 
 
 def numbered_lines(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Each line with its number from 1, empty ones too. Of a long line only itself is held."""
+    """All lines, empty ones too, with their numbers from 1. At most one line and one chunk are held."""
     n, pieces = 1, []
     for chunk in chunks:
         first, *more = chunk.split("\n")
@@ -117,7 +119,7 @@ def numbered_lines(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def read_whole(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> str:
-    """All of one file of examples. Warns of control characters that mean that its encoding is one of Windows'."""
+    """The text of a file of examples. Warns of control characters that indicate one of Windows' encodings."""
     pieces, size = [], 0
     for chunk in read_chunks([path], encoding, digests):
         pieces.append(chunk)
@@ -131,24 +133,24 @@ def read_whole(path: Path, encoding: str, digests: Mapping[Path, bytes] | None =
 
 
 def may_be_windows(encoding: str) -> bool:
-    """Whether `encoding` makes control characters of the bytes in which Windows' encodings have letters and quotes."""
+    """Whether `encoding` has control characters where Windows' encodings have letters and quotes."""
     return codecs.lookup(encoding).name.startswith("iso8859-")
 
 
-def note_c1(characters: set[str], called: str, encoding: str) -> list[str]:
-    """A note on these control characters of a text in `encoding`, if there are any."""
+def note_c1(characters: set[str], name: str, encoding: str) -> list[str]:
+    """A note on the control `characters` of the text `name` in `encoding`, if there are any."""
     if not characters:
         return []
-    some = " ".join(map(repr, sorted(characters)[:8])) + (" ..." if len(characters) > 8 else "")
+    examples = " ".join(map(repr, sorted(characters)[:8])) + (" ..." if len(characters) > 8 else "")
     likely = " cp1252" if codecs.lookup(encoding).name in _LIKE_CP1252 else ""
     return [
-        f"{called} has control characters that no text has ({some}); it looks like Windows': see --encoding{likely}"
+        f"{name} has control characters that no text has ({examples}); it looks like Windows': see --encoding{likely}"
     ]
 
 
 def whole_characters(text: str) -> str:
-    """`text` without lone surrogates. Bytes that are not the terminal's encoding arrive as such: what they are in UTF-8
-    is taken for them, else U+FFFD."""
+    """`text` without lone surrogates, as which bytes outside the terminal's encoding arrive: they become the characters
+    that they are in UTF-8, else U+FFFD."""
     if text.isascii() or not _SURROGATE.search(text):
         return text
     try:
@@ -158,14 +160,14 @@ def whole_characters(text: str) -> str:
 
 
 def check_characters(text: str, where: str) -> None:
-    """Raise UserError naming `where` when `text` has half of a character: a lone surrogate, as an escape in JSON may
-    be. No reader lets one in: two texts put together would make another character of two halves."""
+    """Raise UserError, with `where`, when `text` has a lone surrogate, half of a character, as an escape in JSON may
+    be. No reader accepts one: two halves at the edges of joined texts would become another character."""
     if not text.isascii() and (half := _SURROGATE.search(text)):
         raise UserError(f"{where} has half of a character (\\u{ord(half[0]):04x}): it is not text")
 
 
 def read_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Lines split on "\\n" alone, trailing white space off, empty ones left out."""
+    """The lines of a text, which end at "\\n" alone, without trailing white space and empty lines."""
     rest = ""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split("\n")
@@ -176,30 +178,30 @@ def read_lines(chunks: Iterable[str]) -> Iterator[str]:
 
 def _file_chunks(path: Path, encoding: str, digest: bytes | None = None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)("strict")
-    done, first, held_return = 0, True, ""
+    n_read, at_start, held = 0, True, ""
     limit = _free_space() if packed.is_packed(path) else None
     for raw in itertools.chain(packed.read_bytes(path, CHUNK, shown(path), digest), [b""]):
-        done += len(raw)
-        if limit is not None and done > limit:
+        n_read += len(raw)
+        if limit is not None and n_read > limit:
             raise UserError(
                 f"{shown(path)} unpacks to more than the {limit:,} bytes that are free where texts are prepared "
                 f"({cache_folder()}); free some space, or name another folder in $CHARLM_CACHE"
             )
         try:
-            text = held_return + decoder.decode(raw, final=not raw)
+            text = held + decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            raise _not_text(path, encoding, done - len(error.object) + error.start, error.object) from None
+            raise _not_text(path, encoding, n_read - len(error.object) + error.start, error.object) from None
         except UnicodeError as error:  # UTF-16 that does not say its byte order
             raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
         if not text.isascii() and _SURROGATE.search(text):
             raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
         if "\0" in text:
             raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        # A "\r" at a chunk's end may be half of a "\r\n": hold it back until the next chunk tells.
-        held_return = "\r" if text.endswith("\r") and raw else ""
-        text = text.removesuffix("\r") if held_return else text
+        if at_start and text:
+            text, at_start = text.removeprefix("\ufeff"), False
+        # A "\r" at the end of a chunk may be half of a "\r\n": it is held until the next chunk.
+        held = "\r" if text.endswith("\r") and raw else ""
+        text = text.removesuffix("\r") if held else text
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if text:
@@ -207,9 +209,9 @@ def _file_chunks(path: Path, encoding: str, digest: bytes | None = None) -> Iter
 
 
 def _free_space() -> int:
-    """Bytes that are free on the disk of the cache: the bound on what a packed file may unpack to."""
+    """The bytes that are free on the disk of the cache: a packed file may not unpack to more."""
     folder = cache_folder().absolute()
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
 def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
@@ -221,7 +223,7 @@ def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
         return UserError(
             f"{shown(path)} is not text: it has NUL bytes and byte {offset} is not {encoding} (a binary file?)"
         )
-    # Of the bytes that are no UTF-8, those that latin-1 makes control characters of, and cp1252 quotes and letters.
+    # Whether a byte that is not UTF-8 is a control character in latin-1, and a quote or letter in cp1252.
     windows = any("\udc80" <= character <= "\udc9f" for character in near.decode("utf-8", "surrogateescape"))
     likely = "cp1252" if windows else "latin-1"
     where = f"{shown(path)} is not {encoding}: invalid byte at offset {offset}"

@@ -1,6 +1,7 @@
-"""Rows of a fine-tuning set: tokens in, a target where one is wanted, batched by length.
+"""Rows of a fine-tuning set: tokens and targets, batched by length.
 
-The same `Batch` as everywhere: for a class its label stands at the last token, for an answer its tokens do.
+The same `Batch` as everywhere. A labelled text has its class as the target of its last token, a conversation the tokens
+of its answers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import torch
 
 from data.batches import IGNORE, Batch, Loader
 
-WINDOW = 20  # batches: inside this many, rows of about one length go together
+WINDOW = 20  # batches: among so many at a time, rows are sorted by length
 EVAL_TOKENS = 8192  # of a batch in evaluation, padding included
 
 
@@ -23,14 +24,14 @@ class Row(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """Two rows that are compared: what `--dpo` learns from."""
+    """Two answers to one prompt, the better and the worse one: an example of `--dpo`."""
 
     chosen: Row
     rejected: Row
 
     @property
     def tokens(self) -> np.ndarray:
-        """Those of the longer one."""
+        """The tokens of the longer row."""
         return max(self.chosen.tokens, self.rejected.tokens, key=len)
 
 
@@ -38,8 +39,9 @@ HasTokens = Row | PairRow
 
 
 class RowLoader(Loader):
-    """Rows in a new order each epoch, padded to the longest of their batch. Inside a window of 20 batches they are
-    sorted by length, and the batches then shuffled: an epoch's end makes a batch smaller, never two epochs one."""
+    """Rows in a new order each epoch, padded to the longest of their batch. Rows are sorted by length within a window
+    of 20 batches, and the batches are then shuffled. The last batch of an epoch may be smaller; no batch has rows of
+    two epochs."""
 
     def __init__(self, rows: Sequence[HasTokens], batch_size: int, seed: int, pad: int, rank: int = 0, world: int = 1):
         super().__init__(batch_size, seed, rank, world)
@@ -47,12 +49,13 @@ class RowLoader(Loader):
         self._lengths = np.array([len(row.tokens) for row in rows])
 
     def next(self) -> Batch:
-        order = self._begin_epoch() if self._order is None else self._order
-        taken = order[self.position : self.position + self.batch_size * self.world]
-        self.position += len(taken)
-        if self.position == len(order):
+        if self._order is None:
+            self._begin_epoch()
+        items = self._order[self.position : self.position + self.batch_size * self.world]
+        self.position += len(items)
+        if self.position == len(self._order):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        return collate([self.rows[i] for i in taken[self.rank :: self.world]], self.pad)
+        return collate([self.rows[i] for i in items[self.rank :: self.world]], self.pad)
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(len(self.rows))
@@ -68,12 +71,12 @@ class RowLoader(Loader):
 
 
 def eval_rows(rows: Sequence[HasTokens], pad: int) -> Callable[[], Iterator[Batch]]:
-    """All rows in order of length: a function that goes through them once more at each call."""
+    """All rows in order of length: a function that returns a new iterator over their batches at each call."""
     return lambda: (collate([rows[i] for i in batch], pad) for batch in by_length(rows))
 
 
 def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
-    """The numbers of the rows of each batch of evaluation, short ones first."""
+    """The indices of the rows of each batch of evaluation, short rows first."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):
         if batch and len(rows[i].tokens) * (len(batch) + 1) > EVAL_TOKENS:
@@ -86,13 +89,12 @@ def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
 
 def collate(rows: Sequence[HasTokens], pad: int) -> Batch:
     """One batch of `rows`, padded on the right; of pairs first all chosen rows, then all rejected ones, and a pair
-    counts as one token. A rank that has none left gets one row, or two, that predict nothing."""
-    nothing = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
-    pairs = [row for row in rows if isinstance(row, PairRow)]
-    if pairs:
-        both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        return _padded(both, pad)._replace(n_tokens=len(pairs))
-    return _padded([row for row in rows if not isinstance(row, PairRow)] or [nothing], pad)
+    counts as one token. Without rows, as a rank may be at an epoch's end, a batch of one row that predicts nothing."""
+    empty = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
+    if rows and isinstance(rows[0], PairRow):
+        both = [pair.chosen for pair in rows] + [pair.rejected for pair in rows]
+        return _padded(both, pad)._replace(n_tokens=len(rows))
+    return _padded(list(rows) or [empty], pad)
 
 
 def _padded(rows: list[Row], pad: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Where text comes from: the sources by name, paths, standard input, and the one-time download."""
+"""Sources of text: data sets by name, paths, standard input, and the one-time download."""
 
 import errno
 import hashlib
@@ -34,8 +34,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Text:
-    """A resolved source: its short name, the files in reading order, and how they are read when nothing else is
-    said."""
+    """A resolved source: its short name, its files in reading order, and the default kind they are read as."""
 
     name: str
     files: tuple[Path, ...]
@@ -58,18 +57,19 @@ REMOTES = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
 }
-KINDS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"}
+# The data sets by name, with the kind of text that each is read as.
+DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"}
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
 def cache_folder() -> Path:
-    """Where downloads and prepared texts are kept: `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else
-    `~/.cache/charlm`. Raises UserError where there is no home."""
-    if own := os.environ.get("CHARLM_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):  # a relative one is to be ignored, says the XDG Base Directory Specification
-        return Path(shared, "charlm")
+    """The folder of downloads and prepared texts: `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else
+    `~/.cache/charlm`. Raises UserError where there is no home folder."""
+    if folder := os.environ.get("CHARLM_CACHE"):
+        return Path(folder)
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # a relative one is to be ignored, says the XDG Base Directory Specification
+        return Path(xdg, "charlm")
     try:
         if os.environ.get("HOME") == "":  # Python takes the root folder for it
             raise RuntimeError("$HOME is empty")
@@ -81,7 +81,7 @@ def cache_folder() -> Path:
 
 
 def cache_subfolder(name: str) -> Path:
-    """A folder of the cache, made where it is missing. Raises UserError when it cannot be written."""
+    """A folder of the cache, created where missing. Raises UserError when it cannot be written."""
     folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def resolve(data: str) -> Text:
     if data == "names":
         return Text("names", (Path(__file__).parent / "names.txt",), "lines")
     if data in REMOTES:
-        return Text(data, (remote_file(data, REMOTES[data]),), KINDS[data])
+        return Text(data, (remote_file(data, REMOTES[data]),), DATA_SETS[data])
     if data == "stdlib":
         return Text(data, _standard_library(), "stream")
     if data == "-":
@@ -111,7 +111,8 @@ def resolve(data: str) -> Text:
         begin = data[:200]
         named = repr(begin) if len(begin.splitlines()) > 1 else f"'{begin}'"
         raise UserError(
-            f"no such file, folder or data set: {named}; by name there are: {', '.join(KINDS)}.{nearest(begin, KINDS)}"
+            f"no such file, folder or data set: {named}; by name there are: {', '.join(DATA_SETS)}."
+            f"{nearest(begin, DATA_SETS)}"
         )
     if path.is_dir():
         files = tuple(_walk(path))
@@ -124,7 +125,7 @@ def resolve(data: str) -> Text:
 
 
 def path_of(data: str) -> Path | None:
-    """The path that `data` writes, or None when it cannot be one (empty, too long, an unknown ~user)."""
+    """The path that `data` names, or None where it is not one (empty, too long, an unknown ~user)."""
     try:
         path = Path(data).expanduser()
         path.exists()
@@ -133,14 +134,14 @@ def path_of(data: str) -> Path | None:
     return path if data else None
 
 
-def _walk(folder: Path, skip: Collection[str] = ()) -> list[Path]:
-    """Every file below `folder` in sorted order, hidden ones and the folders in `skip` left out."""
-    found = []
+def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
+    """All files below `folder`, sorted, without hidden ones and those in folders with a name in `skip`."""
+    paths = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skip)
-        paths = [Path(root, name) for name in sorted(files) if not name.startswith(".")]
-        found += [path for path in paths if path.is_file()]  # a named pipe would be waited for
-    return found
+        in_folder = [Path(root, name) for name in sorted(files) if not name.startswith(".")]
+        paths += [path for path in in_folder if path.is_file()]  # a named pipe would be waited for
+    return paths
 
 
 def _standard_library() -> tuple[Path, ...]:
@@ -149,7 +150,7 @@ def _standard_library() -> tuple[Path, ...]:
 
 
 def _spool_standard_input() -> Path:
-    """Standard input is read once, but a text is read twice: keep it in a temporary file."""
+    """Copy standard input to a temporary file: it can be read only once, and a text is read several times."""
     if sys.stdin is None:
         raise UserError("--data - reads standard input, and there is none")
     with tempfile.NamedTemporaryFile(prefix=SPOOL_PREFIX, delete=False) as spool:
@@ -158,16 +159,16 @@ def _spool_standard_input() -> Path:
     return Path(spool.name)
 
 
-def remote_file(name: str, remote: Remote, elsewhere: Path | None = None) -> Path:
-    """A checked local copy: from `$CHARLM_DATA`, from `elsewhere`, from the cache, or downloaded now."""
-    given = os.environ.get("CHARLM_DATA")
-    if given and (Path(given) / remote.file).is_file():
-        path = Path(given) / remote.file
+def remote_file(name: str, remote: Remote, local_copy: Path | None = None) -> Path:
+    """A local copy with the right checksum: in `$CHARLM_DATA`, `local_copy`, in the cache, or downloaded now."""
+    folder = os.environ.get("CHARLM_DATA")
+    if folder and (Path(folder) / remote.file).is_file():
+        path = Path(folder) / remote.file
         _check(path, remote)
         return path
-    if elsewhere:
-        _check(elsewhere, remote)
-        return elsewhere
+    if local_copy:
+        _check(local_copy, remote)
+        return local_copy
     path = cache_folder() / "downloads" / f"{name}.txt"
     if not path.is_file():
         _download(name, remote, path)
@@ -184,15 +185,15 @@ def _check(path: Path, remote: Remote, way_out: str = "; delete it and try again
 
 
 def _download(name: str, remote: Remote, path: Path) -> None:
-    """Fetch to a file beside `path` and move it there once whole; stops at more bytes than were promised."""
+    """Download to a file beside `path` and rename it when complete; stops at more bytes than `remote.size`."""
     part = cache_subfolder("downloads") / f"{path.name}.{os.getpid()}.part"
     try:
         with urllib.request.urlopen(remote.url, timeout=DOWNLOAD_TIMEOUT) as response, open(part, "wb") as out:
-            got = 0
+            received = 0
             with tqdm(total=remote.size, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
-                while got <= remote.size and (chunk := response.read(1 << 16)):
+                while received <= remote.size and (chunk := response.read(1 << 16)):
                     out.write(chunk)
-                    got += len(chunk)
+                    received += len(chunk)
                     bar.update(len(chunk))
         _check(part, remote, way_out="")
         patiently(lambda: os.replace(part, path))

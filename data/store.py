@@ -2,8 +2,8 @@
 
     <folder>/meta.json  tokenizer.json  train.bin  val.bin  [train.offsets.bin  val.offsets.bin]
 
-Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Everything is read through memory maps. `meta.json` has the
-size and the CRC-32 of every other file, and its own; what earlier versions prepared has none, and is used all the same.
+Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Large files are memory-mapped. `meta.json` has the size and
+the CRC-32 of every other file, and its own; a store of an earlier version has none, and is used without.
 """
 
 import json
@@ -32,18 +32,18 @@ _META = {
 SCAN = 1 << 18  # bytes checked at a time: they stay in the processor's cache
 
 
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # errors that say what there is
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # not a failure of the disk
 
 
 class Damaged(UserError):
-    """A prepared text of which something is missing, torn or foreign."""
+    """A prepared text is damaged: a file is missing, cut short, or not its own."""
 
 
 class TokenFile:
     """A flat file of ids, read by position.
 
-    A large one is memory-mapped, and its pages are given back before each read: what was once touched counts as this
-    process's memory (up to 2 MB around every window), so training would soon hold the whole file. It costs 25 us."""
+    A large one is memory-mapped, and its pages are released before each read: pages once read count as memory of this
+    process (up to 2 MB around every window), so training would soon hold the whole file. It costs 25 us."""
 
     def __init__(self, path: Path, dtype: type[np.unsignedinteger]):
         self.path, self.dtype = path, np.dtype(dtype)
@@ -60,27 +60,27 @@ class TokenFile:
         return self.size
 
     def array(self) -> np.ndarray:
-        """The ids, shape (tokens,): in memory when small, a memory map otherwise. Ask anew for every read."""
+        """The ids, (tokens,): in memory when small, a memory map otherwise. To be called for every read."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
         return self._array
 
     def check(self, limit: int | None, crc: int | None) -> None:
-        """Raise ValueError when an id is not below `limit`, or the file has not the CRC-32 `crc` (None: not asked).
-        One pass does both, in 0.7 s a GB."""
-        found, buffer = 0, np.empty(SCAN // self.dtype.itemsize, self.dtype)
+        """Raise ValueError where an id is not below `limit`, or the CRC-32 of the file is not `crc` (None: not
+        checked). One pass does both, in 0.7 s a GB."""
+        computed, buffer = 0, np.empty(SCAN // self.dtype.itemsize, self.dtype)
         with open(self.path, "rb", buffering=0) as file:
             while size := file.readinto(buffer.data):
                 ids = buffer[: size // self.dtype.itemsize]
                 if crc is not None:
-                    found = zlib.crc32(ids.data, found)
+                    computed = zlib.crc32(ids, computed)
                 if limit is not None and len(ids) and int(ids.max()) >= limit:
                     raise ValueError(f"{self.path.name} holds the id {int(ids.max())}, the vocabulary has {limit}")
-        if crc is not None and found != crc:
+        if crc is not None and computed != crc:
             raise ValueError(f"{self.path.name} has not the checksum that it was written with")
 
     def has(self, id_: int) -> bool:
-        """Whether this id occurs."""
+        """Whether the id occurs in the file."""
         return any(bool((ids == id_).any()) for ids in self._scan())
 
     def _scan(self) -> Iterator[np.ndarray]:
@@ -99,7 +99,7 @@ class Split:
 
 @dataclass
 class Store:
-    """A prepared text: both splits, its tokenizer, and what `meta.json` says (kind, key, start text, notes)."""
+    """A prepared text: both splits, its tokenizer, and the content of `meta.json` (kind, key, start text, notes)."""
 
     folder: Path
     meta: dict[str, Any]
@@ -115,10 +115,15 @@ class Store:
     def key(self) -> str:
         return self.meta["key"]
 
+    @property
+    def about(self) -> dict[str, str]:
+        """The entries of a run's `config.json` that identify its text."""
+        return {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
+
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
-    """Write `meta.json` beside the other files of a new store, with their sizes and checksums, and have all of it on
-    the disk: after a power failure the store is whole or not there."""
+    """Write `meta.json`, with the sizes and checksums of the other files of a new store, and flush all of them to the
+    disk: after a power failure the store is complete or absent."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     files = {path.name: {"size": path.stat().st_size, "crc32": _crc(path)} for path in paths}
     meta = meta | {"files": files}
@@ -131,21 +136,21 @@ def seal(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _meta_crc(meta: dict[str, Any]) -> int:
-    """The CRC-32 of what `meta.json` says besides."""
+    """The CRC-32 of the other entries of `meta.json`."""
     return zlib.crc32(json.dumps({name: value for name, value in meta.items() if name != "crc32"}).encode())
 
 
 def _crc(path: Path) -> int:
-    found = 0
+    crc = 0
     with open(path, "rb") as file:
         while piece := file.read(SCAN):
-            found = zlib.crc32(piece, found)
-    return found
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def open_store(folder: Path) -> Store:
-    """Open a prepared text and check all of it. Raises Damaged when a file is missing, torn, has another checksum than
-    when it was written, or holds foreign ids, and UserError when the disk fails: what is there may be whole."""
+    """Open a prepared text and check all of it. Raises Damaged where a file is missing, cut short, has another checksum
+    than when it was written, or has ids outside the vocabulary, and UserError where the disk fails."""
     try:
         meta = read_json(folder / "meta.json", _META)
         if meta.get("crc32", crc := _meta_crc(meta)) != crc:
@@ -182,5 +187,5 @@ def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokeni
 
 
 def _sealed_crc(meta: dict[str, Any], name: str) -> int | None:
-    """The CRC-32 that a file was written with; None where an earlier version wrote it."""
+    """The CRC-32 of a file when it was written; None in a store of an earlier version."""
     return meta["files"][name]["crc32"] if "files" in meta else None

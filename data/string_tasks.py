@@ -1,7 +1,7 @@
-"""The bundled instructions: small tasks on strings, generated, and compositions of two of them.
+"""The bundled instructions: generated tasks on strings, and compositions of two of them.
 
-What is asked: copy, reverse, upper-case, count, sort, add and first letters, of strings of 3 to 12 characters. A string
-belongs to one side of the split by its hash, whatever is asked of it; some compositions are in no training example.
+The tasks are copy, reverse, upper-case, count, sort, add and first letters, of strings of 3 to 12 characters. A string
+belongs to one side of the split by its hash, whatever the task; some compositions are in no training example.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data.conversations import Conversation, Turn
 
-SHORTEST, LONGEST = 3, 12  # characters of a string
+MIN_LENGTH, MAX_LENGTH = 3, 12  # characters of a string
 CONVERSATIONS = 40_000  # to train on, of 1 to 3 exchanges each
 HELD_OUT_SIZE = {"val": 50, "test": 200}  # questions of each task on the other sides
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
@@ -20,8 +20,8 @@ COMPOSED = 0.2  # of the training exchanges
 
 
 class Task(NamedTuple):
-    """What is asked, with {} for the string; the strings; the answer; and how often it is asked in training, since what
-    is to be calculated takes more examples than what is to be copied."""
+    """A task: the question, with {} for the string; functions that draw a string and that answer; and the weight with
+    which it is drawn in training (calculating takes more examples than copying)."""
 
     ask: str
     make: Callable[[random.Random], str]
@@ -30,12 +30,12 @@ class Task(NamedTuple):
 
 
 def _letters(rng: random.Random) -> str:
-    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(SHORTEST, LONGEST)))
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(MIN_LENGTH, MAX_LENGTH)))
 
 
 def _with_vowels(rng: random.Random) -> str:
-    """About as many vowels as consonants, so that every count comes up."""
-    return "".join(rng.choice(rng.choice((VOWELS, CONSONANTS))) for _ in range(rng.randint(SHORTEST, LONGEST)))
+    """A string of about as many vowels as consonants, so that every count occurs."""
+    return "".join(rng.choice(rng.choice((VOWELS, CONSONANTS))) for _ in range(rng.randint(MIN_LENGTH, MAX_LENGTH)))
 
 
 def _sum(rng: random.Random) -> str:
@@ -44,9 +44,9 @@ def _sum(rng: random.Random) -> str:
 
 def _words(rng: random.Random) -> str:
     letters = list(_letters(rng))
-    for place in range(1, len(letters) - 1):
-        if rng.random() < 0.35 and letters[place - 1] != " ":
-            letters[place] = " "
+    for i in range(1, len(letters) - 1):
+        if rng.random() < 0.35 and letters[i - 1] != " ":
+            letters[i] = " "
     return "".join(letters)
 
 
@@ -77,15 +77,15 @@ GROUPS = {"": TASKS, "compositions": SEEN, "held-out compositions": UNSEEN}
 
 
 def side_of(text: str) -> str:
-    """Which side a string is on: one in 20 each for validation and test. The order of two summands does not matter."""
+    """The side of a string: one in 20 each for validation and test. The order of two summands does not matter."""
     key = "+".join(sorted(text.split("+")))
     number = hashlib.blake2b(key.encode(), digest_size=8).digest()[0] % 20
     return {0: "val", 1: "test"}.get(number, "train")
 
 
 def string_tasks(seed: int) -> dict[str, list[Conversation]]:
-    """Conversations of each side: of training 1 to 3 exchanges of mixed tasks, elsewhere one, labelled with its task;
-    the held-out compositions are on the test side alone. The same for the same seed, on every machine."""
+    """The conversations of each side: in training 1 to 3 exchanges of mixed tasks, elsewhere one, labelled with its
+    task. The held-out compositions are in the test alone. The same for the same seed, on every machine."""
     rng = random.Random(f"{seed} train")
     sides = {"train": [_several(rng, n) for n in range(CONVERSATIONS)]}
     for side, size in HELD_OUT_SIZE.items():

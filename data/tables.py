@@ -1,11 +1,11 @@
-"""One column of tables as texts: TSV, CSV, JSON and JSONL, a row at a time (of JSON the whole file is held)."""
+"""The texts of one column of tables: TSV, CSV, JSON and JSONL, a row at a time (a JSON file is held whole)."""
 
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data import packed, reading
-from data.documents import LONGEST, stripped
+from data.documents import MAX_DOCUMENT, stripped
 from data.errors import UserError, nearest
 from data.json_items import json_items
 
@@ -18,41 +18,41 @@ def is_table(path: Path) -> bool:
 
 
 def read_texts(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[str]:
-    """The text of each row of a table in `column`, a name or a number from 1; rows without text are left out, and so is
-    white space at the ends. `digests` is as of `reading.read_chunks`.
+    """The texts of the rows of a table in `column`, a name or a number from 1, without blank lines around them; empty
+    ones are left out. `digests` as in `reading.read_chunks`.
 
-    Raises UserError naming the file, and the row, for what is no table or has no such column."""
+    Raises UserError, with the file and the row, for a file that is not a table or lacks the column."""
     if not is_table(path):
         raise UserError(
             f"--text-column is for tables, and {reading.shown(path)} is none by its name ({', '.join(TABLES)})"
         )
-    read = _of_items if _suffix(path) in (".json", ".jsonl") else _of_rows
-    for text in read(path, column, encoding, digests):
+    reader = _of_items if _suffix(path) in (".json", ".jsonl") else _of_rows
+    for text in reader(path, column, encoding, digests):
         if row := stripped(text).rstrip():
             yield row
 
 
 def has_line_ends(files: list[Path], column: str, encoding: str) -> bool:
-    """Whether any text of the column has several lines."""
+    """Whether a text of the column has several lines."""
     return any("\n" in text for path in files for text in read_texts(path, column, encoding))
 
 
 def only_tables(folder: Path | None, files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Those `files` of a folder that are tables, and those that are none. Files that were named one by one (`folder` is
-    None) are all kept: reading one that is no table says so. Raises UserError for a folder without tables."""
+    """The `files` of a folder that are tables, and the others. Files that were named one by one (`folder` is None) all
+    count as tables: reading one that is not raises the error. Raises UserError for a folder without tables."""
     if folder is None:
         return files, []
-    kept = [path for path in files if is_table(path)]
-    if not kept:
+    tables = [path for path in files if is_table(path)]
+    if not tables:
         raise UserError(
             f"--text-column is for tables, and the folder {folder} holds none among its {len(files)} files of text "
             f"({', '.join(TABLES)})"
         )
-    return kept, [path for path in files if not is_table(path)]
+    return tables, [path for path in files if not is_table(path)]
 
 
 def note_tables(files: list[Path], encoding: str) -> list[str]:
-    """A note on the tables of several columns among files that are read as they stand, if there are any."""
+    """A note on the tables of several columns among files that are read as plain text, if there are any."""
     columns = {path: names for path in files if (names := _columns(path, encoding)) is not None}
     if not columns:
         return []
@@ -61,19 +61,19 @@ def note_tables(files: list[Path], encoding: str) -> list[str]:
     way_out = f"for the texts of one column say --text-column NAME{listed}"
     if len(files) == 1:
         return [f"{path} is a table, and read as it stands; {way_out}"]
-    some = ", ".join(map(str, [*columns][: reading.NAMED]))
+    examples = ", ".join(map(str, [*columns][: reading.NAMED]))
     more = f" and {len(columns) - reading.NAMED:,} more" if len(columns) > reading.NAMED else ""
-    count = f"{len(columns):,} of the {len(files):,} files ({some}{more})"
+    count = f"{len(columns):,} of the {len(files):,} files ({examples}{more})"
     return [f"{count} are tables, and read as they stand; {way_out}"]
 
 
 def _columns(path: Path, encoding: str) -> list[str] | None:
-    """Names of the columns of a table that has several, as far as its begin has them; None for any other file."""
+    """The column names of a table that has several, as far as its beginning shows them; None for any other file."""
     if not is_table(path):
         return None
     try:
         if _suffix(path) in (".tsv", ".csv"):
-            _, names = next(_rows(path, encoding, None), (0, []))
+            _, names = next(rows(path, encoding), (0, []))
         else:
             names = list(next(json_items(path, encoding))[1]) if _suffix(path) == ".jsonl" else []
     except (UserError, StopIteration, TypeError):
@@ -100,8 +100,8 @@ def _of_items(path: Path, column: str, encoding: str, digests: Mapping[Path, byt
 
 
 def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[str]:
-    rows = _rows(path, encoding, digests)
-    n, header = next(rows, (1, []))
+    lines = rows(path, encoding, digests)
+    _, header = next(lines, (1, []))
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
     if column.lower() in lower:
@@ -113,15 +113,15 @@ def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, byte
     else:
         listed = ", ".join(names)[:200] or "nothing"
         raise UserError(f"{path} has no column '{column}'; it has: {listed}.{nearest(column, names)}")
-    for n, row in rows:
+    for n, row in lines:
         if len(row) <= index:
             raise UserError(f"{path} line {n} has {len(row)} columns where {index + 1} are needed")
         yield row[index]
 
 
-def _rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[int, list[str]]]:
-    """The number of each row's last line and its fields. Of TSV quotes are data, and only as many tabs separate as the
-    first line has: the last column may hold more of them."""
+def rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[int, list[str]]]:
+    """The rows: the number of the last line and the fields of each. In TSV quotes are data, and tabs beyond the number
+    of the first line belong to the last column."""
     lines = reading.numbered_lines(reading.read_chunks([path], encoding, digests))
     if _suffix(path) == ".tsv":
         width = None
@@ -130,7 +130,7 @@ def _rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> It
                 width = line.count("\t") if width is None else width
                 yield n, line.split("\t", width)
         return
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(MAX_DOCUMENT)
     reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
     try:
         for row in reader:

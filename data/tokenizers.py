@@ -1,7 +1,7 @@
 """Text to token ids and back: the six specials, the character and the byte tokenizer.
 
-Ids 0..5 are the specials in every vocabulary made here, so that fine-tuning resizes nothing. Text never encodes to a
-special: only the loaders put `<bos>` and `<eos>` in.
+Ids 0..5 are the specials in every vocabulary made here, so that fine-tuning needs no new ids. Text never encodes to a
+special: only the loaders insert `<bos>` and `<eos>`.
 """
 
 import codecs
@@ -18,7 +18,7 @@ N_SPECIALS = len(SPECIALS)
 
 
 class Special(NamedTuple):
-    """Ids of the six specials: 0..5, but in GPT-2's vocabulary."""
+    """The ids of the six specials: 0..5, except in GPT-2's vocabulary."""
 
     pad: int = 0
     bos: int = 1
@@ -29,7 +29,7 @@ class Special(NamedTuple):
 
     @property
     def never_predicted(self) -> list[int]:
-        """All but `<eos>`."""
+        """The ids of all specials but `<eos>`."""
         return [i for i in self if i != self.eos]
 
 
@@ -41,7 +41,7 @@ _FORMS: dict[Literal["NFC", "NFD"], str] = {"NFC": "part of their letters", "NFD
 
 
 class Tokenizer:
-    """What every tokenizer has: `vocab_size`, `encode`, `decode`, `decoder`, `characters`, `to_json`."""
+    """The interface of every tokenizer: `vocab_size`, `encode`, `decode`, `decoder`, `characters`, `to_json`."""
 
     name: str
     vocab_size: int
@@ -49,7 +49,7 @@ class Tokenizer:
 
     @property
     def specials(self) -> dict[str, int]:
-        """Id of each special, by its name."""
+        """The id of each special, by name."""
         return dict(zip(SPECIALS, self.special, strict=True))
 
     @property
@@ -58,68 +58,67 @@ class Tokenizer:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
-        """Ids of `text`, shape (tokens,). `unknown`: 'error' raises UserError, 'skip' leaves the character out,
-        'mask' puts `<unk>` in its place."""
+        """The ids of `text`, (tokens,). A character outside the vocabulary raises UserError ('error'), is left out
+        ('skip') or becomes `<unk>` ('mask'), as `unknown` says."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; specials give nothing, except `<unk>`, which gives U+FFFD."""
+        """The text of `ids`; specials give nothing, except `<unk>`, which gives U+FFFD."""
         decoder = self.decoder()
         return decoder.feed(ids) + decoder.flush()
 
-    def decoder(self) -> "Decoder":
-        """A fresh incremental decoder: it never gives half a character."""
+    def decoder(self) -> "TextDecoder":
+        """A new incremental decoder, which never returns part of a character."""
         raise NotImplementedError
 
     def characters(self) -> np.ndarray:
-        """Characters that each id stands for, shape (vocab_size,): what bits per character are divided by.
-
-        `<eos>` counts as one (the line end), the other specials as none.
-        """
+        """The number of characters of each id, (vocab_size,), by which bits per character are computed. `<eos>` counts
+        as one (the line end), the other specials as none."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs."""
+        """The tokenizer as JSON, for `vocabulary.from_json`."""
         raise NotImplementedError
 
     def other_form(self, text: str) -> str:
-        """What to do where the Unicode form of `text` is foreign: an accent may be part of its letter's character (NFC)
-        or one of its own (NFD), and they look the same. Nothing where the form is not to blame."""
+        """Advice where characters of `text` are unknown because of its Unicode form: an accented letter may be one
+        character (NFC) or two (NFD), and both look the same. Empty where the form is not the reason."""
         return ""
 
 
-class Decoder:
-    """Ids in, text out, a few at a time."""
+class TextDecoder:
+    """An incremental decoder: ids in, text out, a few at a time."""
 
     def feed(self, ids: Iterable[int]) -> str:
-        """The text that is certain after these ids."""
+        """The text of these ids, up to the last complete character."""
         raise NotImplementedError
 
     def flush(self) -> str:
-        """What is left at the end (a torn character gives U+FFFD)."""
+        """The rest at the end (U+FFFD for an incomplete character)."""
         return ""
 
 
 class CharTokenizer(Tokenizer):
-    """One token a Unicode character; ids follow the code points' order, or where `in_order` that of `characters`."""
+    """A tokenizer of one token a Unicode character. Ids follow the order of code points, or with `in_order` that of
+    `characters`."""
 
     name = "char"
 
     def __init__(self, characters: Iterable[str], in_order: bool = False):
         self.alphabet = "".join(dict.fromkeys(characters) if in_order else sorted(set(characters)))
         if any("\ud800" <= character <= "\udfff" for character in self.alphabet):
-            # Two of them beside each other in JSON are read as one character, and every id behind is another.
+            # Two of them in a row in JSON are read as one character, which would shift every later id.
             raise UserError("not a tokenizer of this project: its alphabet has halves of characters (surrogates)")
         self.vocab_size = N_SPECIALS + len(self.alphabet)
         codes = _code_points(self.alphabet)
-        # A flat table over all of Unicode: 4.4 MB of it, and one gather encodes 59 million characters a second.
+        # A flat table over all of Unicode, 4.4 MB: one gather encodes 59 million characters a second.
         self._ids = np.full(_CODE_POINTS, UNK, np.uint32)
         self._ids[codes] = np.arange(N_SPECIALS, self.vocab_size, dtype=np.uint32)
         self._text = [""] * N_SPECIALS + list(self.alphabet)
         self._text[UNK] = "\ufffd"
 
     def extended(self, characters: Iterable[str]) -> "CharTokenizer":
-        """The same ids, and after them those of the `characters` that are new."""
+        """A tokenizer with the same ids, followed by those of the new ones among `characters`."""
         return CharTokenizer(self.alphabet + "".join(sorted(set(characters) - set(self.alphabet))), in_order=True)
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
@@ -138,16 +137,16 @@ class CharTokenizer(Tokenizer):
         )
 
     def other_form(self, text: str) -> str:
-        for form, there in _FORMS.items():
+        for form, placement in (("NFC", "part of their letters"), ("NFD", "apart from their letters")):
             other = unicodedata.normalize(form, text)
             if other != text and self._count_unknown(other) < self._count_unknown(text):
-                return f"it was trained on accents {there} ({form}), so write the text in that form"
+                return f"it was trained on accents {placement} ({form}), so write the text in that form"
         return ""
 
     def _count_unknown(self, text: str) -> int:
         return int((self._ids[_code_points(text)] == UNK).sum())
 
-    def decoder(self) -> "Decoder":
+    def decoder(self) -> "TextDecoder":
         return _CharDecoder(self._text)
 
     def characters(self) -> np.ndarray:
@@ -160,7 +159,7 @@ class CharTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One token a UTF-8 byte: 256 of them after the specials, so no character is ever unknown."""
+    """A tokenizer of one token a UTF-8 byte: 256 of them after the specials. It knows every character."""
 
     name = "byte"
     vocab_size = N_SPECIALS + 256
@@ -169,7 +168,7 @@ class ByteTokenizer(Tokenizer):
         raw = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
         return raw.astype(self.dtype) + self.dtype(N_SPECIALS)
 
-    def decoder(self) -> "Decoder":
+    def decoder(self) -> "TextDecoder":
         return _ByteDecoder()
 
     def characters(self) -> np.ndarray:
@@ -182,7 +181,7 @@ class ByteTokenizer(Tokenizer):
         return {"type": self.name}
 
 
-class _CharDecoder(Decoder):
+class _CharDecoder(TextDecoder):
     def __init__(self, text: Sequence[str]):
         self._text = text
 
@@ -190,7 +189,7 @@ class _CharDecoder(Decoder):
         return "".join(self._text[i] for i in ids)
 
 
-class _ByteDecoder(Decoder):
+class _ByteDecoder(TextDecoder):
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -208,5 +207,5 @@ class _ByteDecoder(Decoder):
 
 
 def _code_points(text: str) -> np.ndarray:
-    """Code points of `text`, shape (characters,), uint32; a lone surrogate (from a shell argument) passes as itself."""
+    """The code points of `text`, (characters,) uint32; a lone surrogate (of a shell argument) is kept."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,4 +1,4 @@
-"""Tokenizers by their name on the command line, and from the JSON that a run keeps."""
+"""Tokenizers by their name on the command line, and from the JSON that a run stores."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,19 +11,19 @@ NAMES = ("char", "byte", "gpt2", "bpe:N")
 
 
 def check_name(name: str) -> None:
-    """Raise UserError unless `name` is a tokenizer that can be made here."""
+    """Raise UserError unless `name` is the name of a tokenizer."""
     if name not in NAMES[:3] and bpe.size_of(name) is None:
         raise UserError(f"unknown tokenizer '{name}'; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
 
 
 def reads_words(name: str) -> bool:
-    """Whether making the tokenizer `name` takes the training text itself, beyond its alphabet."""
+    """Whether the tokenizer `name` is learned from the training text itself, not from its alphabet alone."""
     return bpe.size_of(name) is not None
 
 
 def make(name: str, alphabet: str, texts: Iterable[str], note: Callable[[str], None] = warn) -> Tokenizer:
-    """The tokenizer `name` for a training text: its distinct characters, and where `reads_words` the text in pieces.
-    `note` is told what the user is to know of it."""
+    """The tokenizer `name` for a training text of these distinct characters; `texts` is the text in pieces, read where
+    `reads_words`. `note` is called with each remark for the user."""
     if size := bpe.size_of(name):
         return bpe.learn(texts, size, note)
     if name == "gpt2":

@@ -1,12 +1,12 @@
-"""Cutting text into pieces that are tokenized by themselves: at the edges of words as GPT-2's pattern finds them."""
+"""Cutting text into words by GPT-2's pattern, each of which is tokenized by itself."""
 
 import functools
 from collections.abc import Iterable, Iterator
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Characters that begin a word in every text: white space after something else, and of ASCII's letters, digits and other
-# characters one of another kind than that before it (beyond ASCII, what a letter is depends on the version of Unicode);
-# but not a letter after an apostrophe: both may be of a word like "'s".
+# Characters that begin a word in every text: white space after something else, and an ASCII letter, digit or other
+# character after one of another of these kinds (beyond ASCII, the kind depends on the version of Unicode); except for
+# a letter after an apostrophe, since both may belong to a word like "'s".
 _EDGES = (
     r"(?<=\S)\s",
     r"(?<=[a-zA-Z])[!-~--[a-zA-Z]]",
@@ -18,34 +18,34 @@ LONG_BLANK = 1 << 16  # characters: on runs of a million, tiktoken's regular exp
 
 
 def split(text: str) -> list[str]:
-    """The words of GPT-2's pattern, in order: together they are the text."""
+    """The words of `text` by GPT-2's pattern, in order; joined they are the text."""
     return _compiled(GPT2_PATTERN).findall(text)
 
 
 def whole_words(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces of at most MAX_PIECE characters that no word of GPT-2's pattern crosses, so that each may
-    be encoded by itself. A word longer than that is cut, at the same places however the text came in chunks."""
-    held, length = [], 0
+    """The text in pieces of at most MAX_PIECE characters that end at the end of a word of GPT-2's pattern, so that each
+    may be encoded by itself. A longer word is cut, at positions that do not depend on the chunks."""
+    buffer, length = [], 0
     for chunk in chunks:
-        held.append(chunk)
+        buffer.append(chunk)
         length += len(chunk)
         if length <= MAX_PIECE:
             continue
-        text, start = "".join(held), 0
+        text, start = "".join(buffer), 0
         while length - start > MAX_PIECE:
-            # The start of a word that is too long is always found as the last edge, wherever the piece before began.
+            # The start of a word that is too long is always found as the last edge, wherever the previous piece began.
             edge = _last_edge().search(text[start : start + MAX_PIECE])
             end = start + (edge.start() if edge else MAX_PIECE)
             yield text[start:end]
             start = end
-        held, length = [text[start:]], length - start
+        buffer, length = [text[start:]], length - start
     if length:
-        yield "".join(held)
+        yield "".join(buffer)
 
 
 def long_blanks(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every word that is a run of at least LONG_BLANK characters of white space: of a run that other
-    text follows, all but the last character, which may belong to the next word."""
+    """Start and end of every run of at least LONG_BLANK characters of white space. The last character of a run that
+    other text follows is left out: it may belong to the next word."""
     for run in _compiled(rf"(?<!\s)\s{{{LONG_BLANK},}}+").finditer(text) if len(text) >= LONG_BLANK else ():
         yield run.start(), run.end() - (run.end() < len(text))
 

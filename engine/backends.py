@@ -3,26 +3,27 @@
 import torch
 
 import kernels
-from data.errors import UserError
-from engine.config.checks import flag
-from engine.config.sections import BACKENDS, Config
+from data.errors import UserError, flag
+from engine.config.sections import Config, marked
+from makemore.config import Mark
 
 
 def check_backends(config: Config, device: torch.device) -> None:
     """Raise UserError, with the reason and the way out, for a choice of "triton" that cannot be honoured."""
-    for name in BACKENDS:
-        if getattr(config, name) != "triton":
+    net = config.net
+    for name in sorted(marked(Config, Mark.BACKEND)):
+        if getattr(net, name, None) != "triton":
             continue
         if reason := kernels.why_not(device):
             raise UserError(
                 f"{flag(name)} triton: the Triton kernels cannot run here: {reason}; use {flag(name)} torch"
             )
-    if config.model == "transformer" and config.attention == "triton":
-        head_size = config.n_embd // config.n_head
+    if getattr(net, "attention", None) == "triton":
+        head_size = net.n_embd // net.n_head
         if head_size > kernels.MAX_HEAD_SIZE:
             raise UserError(
-                f"--attention triton takes heads of at most {kernels.MAX_HEAD_SIZE}, and --n-embd {config.n_embd} / "
-                f"--n-head {config.n_head} is {head_size}; raise --n-head, or use --attention torch"
+                f"--attention triton takes heads of at most {kernels.MAX_HEAD_SIZE}, and --n-embd {net.n_embd} / "
+                f"--n-head {net.n_head} is {head_size}; raise --n-head, or use --attention torch"
             )
-    if config.norm_kernel == "triton" and config.norm not in ("layer", "rms"):
-        raise UserError(f"--norm-kernel triton has layer and rms norm, not --norm {config.norm}; leave it out")
+    if getattr(net, "norm_kernel", None) == "triton" and net.norm not in ("layer", "rms"):
+        raise UserError(f"--norm-kernel triton has layer and rms norm, not --norm {net.norm}; leave it out")

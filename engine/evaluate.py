@@ -1,11 +1,13 @@
 """Validation loss: plain NLL over fixed windows, in nats a token and bits a character."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.batches import IGNORE, Batch
 from engine.runtime import widest
@@ -14,7 +16,7 @@ from makemore.base import LanguageModel
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sum of negative log-likelihoods in nats, and over how much."""
+    """The sum of negative log-likelihoods in nats, with the numbers of tokens and characters that it is over."""
 
     nll_sum: float
     n_tokens: int
@@ -32,13 +34,24 @@ class Evaluation:
 
     @property
     def bits_per_char(self) -> float | None:
-        """None where what is predicted is no text."""
+        """Bits a character; None where the targets are not text (class labels)."""
         if not self.n_characters:
             return None
         return self.nll_sum / math.log(2) / self.n_characters
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which `model` is in evaluation mode without gradients; its mode is restored afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
 def evaluate(
     model: LanguageModel,
     batches: Callable[[], Iterator[Batch]],
@@ -46,21 +59,18 @@ def evaluate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluate `model` over `batches()`, and leave it in the mode it was in. `characters` (V,) is how many characters
-    each id stands for. None when `stop()` said so in between."""
+    """Evaluate `model` over `batches()` in evaluation mode, and restore its mode. `characters` (V,): the number of
+    characters of each id. Returns None where `stop()` became true in between."""
     per_token = torch.from_numpy(characters)
-    training = model.training
-    model.eval()
     nll_sums, n_tokens, n_characters = [], 0, 0
-    try:
+    with in_evaluation_mode(model):
         for batch in batches():
             if stop():
                 return None
-            here = batch.to(device)
-            state = None if here.before is None else model.start(here.before, None)
-            nll_sums.append(model(here.tokens, here.targets, state, want_logits=False).nll_sum.to(widest(device)))
             n_tokens += batch.n_tokens
             n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
-    finally:
-        model.train(training)
+            batch = batch.to(device)
+            state = None if batch.prefix is None else model.start(batch.prefix, None)
+            out = model(batch.tokens, batch.targets, state, want_logits=False)
+            nll_sums.append(out.nll_sum.to(widest(device)))
     return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)

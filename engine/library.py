@@ -1,14 +1,14 @@
 """Training from Python: `train(data="poems.txt", model="gru", steps=500)` does what the command does."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from engine import session
 from engine.config import flags
-from engine.config.checks import check_stored, flag
-from engine.config.sections import Config
+from engine.config.checks import check_stored
+from engine.config.sections import Config, all_settings
+from engine.pretraining import Pretraining
 from engine.run.load import Run, load_run
 
 
@@ -19,15 +19,14 @@ def train(**settings: Any) -> Run:
 
     Works in a notebook and in any thread; outside of the main one signals are left alone. Raises TypeError for an
     unknown name, UserError for a value that cannot be, and whatever train.py would end with."""
-    names = [field.name for field in dataclasses.fields(Config)]
-    if unknown := sorted(settings.keys() - set(names)):
-        raise TypeError(f"train() has no setting '{unknown[0]}'.{nearest(unknown[0], names)}")
+    known = all_settings(Config)
+    if unknown := sorted(settings.keys() - known.keys()):
+        raise TypeError(f"train() has no setting '{unknown[0]}'.{nearest(unknown[0], known)}")
     settings = {name: _plain(value) for name, value in settings.items() if value is not None}
-    config, given = flags.parse(_words(check_stored(settings, "train()")))
-    if config.eval_only:
+    config, explicit = flags.parse(_words(check_stored(settings, "train()")))
+    if config.run.eval_only:
         raise UserError("train() trains; load_run(...) and train.py --eval-only evaluate")
-    path = session.resume_run(config, given) if config.resume else session.start_run(config, given)
-    return load_run(path, device=config.device)
+    return load_run(session.train(Pretraining(), config, explicit), device=config.machine.device)
 
 
 def _plain(value: Any) -> Any:

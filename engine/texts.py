@@ -1,57 +1,56 @@
 """A run's text: which store it is, its context, and the loader that deals its batches."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
 from data.errors import UserError, warn
 from data.prepare import key_of, open_or_discard, prepare
-from data.sources import KINDS, cache_folder
+from data.sources import DATA_SETS, cache_folder
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine.config import presets
-from engine.config.sections import WHERE_THE_TEXT_LIES, Config
+from engine.config.sections import Config, marked, replace
+from makemore.config import Mark
 
 
 def prepare_text(config: Config, vocabulary: Tokenizer | None, extend: bool = False) -> Store:
     """The text that `config` names, with an existing `vocabulary`, perhaps extended, or one of its own."""
-    return prepare(config.data, **_how(config), vocabulary=vocabulary, extend=extend)
+    return prepare(config.text.data, **_how(config), vocabulary=vocabulary, extend=extend)
 
 
 def store_of_run(
-    config: Config, facts: dict[str, Any], tokenizer: Tokenizer, given: frozenset[str] | set[str] = frozenset()
+    config: Config, facts: dict[str, Any], tokenizer: Tokenizer, explicit: frozenset[str] | set[str] = frozenset()
 ) -> Store:
     """The text of a run: prepared already, or prepared again and then checked to be the same; from where `config` says
-    it lies now, when that is `given`. Warns where the text is no longer the one that was prepared."""
-    if not given & WHERE_THE_TEXT_LIES:
+    it lies now, when that is `explicit`. Warns where the text is no longer the one that was prepared."""
+    if not explicit & marked(Config, Mark.PLACE):
         kept = open_or_discard(cache_folder() / "prepared" / facts["data"]["folder"])
         if kept and kept.key == facts["data"]["key"]:
             _warn_if_edited(config, kept, tokenizer)
             return kept
     try:
-        store = prepare_text(config, tokenizer if config.init else None)
+        store = prepare_text(config, tokenizer if config.run.init else None)
     except UserError as error:
         raise UserError(f"{error} (the text of this run; where it has moved, --data says where it is)") from error
     if store.key != facts["data"]["key"]:
-        listed = config.data if isinstance(config.data, str) else ", ".join(config.data)
-        is_other = (
-            "is not the one the run began with" if given & WHERE_THE_TEXT_LIES else "has changed since the run began"
-        )
+        listed = config.text.data if isinstance(config.text.data, str) else ", ".join(config.text.data)
+        moved = explicit & marked(Config, Mark.PLACE)
+        is_other = "is not the one the run began with" if moved else "has changed since the run began"
         raise UserError(
             f"the text of {listed} {is_other}, or this version prepares it in another way; "
-            f"start a new run with --init {config.out}"
+            f"start a new run with --init {config.run.out}"
         )
     return store
 
 
 def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
     """Say so where the text of a run has changed since it was prepared."""
-    names = [config.data] if isinstance(config.data, str) else config.data
-    if any(name in KINDS or not Path(name).exists() for name in names):
+    names = [config.text.data] if isinstance(config.text.data, str) else config.text.data
+    if any(name in DATA_SETS or not Path(name).exists() for name in names):
         return
     try:
-        key = key_of(config.data, **_how(config), vocabulary=tokenizer if config.init else None)
+        key = key_of(config.text.data, **_how(config), vocabulary=tokenizer if config.run.init else None)
     except UserError:
         return
     if key != store.key:
@@ -61,29 +60,30 @@ def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
 def _how(config: Config) -> dict[str, Any]:
     """How the text of a run is read, besides where it lies."""
     return {
-        "val_data": config.val_data, "kind": config.kind, "separator": config.separator,
-        "text_column": config.text_column, "tokenizer": config.tokenizer, "encoding": config.encoding,
+        "val_data": config.text.val_data, "kind": config.text.kind, "separator": config.text.separator,
+        "text_column": config.text.text_column, "tokenizer": config.text.tokenizer, "encoding": config.text.encoding,
     }  # fmt: skip
 
 
 def with_context(config: Config, store: Store) -> Config:
     """Lines and documents without a given context get one that holds the longest, within reason; everything else has
     one."""
-    context = config.context or presets.STREAM_CONTEXT
-    if config.context is None and store.kind != "stream":
+    context = config.net.context or presets.STREAM_CONTEXT
+    if config.net.context is None and store.kind != "stream":
         most = presets.LINES_CONTEXT if store.kind == "lines" else presets.STREAM_CONTEXT
         context = min(max(longest_line(store.train), longest_line(store.val)), most)
-    return dataclasses.replace(config, kind=store.kind, context=context)
+    return replace(config, kind=store.kind, context=context)
 
 
 def make_loader(config: Config, store: Store) -> Loader:
     """The training batches of `config`. Raises UserError for a text that is too short for them."""
-    if config.carry_state and store.kind != "stream":
+    carries_state = getattr(config.net, "carry_state", False)
+    if carries_state and store.kind != "stream":
         raise UserError(
             f"--carry-state is for streams: {store.kind} do not go on from one to the next; use --kind stream"
         )
-    kind = LaneLoader if config.carry_state else StreamLoader if store.kind == "stream" else LineLoader
-    return kind(store.train, config.context, config.batch_size, config.seed)
+    kind = LaneLoader if carries_state else StreamLoader if store.kind == "stream" else LineLoader
+    return kind(store.train, config.net.context, config.optim.batch_size, config.run.seed)
 
 
 def long_lines(config: Config, store: Store) -> list[str]:
@@ -91,8 +91,8 @@ def long_lines(config: Config, store: Store) -> list[str]:
     if store.kind == "stream":
         return []
     lengths = [split.offsets[1:] - split.offsets[:-1] for split in (store.train, store.val)]
-    long = sum(int((length > config.context).sum()) for length in lengths)
+    long = sum(int((length > config.net.context).sum()) for length in lengths)
     total = sum(len(length) for length in lengths)
     if not long:
         return []
-    return [f"{long:,} of {total:,} {store.kind} are longer than the context of {config.context}: cut into pieces"]
+    return [f"{long:,} of {total:,} {store.kind} are longer than the context of {config.net.context}: cut into pieces"]

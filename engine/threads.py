@@ -1,29 +1,28 @@
 """How many threads torch computes on: `--threads`, what a run keeps of it, and what a busy machine does to it."""
 
-import dataclasses
 import os
 from typing import Any
 
 import torch
 
 from data.errors import warn
-from engine.config.sections import Config
+from engine.config.sections import Config, replace
 
 BUSY = 0.75  # of the processors
 
 
-def settle(config: Config, given: set[str], device: torch.device, stored: dict[str, Any] | None = None) -> Config:
+def settle(config: Config, explicit: set[str], device: torch.device, stored: dict[str, Any] | None = None) -> Config:
     """Have torch use the threads that `config` asks for, by default its own number, and return `config` with the
     number used. `stored` is the configuration of a run that goes on: under another number the order in which a sum is
     added up is another, and so may its last bits be. Warns of that, and of a machine that is busy."""
-    use(config.threads)
+    use(config.machine.threads)
     threads = torch.get_num_threads()
     before = (stored or {}).get("threads")
     if before not in (None, threads):
         warn(f"this run computed on {before} threads and goes on with {threads}: its last bits may differ")
-    if device.type == "cpu" and "threads" not in given and (busy := busy_note()):
+    if device.type == "cpu" and "threads" not in explicit and (busy := busy_note()):
         warn(busy)
-    return dataclasses.replace(config, threads=threads)
+    return replace(config, threads=threads)
 
 
 def use(threads: int | None) -> None:

@@ -4,7 +4,6 @@ A command, like train.py: it stands on `engine`, and nothing stands on it.
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest, run_command
+from engine.config.sections import flat
 
 FORMATS = ("hf", "onnx")
 
@@ -31,7 +31,7 @@ def main() -> int:
     from engine.run.load import load_run
 
     run = load_run(args.run, args.checkpoint, "cpu")
-    if run.config.mix_ngram:
+    if getattr(run.config.net, "mix_ngram", 0):
         raise UserError(f"{run.folder} mixes with counts (--mix-ngram): neither format has these")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -51,7 +51,7 @@ def to_hub(run: Any, folder: Path) -> str:
         raise UserError(
             f"{run.folder} is a {run.config.model}: transformers has a class for Transformers alone; --to onnx takes it"
         )
-    settings = dataclasses.asdict(run.config)
+    settings = flat(run.config)
     what = hub.save(run.model, run.tokenizer, settings, folder, "<bos>" if run.is_lines else "")
     return f"wrote {folder}, a {what}: AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it"
 

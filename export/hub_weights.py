@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
-from nanogpt.model import Block, Transformer
+from nanogpt.block import Block
+from nanogpt.model import Transformer
 from nanogpt.pretrained import TRANSPOSED
 
 OF_GPT2 = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh"}

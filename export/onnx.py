@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from data.errors import UserError
+from kernels.attention.reference import sdpa_mask
 from makemore.base import LanguageModel, Output
 from makemore.counts.ngram import FLOOR, NGram
 from makemore.recurrent import Recurrent
@@ -68,9 +69,10 @@ def _check(graph: "_Whole | _Step", path: Path, outputs: list[str]) -> list[str]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch, time in ((1, 1), (3, 7)):
         inputs = graph.example(batch, time)
-        wanted = graph(*inputs.values())
-        found = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
-        for name, ours, theirs in zip(outputs, wanted if isinstance(wanted, tuple) else (wanted,), found, strict=True):
+        expected = graph(*inputs.values())
+        results = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for name, ours, theirs in zip(outputs, expected, results, strict=True):
             off = float((ours - torch.from_numpy(theirs)).abs().max())
             if not off <= TOLERANCE * max(1.0, float(ours.abs().max())):
                 raise RuntimeError(f"{name} of {path} is off by {off:.2g} at batch {batch}, time {time}")
@@ -133,13 +135,10 @@ class _Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        place = torch.arange(q.shape[2], device=q.device)
-        back = place[:, None] - place  # (T, T): how far behind the query a key is
-        unseen = back < 0 if self.window is None else (back < 0) | (back >= self.window)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        if self.slopes is not None:
-            scores = scores - self.slopes[:, None, None] * back
-        return scores.masked_fill(unseen, -math.inf).softmax(-1) @ v
+        T, scores = q.shape[2], q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, T)
+        mask = sdpa_mask(T, T, True, self.window, self.slopes, q.device, q.dtype)
+        scores = scores.masked_fill(~mask, -math.inf) if self.slopes is None else scores + mask
+        return scores.softmax(-1) @ v
 
 
 class _Counts(nn.Module):
@@ -154,26 +153,27 @@ class _Counts(nn.Module):
     def forward(self, tokens: Tensor) -> Output:
         model, (B, T) = self.model, tokens.shape
         read = torch.cat([tokens.new_full((B, model.history), model.special.bos), tokens], 1)
-        every = torch.arange(self.vocab_size)
+        vocabulary = torch.arange(self.vocab_size)
         node, alive = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)  # (B, T)
-        p = model.base.expand(B, T, -1)  # (B, T, V)
+        p = model.uniform.expand(B, T, -1)  # (B, T, V)
         for k in range(self.order):
             if k:
-                back = read[:, model.history - k + 1 : model.history - k + 1 + T]
-                node, found = _search(getattr(model, f"contexts_{k}"), node * self.vocab_size + back)
+                context_token = read[:, model.history - k + 1 : model.history - k + 1 + T]
+                node, found = _search(getattr(model, f"contexts_{k}"), node * self.vocab_size + context_token)
                 alive = alive & found
-            place, seen = _search(getattr(model, f"grams_{k}"), node[..., None] * self.vocab_size + every)
-            share = torch.where(seen, getattr(model, f"share_{k}")[place], 0.0)
-            p = torch.where(alive[..., None], share + getattr(model, f"freed_{k}")[node][..., None] * p, p)
+            index, found = _search(getattr(model, f"grams_{k}"), node[..., None] * self.vocab_size + vocabulary)
+            discounted = torch.where(found, getattr(model, f"discounted_{k}")[index], 0.0)
+            backoff_weight = getattr(model, f"backoff_weight_{k}")[node][..., None]
+            p = torch.where(alive[..., None], discounted + backoff_weight * p, p)
         return Output(p.clamp_min(FLOOR).log(), None, None, {})
 
 
-def _search(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each of `wanted` stands in the sorted `keys`, and whether it does: ONNX has no search, so the steps of
-    bisection are laid out."""
-    low = torch.zeros_like(wanted)
+def _search(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each of `queries` in the sorted `keys`, and whether it is there: ONNX has no search, so the steps of
+    a bisection are unrolled."""
+    index = torch.zeros_like(queries)
     for step in reversed(range(len(keys).bit_length())):
-        there = low + (1 << step)
-        inside = there < len(keys)
-        low = torch.where(inside & (keys[torch.where(inside, there, 0)] <= wanted), there, low)
-    return low, keys[low] == wanted
+        candidate = index + (1 << step)
+        inside = candidate < len(keys)
+        index = torch.where(inside & (keys[torch.where(inside, candidate, 0)] <= queries), candidate, index)
+    return index, keys[index] == queries

@@ -1,81 +1,86 @@
-"""The flags that both kinds of fine-tuning have, and how their commands go on from the flags; imports no torch."""
+"""The sections of flags that all fine-tuning has, and what does not go together in them; imports no torch."""
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from tyro.conf import Fixed
 
-from data.errors import UserError, outlive_readers
-from engine.config.checks import flag
-from engine.config.sections import Config
+from data.errors import UserError, flag
+from engine.config.presets import Defaults
+from engine.config.sections import Config, Net, RunFlags, get
+from makemore.config import UNSET, Mark, Range
 
 LORA_FLAGS = {"lora_rank", "lora_alpha", "lora_layers"}
 
 
 @dataclass
-class FinetuneConfig(Config):
-    """What is shared; each command adds its own."""
+class Examples:
+    """The examples, and how they are read."""
 
+    data: Annotated[str, Mark.PLACE] = ""
+    tokenizer: str = "char"
+    """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the texts, N tokens), or gpt2."""
+    encoding: str = "utf-8"
+    """Encoding of text files, as Python names it."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Examples that say the same: keep them, on one side of the split, or drop all but one."""
-    split_seed: int = 0
+    split_seed: Annotated[int, Range(0)] = 0
     """Which tenths are validation and test; of the bundled strings, which ones are asked about."""
-    init: str | None = None
-    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
+    kind: Fixed[str] = "lines"
+
+
+@dataclass
+class Tuning:
+    """What is trained of the model."""
+
     train: str = "all"
-    lora_rank: int = 4
+    lora_rank: Annotated[int, Range(1)] = 4
     """Rank of the low-rank updates."""
-    lora_alpha: float = 8.0
+    lora_alpha: Annotated[float, Range(0, above=0, below=float("inf"), says="above 0 and finite")] = 8.0
     """Their scale is alpha / rank."""
     lora_layers: str = "all"
     """Which linear layers get one: all, or parts of their names, as in attn,mlp.c_fc."""
 
-    kind: Fixed[str] = "lines"
-    val_data: Fixed[None] = None
-    separator: Fixed[None] = None
-    text_column: Fixed[None] = None
-    counts: Fixed[bool] = False
-    carry_state: Fixed[bool] = False
+
+@dataclass
+class TuneRun(RunFlags):
+    """The run directory, and what the run starts from."""
+
+    init: Annotated[str | None, UNSET] = None
+    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
     preset: Fixed[None] = None
-    mix_ngram: Fixed[int] = 0
-    eval_tokens: Fixed[int] = 1_000_000
+
+    def __post_init__(self):
+        self.init = None if self.init == TuneConfig.no_init else self.init
 
 
-def check_shared(config: FinetuneConfig, given: set[str]) -> None:
-    """Raise UserError for what cannot be or does not go together."""
-    for name, least in (("split_seed", 0), ("lora_rank", 1)):
-        if (value := getattr(config, name)) < least:
-            raise UserError(f"{flag(name)} is {value}; it has to be at least {least}")
-    if not 0 < config.lora_alpha < float("inf"):
-        raise UserError(f"--lora-alpha is {config.lora_alpha}; it has to be above 0 and finite")
-    if config.counts or config.carry_state or config.mix_ngram or config.kind != "lines":
-        wrong = "--counts, --carry-state, --mix-ngram or --kind stream"
-        raise UserError(f"--config asks for {wrong}, which mean nothing here")
-    if config.train != "lora" and (useless := sorted(given & LORA_FLAGS)):
-        raise UserError(f"{flag(useless[0])} means nothing without --train lora")
+@dataclass
+class TuneConfig(Config[Net], Generic[Net]):
+    """What all fine-tuning has; each command adds its own."""
+
+    text: Examples
+    run: TuneRun
+    tuning: Tuning
+
+    fixed: ClassVar[dict[str, Any]] = {"counts": False, "carry_state": False, "mix_ngram": 0}
+    no_init: ClassVar[str | None] = "scratch"
+
+    def check(self, explicit: set[str]) -> None:
+        asked = [name for name, off in self.fixed.items() if getattr(self.net, name, off) != off]
+        if asked or get(self, "kind") != "lines":
+            raise UserError(f"--config asks for {flag(asked[0]) if asked else '--kind'}, which means nothing here")
+        if self.tuning.train != "lora" and (useless := sorted(explicit & LORA_FLAGS)):
+            raise UserError(f"{flag(useless[0])} means nothing without --train lora")
+        if self.net.is_counted and not self.run.resume:
+            raise UserError(f"a {self.model} that counts cannot be fine-tuned; choose another --model")
+
+    def check_start(self) -> None:
+        """Raise UserError where weights are to stay as they are and there are none."""
+        if (train := self.tuning.train) != "all" and self.run.init is None:
+            raise UserError(f"--train {train} leaves weights as they are: it needs --init, a run to start from")
 
 
-def check_start(config: FinetuneConfig) -> None:
-    """Raise UserError where weights are to stay as they are and there are none."""
-    if config.train != "all" and config.init is None:
-        raise UserError(f"--train {config.train} leaves weights as they are: it needs --init, a run to start from")
-
-
-def without_scratch(config: Any) -> Any:
-    """'--init scratch' means no --init."""
-    return dataclasses.replace(config, init=None) if config.init == "scratch" else config
-
-
-def start_or_resume(session: Any, config: FinetuneConfig, given: set[str]) -> int:
-    """The exit code of the run that `session` starts or goes on with."""
-    from engine.runtime import Interrupted  # torch loads only now
-
-    outlive_readers()
-
-    do: Callable[[FinetuneConfig, set[str]], int] = session.resume_run if config.resume else session.start_run
-    try:
-        return do(config, given)
-    except Interrupted as stopped:
-        return 128 + stopped.signum
+def extending(wanted: Defaults, bundled: str) -> Defaults:
+    """The bundled examples fit the bundled names: a run's characters are extended by theirs unless told otherwise."""
+    is_bundled = wanted.get("data", bundled) == bundled
+    return {"extend_vocabulary": True} if is_bundled and wanted.get("tokenizer", "char") == "char" else {}

@@ -1,14 +1,17 @@
-"""Fused operations in Triton, each beside a plain-torch reference and a dispatcher. Knows nothing of the suite.
+"""Fused operations in Triton, a folder each, with a plain-torch version beside. Knows nothing of the suite.
 
 Every function takes `backend="auto" | "triton" | "torch"`. Importing this package asks no device anything and needs no
 triton. `python -m kernels` says what this machine can run.
+
+`kernels.attention` and `kernels.cross_entropy` are the functions. The folders of these names are reached by
+`from kernels.attention.op import ...`; the form `import kernels.attention.op as name` finds the function and fails.
 """
 
-from kernels.attention_op import MAX_HEAD_SIZE, Attention, attention, attention_packed
-from kernels.cross_entropy_op import CrossEntropy, cross_entropy
+from kernels.attention.op import MAX_HEAD_SIZE, Attention, attention, attention_packed
+from kernels.cross_entropy.linear import LinearCrossEntropy, linear_cross_entropy
+from kernels.cross_entropy.op import CrossEntropy, cross_entropy
 from kernels.dispatch import BACKENDS, why_not
-from kernels.linear_cross_entropy_op import LinearCrossEntropy, linear_cross_entropy
-from kernels.norm_op import LayerNorm, RMSNorm, layer_norm, rms_norm
+from kernels.norm.op import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 __all__ = [
     "BACKENDS",

@@ -1,4 +1,4 @@
-"""Compile every kernel in every shape of tile for GPUs that this machine has not, and read what they use.
+"""Compile every kernel in every shape of tile for GPUs that are not here, and check what it uses.
 
     python -m kernels.aot [--targets sm80 sm90 hip] [--only attention]
 
@@ -49,34 +49,34 @@ class Usage(NamedTuple):
 def cases(targets: list[str], only: str) -> Iterator[Case]:
     """Every kernel with every shape of tile and both ends of its options, without repeats."""
     for target in targets:
-        for name, found in (("attention", _attention), ("norm", _norm), ("cross_entropy", _cross_entropy)):
+        for name, cases_of in (("attention", _attention), ("norm", _norm), ("cross_entropy", _cross_entropy)):
             if only in name:
-                yield from {case._replace(note=""): case for case in found(target)}.values()
+                yield from {case._replace(note=""): case for case in cases_of(target)}.values()
 
 
 def _attention(target: str) -> Iterator[Case]:
-    from kernels.attention_call import Call
-    from kernels.attention_launch import constants
+    from kernels.attention.call import Call
+    from kernels.attention.launch import constants
 
-    here = torch.zeros(1)
+    given = torch.zeros(1)  # only whether a tensor is there matters
     plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
-    everything = Call(False, 7, 1.0, 0.5, here, here, here, here, 0, 0)
+    everything = Call(False, 7, 1.0, 0.5, given, given, given, given, 0, 0)
     sizes = (16, 32, 64, 80, 128)
     for kernel, dtype, size, call in itertools.product(
         ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, (plain, everything)
     ):
         note = f"head size {size}, {'causal' if call is plain else 'window, ALiBi, dropout, packed'}"
         settings = constants(kernel, size, dtype, target, call)
-        module = "attention_forward" if kernel == "forward" else "attention_backward"
+        module = "attention.forward" if kernel == "forward" else "attention.backward"
         yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _norm(target: str) -> Iterator[Case]:
     import triton.language as tl
 
-    from kernels.norm_triton import ONE_TILE, tiles
+    from kernels.norm.launch import ONE_TILE, tiles
 
-    widths = (*(2**i for i in range(ONE_TILE.bit_length())), 65536)  # a tile for each, and walked
+    widths = (*(2**i for i in range(ONE_TILE.bit_length())), 65536)  # each size of tile, and a row wider than any
     for width, rms, dtype in itertools.product(widths, (False, True), (torch.bfloat16, torch.float32)):
         for kernel in ("forward", "backward") if width <= ONE_TILE else ("forward", "wide_rows", "wide_weights"):
             rows, block_c, num_warps = tiles(kernel, width, target)
@@ -85,13 +85,13 @@ def _norm(target: str) -> Iterator[Case]:
                 "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
             }  # fmt: skip
             note = f"width {width}, {'rms' if rms else 'layer'}"
-            yield Case("norm_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+            yield Case("norm.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _cross_entropy(target: str) -> Iterator[Case]:
     import triton.language as tl
 
-    from kernels.cross_entropy_triton import tiles
+    from kernels.cross_entropy.kernel import tiles
 
     for kernel, vocabulary, dtype in itertools.product(
         ("loss", "gradient"), (*(2**i for i in range(13)), 50257), (torch.bfloat16, torch.float32)
@@ -99,7 +99,7 @@ def _cross_entropy(target: str) -> Iterator[Case]:
         rows, block_v, num_warps = tiles(vocabulary, target)
         settings = {"ROWS": rows, "BLOCK_V": block_v, "SMOOTH": True, "ACC": tl.float32, "num_warps": num_warps}
         note = f"vocabulary {vocabulary}"
-        yield Case("cross_entropy_triton", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+        yield Case("cross_entropy.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 
 
 def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
@@ -109,7 +109,7 @@ def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
 # Pointers that are not to the tensors of the case's dtype.
 _TYPES = {
     "STARTS_Q": "*i32", "STARTS_K": "*i32", "SEED": "*i64", "TARGETS": "*i64", "SLOPES": "*fp32", "LSE": "*fp32",
-    "DLSE": "*fp32", "PEAK": "*fp32", "INVERSE": "*fp32", "DELTA": "*fp32", "MEAN": "*fp32", "RSTD": "*fp32",
+    "DLSE": "*fp32", "ROW_MAX": "*fp32", "INV_SUM": "*fp32", "DELTA": "*fp32", "MEAN": "*fp32", "RSTD": "*fp32",
     "LOSS": "*fp32", "UPSTREAM": "*fp32", "DW": "*fp32", "DB": "*fp32",
     "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32",
 }  # fmt: skip
@@ -157,14 +157,14 @@ def compile_case(case: Case) -> Usage:
 
 def complaints(case: Case, usage: Usage) -> list[str]:
     """What is wrong with a compiled kernel; empty when nothing is."""
-    found = []
+    wrong = []
     if usage.shared > MAX_SHARED[case.target]:
-        found.append(f"{usage.shared} B of shared memory, {MAX_SHARED[case.target]} there are")
+        wrong.append(f"{usage.shared} B of shared memory, {MAX_SHARED[case.target]} there are")
     if usage.spilled > MAX_SPILL:
-        found.append(f"{usage.spilled} B spilled, {MAX_SPILL} may be")
+        wrong.append(f"{usage.spilled} B spilled, {MAX_SPILL} may be")
     if usage.serialized:
-        found.append("wgmma serialized")
-    return found
+        wrong.append("wgmma serialized")
+    return wrong
 
 
 def _attempt(case: Case) -> tuple[Case, Usage | None, list[str]]:
@@ -190,7 +190,7 @@ def _prepare(cache: str) -> None:
 
 def _line(case: Case, usage: Usage | None, wrong: list[str]) -> str:
     kind = str(case.dtype).removeprefix("torch.")
-    name = f"{case.module}.{case.kernel.removesuffix('_kernel')}"
+    name = f"{case.module.split('.')[0]}.{case.kernel.removesuffix('_kernel')}"
     used = "" if usage is None else f"{usage.shared} B shared, {usage.registers} registers, {usage.spilled} B spilled"
     return "; ".join(filter(None, (f"{case.target} {name} {kind} {case.note}", used, ", ".join(wrong))))
 

@@ -1,4 +1,4 @@
-"""How fast the kernels are, beside torch's own, on this GPU, in one run.
+"""Measure the kernels beside torch's own on this GPU, in one run.
 
     python -m kernels.bench [--only attention] [--out docs/benchmarks/h200] [--smoke]
 
@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from kernels import reference
+from kernels.attention import reference
 from kernels.dispatch import interpreting, why_not
 
-# TFLOP/s on an H200 at 1k, 4k and 16k tokens: what the kernels are to reach.
+# The goal: TFLOP/s on an H200 at 1k, 4k and 16k tokens.
 TARGETS = {
     ("forward", 64): (270, 350, 370),
     ("forward", 128): (280, 380, 430),
@@ -85,7 +85,7 @@ def sdpa(backend: SDPBackend) -> Callable:
 
 
 def with_compiled(who: dict[str, Callable], smoke: bool) -> dict[str, Callable]:
-    """The same, and "torch eager" through the compiler too."""
+    """`who` and "torch.compile", which is its "torch eager" compiled."""
     return who if smoke else who | {"torch.compile": torch.compile(who["torch eager"])}
 
 
@@ -166,7 +166,7 @@ def _half(device: str) -> torch.dtype:
 
 
 def measure(task: Task, ceilings: dict[str, float], smoke: bool) -> Iterator[Row]:
-    """A row for each who and direction; what cannot run says so on stderr."""
+    """A row for each implementation and direction; stderr says which cannot run."""
     for name, function in task.who.items():
         try:
             times = _times(function, task.inputs, tuple(task.work), smoke)
@@ -188,22 +188,22 @@ def _times(
         out = function(*inputs)
         return list(out) if isinstance(out, tuple) else [out]
 
-    def forget() -> None:
+    def clear_gradients() -> None:
         for x in inputs:
             x.grad = None
 
     def both() -> None:
-        forget()
+        clear_gradients()
         outputs()[0].backward()
 
     if directions == ("both",):
         return {"both": milliseconds(both, smoke)}
-    kept = outputs()
-    upstream = [torch.randn_like(out) for out in kept]
+    outs = outputs()
+    upstream = [torch.randn_like(out) for out in outs]
 
     def backward() -> None:
-        forget()
-        torch.autograd.backward(kept, upstream, retain_graph=True)
+        clear_gradients()
+        torch.autograd.backward(outs, upstream, retain_graph=True)
 
     with torch.no_grad():
         forward = milliseconds(outputs, smoke)
@@ -211,7 +211,7 @@ def _times(
 
 
 def ceilings_of(device: str, smoke: bool) -> dict[str, float]:
-    """What this machine does at best: GB/s of a copy (read and write), TFLOP/s of a half-precision matrix product."""
+    """The best of this machine: GB/s of a copy (read and write), TFLOP/s of a half-precision matrix product."""
     n, dtype = (64, torch.float32) if smoke else (8192, torch.bfloat16)
     x = torch.empty(n * n * 8, device=device, dtype=dtype)
     y = torch.empty_like(x)

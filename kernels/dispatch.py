@@ -13,14 +13,14 @@ MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and asynchronous copies
 
 
 def interpreting() -> bool:
-    """Whether Triton's kernels run in its interpreter, in NumPy: slow, and on any machine."""
+    """Whether Triton's kernels run in its interpreter: in NumPy, slowly, on any machine."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _find_triton() -> bool:
     try:
         return importlib.util.find_spec("triton") is not None
-    except ValueError:  # somebody blocked it: sys.modules["triton"] is None
+    except ValueError:  # it was blocked: sys.modules["triton"] is None
         return False
 
 
@@ -55,14 +55,6 @@ def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
     return backend == "auto" and wins and not interpreting() and why_not(device) is None
 
 
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """What autocast narrows to on x's device; None where it is off."""
-    kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast to ask about
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
 def target_of(device: torch.device) -> str:
     """Which row of the kernels' tables `device` belongs to: "interpreter", "hip", "sm90" or "sm80"."""
     if interpreting():
@@ -73,7 +65,7 @@ def target_of(device: torch.device) -> str:
 
 
 def on_its_device(launcher: Callable) -> Callable:
-    """Launch on the GPU that holds the launcher's first tensor: Triton takes the current one, whatever it is given."""
+    """Make the GPU of the launcher's first tensor the current one: Triton launches there, wherever the tensors are."""
 
     @functools.wraps(launcher)
     def launch(*args, **kwargs):

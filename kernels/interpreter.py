@@ -1,8 +1,7 @@
-"""What Triton's interpreter needs to get bfloat16 right, and to be quick. Only ever used under TRITON_INTERPRET=1.
+"""Patches for Triton's interpreter: bfloat16 made right, and fewer patches of its own. Used if TRITON_INTERPRET=1.
 
-NumPy has no bfloat16, so the interpreter holds its bits as uint16. It then multiplies those bits as integers in dots
-and arithmetic, and truncates instead of rounding when it narrows. Here these go through float32, rounded to nearest
-even.
+NumPy has no bfloat16, so the interpreter holds its bits as uint16. In dots and arithmetic it then computes with those
+bits as integers, and a cast to bfloat16 truncates. Here these go through float32, rounded to nearest even.
 """
 
 import numpy as np
@@ -73,14 +72,14 @@ def repair() -> None:
 
 
 def _patch_the_language_once_a_launch() -> None:
-    """The interpreter swaps out all of `triton.language` at every call of a device function, which takes most of its
-    time; what a kernel's launch has swapped stays so until its end."""
+    """Patch `triton.language` once a launch. The interpreter does so at every call of a device function, which takes
+    most of its time, although a patch lasts until the launch ends."""
     run_grid, patch_language = interpreter.GridExecutor.__call__, interpreter._patch_lang
-    visible: dict[int, frozenset] = {}  # which of the language's modules a function sees, by its code
-    swapped: set[frozenset] = set()
+    visible: dict[int, frozenset] = {}  # which of the language's modules a function refers to, by its code
+    patched: set[frozenset] = set()
 
     def launch(self, *args, **kwargs):
-        swapped.clear()
+        patched.clear()
         return run_grid(self, *args, **kwargs)
 
     def patch_once(fn):
@@ -88,16 +87,16 @@ def _patch_the_language_once_a_launch() -> None:
         if key is None:
             key = frozenset(id(value) for value in fn.__globals__.values() if value is tl or value is tl.core)
             visible[id(fn.__code__)] = key
-        if key in swapped:
+        if key in patched:
             return None
-        swapped.add(key)
+        patched.add(key)
         return patch_language(fn)
 
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, patch_once
 
 
 def _let_scalars_index() -> None:
-    """Triton 3.6 with NumPy 2.4 or newer: `range` over a run-time bound asks a one-element array for an int."""
+    """Let `range` take a run-time bound, a one-element array, which Triton 3.6 with NumPy 2.4 or newer refuses."""
     patch_tensor = interpreter._patch_lang_tensor
 
     def index(self) -> int:

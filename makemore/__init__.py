@@ -1,2 +1,1 @@
-"""The language-model contract and the small families: bigram, n-gram, MLP, CNN, RNN, LSTM, GRU. Stands on data
-alone."""
+"""The language-model contract and the small families: bigram, n-gram, MLP, CNN, RNN, LSTM, GRU."""

@@ -1,7 +1,7 @@
 """The contract of every language model here: one `forward`, one shape of output, an explicit state.
 
-A family writes what differs: `hidden` (tokens to feature vectors, with its state) and the sizes. The loss, the head
-and the incremental reading of any length are here, once.
+A family implements `hidden` (tokens to feature vectors, with its state) and `head`. The loss and the incremental
+reading of texts of any length are here, once.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import linear_cross_entropy
+from makemore.config import LayeredConfig, ModelConfig
+from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
+from makemore.layers import widened
 from makemore.segments import Take, read_in_order
 
-State = dict[str, Tensor]  # whatever a family remembers; every tensor has the batch first
+State = dict[str, Tensor]  # of a family; every tensor has the batch first
 
-OURS = Special()  # where the vocabularies made here have their specials
+OURS = Special()  # the ids of the specials in vocabularies made here
 PART = 4096  # tokens of a long text that are read at a time
-LOGITS_AT_ONCE = 1 << 20  # where only their targets' are wanted
-SMALL_VOCABULARY = 4096  # up to here the logits of a whole batch are cheap to hold
-IMPROBABLE = -10.0  # where the bias of the specials that are never predicted starts
+LOGITS_AT_ONCE = 1 << 20  # numbers, where only the likelihood of the targets is computed
+SMALL_VOCABULARY = 4096  # up to this size the logits of a whole batch take little memory
+IMPROBABLE = -10.0  # the initial bias of the specials that are never predicted
+
+note(nn.Linear)
 
 
 class Output(NamedTuple):
-    """What `forward` returns, always these four."""
+    """The output of `forward`, always these four."""
 
     logits: Tensor | None  # (B, T, V); None when not wanted
     nll_sum: Tensor | None  # scalar: negative log-likelihood in nats, summed over valid targets; None without targets
@@ -38,10 +43,10 @@ class Output(NamedTuple):
 class LanguageModel(nn.Module):
     """Base of all families.
 
-    `context`: the most tokens one `forward` takes, state included; None when unbounded.
-    `held`: of how many tokens a decoder holds the state at most, where it grows with each (1: it does not grow).
-    `history`: how many tokens before a window evaluation lets the model see (0 for neural ones).
-    `fixed`: how the names of buffers begin that training leaves as they are.
+    `context`: the most tokens that one `forward` takes, state included (nanoGPT: block_size); None when unbounded.
+    `held`: the most tokens of which a stepper holds the state, where the state grows with each (1: it does not grow).
+    `history`: the number of tokens before a window that the model sees in evaluation (0 for neural ones).
+    `fixed`: prefixes of the names of buffers that training does not change.
     """
 
     context: int | None = None
@@ -49,39 +54,39 @@ class LanguageModel(nn.Module):
     history: int = 0
     fixed: tuple[str, ...] = ()
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
+    def __init__(self, vocab_size: int, config: ModelConfig, special: Special = OURS):
         super().__init__()
-        self.vocab_size, self.label_smoothing, self.special = vocab_size, label_smoothing, special
+        self.vocab_size, self.special = vocab_size, special
+        self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have none
         self.ngrams: HashedNGrams | None = None
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        """Features of each position, (B, T, C), and the state after the last. `valid` (B, T) marks the positions
-        that are not padding, for batch statistics; None means all."""
+        """The features of each position, (B, T, C), and the state after the last one. `valid` (B, T) is a mask of the
+        positions with a target, for batch statistics; None means all."""
         raise NotImplementedError
 
     def embed(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Embeddings (B, T, C) of `tokens` (B, T), those of their n-grams included, and the part of the state that
-        these take."""
+        """The embeddings (B, T, C) of `tokens` (B, T), with those of hashed n-grams, and the state of the latter."""
         x = self.wte(tokens)
         if self.ngrams is None:
             return x, {}
-        added, after = self.read_ngrams(tokens, state)
-        return x + added, after
+        added, new_state = self.read_ngrams(tokens, state)
+        return x + added, new_state
 
     def read_ngrams(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the n-grams that end in each token add, (B, T, C), and the last n - 1 tokens; `<pad>` before the
-        first."""
-        before = self.ngrams.n - 1
-        last = tokens.new_full((tokens.shape[0], before), self.special.pad) if state is None else state["last"]
-        read = torch.cat([last, tokens], 1)
-        return self.ngrams(read), {"last": read[:, -before:]}
+        """The embeddings of the hashed n-grams that end in each token, (B, T, C), and the state: the last n - 1 tokens,
+        at the beginning `<pad>`."""
+        n = self.ngrams.n - 1
+        history = tokens.new_full((tokens.shape[0], n), self.special.pad) if state is None else state["history"]
+        read = torch.cat([history, tokens], 1)
+        return self.ngrams(read), {"history": read[:, -n:]}
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
         raise NotImplementedError
 
     def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight (V, C) and bias (V,) of the linear map that `head` is; None where it is none."""
+        """The weight (V, C) and bias (V,) of `head`, if it is a linear map; else None."""
         head = getattr(self, "lm_head", None)
         return None if head is None else (head.weight, head.bias)
 
@@ -97,7 +102,7 @@ class LanguageModel(nn.Module):
         if targets is None:
             return Output(self.head(hidden) if want_logits else None, None, None, state)
         logits = None
-        if want_logits or self.vocab_size <= SMALL_VOCABULARY or self.head_weights() is None:
+        if want_logits or self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
             logits = self.head(hidden)
             nll_sum = self._nll(logits, targets)
         else:
@@ -105,7 +110,7 @@ class LanguageModel(nn.Module):
         return Output(logits if want_logits else None, nll_sum, valid.sum(), state)
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
-        """`forward` for any number of tokens: the way to decode, whatever the context."""
+        """The output for any number of tokens, even more than the context: `forward` for decoding."""
         hidden, state = self.read_hidden(tokens, state)
         return Output(self.head(hidden), None, None, state)
 
@@ -114,8 +119,8 @@ class LanguageModel(nn.Module):
         return self.hidden(tokens, state, None)
 
     def read_last(self, tokens: Tensor) -> tuple[Tensor, State]:
-        """Logits (B, V) after the last of `tokens` (B, T >= 1), and the state: what `read` gives, but only what the two
-        depend on is read, a part at a time, so that memory does not grow with T."""
+        """The logits (B, V) after the last of `tokens` (B, T >= 1), and the state, as `read` computes them. Only the
+        tokens that they depend on are read, a part at a time, so that memory does not grow with T."""
         hidden, state = self.last_hidden(tokens)
         return self.head(hidden), state
 
@@ -127,47 +132,47 @@ class LanguageModel(nn.Module):
         return hidden[:, -1], state
 
     def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The negative log-likelihood of each of `targets` (T,) after `tokens` (T,), (T,), and the state: of the logits
-        that `read` gives, which are never all held."""
+        """The negative log-likelihood (T,) of each of `targets` (T,) after `tokens` (T,), and the state. Computed from
+        the logits of `read`, which are never all held."""
         nll = torch.empty(len(tokens), dtype=precise(tokens.device), device=tokens.device)
 
-        def take(place: Tensor, hidden: Tensor) -> None:
+        def take(index: Tensor, hidden: Tensor) -> None:
             size = max(1, LOGITS_AT_ONCE // self.vocab_size)
-            for where, part in zip(place.flatten().split(size), hidden.flatten(0, 1).split(size), strict=True):
+            for some, part in zip(index.flatten().split(size), hidden.flatten(0, 1).split(size), strict=True):
                 log_p = self.head(part).to(nll.dtype).log_softmax(-1)
-                nll[where] = -log_p.gather(-1, targets[where, None])[:, 0]
+                nll[some] = -log_p.gather(-1, targets[some, None])[:, 0]
 
         return nll, self.read_parts(tokens, state, take)
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
-        """Read `tokens` (T,) as `read` does, and give `take` where some of them stand (B, T) and their features
-        (B, T, C), a part at a time, in any order. The state after all."""
+        """Read `tokens` (T,) as `read` does, and give `take` the index of some of them (B, T) and their features
+        (B, T, C), a part at a time, in any order. Returns the state after all."""
         return read_in_order(self.read_hidden, tokens, state, take, 0, PART // 4)
 
     def reach(self) -> int | None:
-        """How many of the last tokens the logits after them, and the state, depend on; None: on all."""
+        """The number of last tokens that the logits after them, and the state, depend on; None: all."""
         return None
 
-    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        """What reads on after `state` a token of each row at a time: token (B,) -> logits (B, V). That of a model with
-        `hidden` has `features` too, as `Reader` has."""
-        return Reader(self, state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """A function that reads one more token of each row after `state` and all tokens since: token (B,) -> logits
+        (B, V). That of a model with `hidden` has the method `features` too, as `Stepper` has."""
+        return Stepper(self, state)
 
-    def start(self, before: Tensor | None, place: Tensor | None) -> State | None:
-        """The state in which a row begins that stands somewhere in a text. Counts want to know more than nothing:
-        the `history` tokens before it, `before` (B, history), and in training where in the training text its first
-        target stands, `place` (B,)."""
+    def start(self, prefix: Tensor | None, position: Tensor | None) -> State | None:
+        """The initial state of rows from somewhere in a text. Models with counts use the tokens before each row,
+        `prefix` (B, history), and in training the position of its first target in the training text, `position`
+        (B,)."""
         return None
 
     def window_start(self, position: int) -> int:
-        """The first token that the logits after token `position` depend on, the `history` before that left out: what
-        `read` does, stated without a cache."""
+        """The first token that the logits of `read` after token `position` depend on, apart from the `history` before
+        it."""
         return 0
 
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.reshape(-1, self.vocab_size)
         return F.cross_entropy(
-            logits if logits.dtype == torch.float64 else logits.float(),
+            widened(logits),
             targets.reshape(-1),
             ignore_index=IGNORE,
             reduction="sum",
@@ -175,7 +180,7 @@ class LanguageModel(nn.Module):
         )
 
     def _nll_without_logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The same sum, a chunk of logits at a time."""
+        """The same sum, computed with a chunk of the logits at a time."""
         weight, bias = self.head_weights()
         return linear_cross_entropy(
             hidden.flatten(0, -2),
@@ -186,40 +191,53 @@ class LanguageModel(nn.Module):
             label_smoothing=self._smoothing(),
         )
 
+    def _head_is_a_product(self) -> bool:
+        """Whether `head` does nothing but multiply by `head_weights`: a hook on it is to be heard."""
+        head = getattr(self, "lm_head", None)
+        return self.head_weights() is not None and (head is None or is_exact(head, nn.Linear))
+
     def _smoothing(self) -> float:
         return self.label_smoothing if self.training else 0.0
 
 
 def precise(device: torch.device) -> torch.dtype:
-    """What log-likelihoods are computed in: float64, which Apple's GPUs have not."""
+    """The dtype of log-likelihoods: float64, or float32 on Apple's GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class Reader:
-    """`LanguageModel.read`, a token at a time."""
+class Stepper:
+    """`LanguageModel.read`, one token of each row at a time."""
 
     def __init__(self, model: LanguageModel, state: State):
         self.model, self.state = model, state
 
     def __call__(self, token: Tensor) -> Tensor:
-        return self.model.head(self.features(token))
+        out = self.model.read(token[:, None], self._state())
+        self.state = out.state
+        return out.logits[:, -1]
 
     def features(self, token: Tensor) -> Tensor:
-        """What the head reads, (B, C), instead of its logits; good until the next token."""
-        hidden, self.state = self.model.read_hidden(token[:, None], self.state)
+        """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        hidden, self.state = self.model.read_hidden(token[:, None], self._state())
         return hidden[:, -1]
 
+    def _state(self) -> State:
+        """The state; copied where a step in inference mode left what a gradient cannot pass."""
+        if not torch.is_grad_enabled():
+            return self.state
+        return {name: part.clone() if part.is_inference() else part for name, part in self.state.items()}
 
-def make_ngrams(hash_ngrams: int, hash_rows: int, width: int) -> HashedNGrams | None:
-    """What `embed` adds, for n-grams up to `hash_ngrams` tokens; None for none. ValueError for what cannot be."""
-    if hash_ngrams == 1:
+
+def make_ngrams(config: LayeredConfig) -> HashedNGrams | None:
+    """The hashed embeddings of n-grams up to `hash_ngrams` tokens, for `embed`; None for 0. ValueError for 1."""
+    if config.hash_ngrams == 1:
         raise ValueError("hash_ngrams 1 is what the embedding of a token is already; 2 or more, or 0 for none")
-    return HashedNGrams(hash_ngrams, hash_rows, width) if hash_ngrams else None
+    return HashedNGrams(config.hash_ngrams, config.hash_rows, config.n_embd) if config.hash_ngrams else None
 
 
 def make_head(width: int, vocab_size: int, special: Special, bias: bool = True) -> nn.Linear:
-    """The last layer. With a bias, the specials that never are targets start out improbable, so that the first steps
-    are not spent on learning that."""
+    """The last layer. With a bias, the specials that are never targets start with a low one, so that the first steps
+    are not spent on learning it."""
     head = nn.Linear(width, vocab_size, bias)
     if bias:
         with torch.no_grad():
@@ -229,6 +247,6 @@ def make_head(width: int, vocab_size: int, special: Special, bias: bool = True) 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trained parameters, or the stored counts of a model that counts."""
+    """The number of parameters, or of stored counts of a model that counts."""
     counted = getattr(model, "n_counts", None)
     return counted if counted is not None else sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Bigram: a table of logits, one row for each token that may come before. Trained by gradient, or counted.
+"""Bigram: a table of logits with a row for each previous token. Trained by gradient, or counted.
 
 Row i holds the logits of the token after token i; `(V, V)` numbers are the whole model. Counting gives the same table
 in closed form: the maximum of the likelihood, with `SMOOTHING` added to every count (Laplace 1812).
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import IMPROBABLE, OURS, LanguageModel, State
+from makemore.config import BigramConfig
 
 SMOOTHING = 0.1
 IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted
 
 
 class Bigram(LanguageModel):
-    """tokens (B, T) -> logits (B, T, V), each from the row of its own token."""
+    """tokens (B, T) -> logits (B, T, V), for each token its row of the table."""
 
-    def __init__(self, vocab_size: int, *, label_smoothing: float = 0.0, special: Special = OURS):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
+    def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
         self.table = nn.Embedding(vocab_size, vocab_size)
         with torch.no_grad():
             self.table.weight.zero_()
@@ -36,10 +37,10 @@ class Bigram(LanguageModel):
 
 
 class CountedBigram(Bigram):
-    """The same table, fitted by counting. `n_counts` is how many different pairs were seen."""
+    """The same table, fitted by counting. `n_counts` is the number of different pairs."""
 
-    def __init__(self, vocab_size: int, *, special: Special = OURS):
-        super().__init__(vocab_size, special=special)
+    def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
         self.register_buffer("pairs", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -47,7 +48,7 @@ class CountedBigram(Bigram):
         return int(self.pairs)
 
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
-        """Count `targets` (N,) after `inputs` (N,); one pass, nothing else to train."""
+        """Count `targets` (N,) after `inputs` (N,), in one pass."""
         v = self.vocab_size
         counts = np.bincount(inputs.astype(np.int64) * v + targets, minlength=v * v).reshape(v, v)
         smoothed = counts + SMOOTHING

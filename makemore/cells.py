@@ -1,8 +1,8 @@
 """The three recurrent cells written out, with the parameter names of `torch.nn.RNN`, `LSTM` and `GRU`.
 
-Slower than the fused layers and equal to them (a test holds it so): this is the page to read. A cell's job is to take
-the input at time t and the hidden vector of time t - 1, and to give the hidden vector of time t. `input` is one matrix
-product for all gates and all times at once; only what depends on the hidden vector has to wait for it.
+They are to be read: slower than the fused layers, and equal to them (tested). A cell takes the input at time t and the
+hidden vector of time t - 1, and returns the hidden vector of time t. The products with the inputs are one matrix
+product for all gates and times; only the products with the hidden vector are computed step by step.
 """
 
 import math
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from makemore.layers import ACTIVATIONS
+from makemore.layers import activation_of
 
 
 class WrittenCell(nn.Module):
-    """A recurrent layer that loops over time: x (B, T, C) and hidden vectors (1, B, H) each -> y (B, T, H), the
-    last."""
+    """A recurrent layer that loops over time: x (B, T, C) and hidden vectors (1, B, H) each -> y (B, T, H) and the last
+    hidden vectors."""
 
     gates: int
 
@@ -31,15 +31,15 @@ class WrittenCell(nn.Module):
             nn.init.uniform_(weight, -1 / math.sqrt(n_hidden), 1 / math.sqrt(n_hidden))
 
     def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One tick: the input's share of the gates (B, gates * H) and the hidden vectors -> the new ones,
-        output first."""
+        """One time step: the products of the gates with the input (B, gates * H) and the hidden vectors (B, H) each ->
+        the new hidden vectors, the output first."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         gates = F.linear(x, self.weight_ih_l0, self.bias_ih_l0)  # (B, T, gates * H)
         hidden, outputs = tuple(h[0] for h in hidden), []
-        for now in gates.unbind(1):
-            hidden = self.step(now, hidden)
+        for gates_t in gates.unbind(1):
+            hidden = self.step(gates_t, hidden)
             outputs.append(hidden[0])
         return torch.stack(outputs, 1), tuple(h[None] for h in hidden)
 
@@ -51,7 +51,7 @@ class RNNCell(WrittenCell):
 
     def __init__(self, n_input: int, n_hidden: int, activation: str = "tanh"):
         super().__init__(n_input, n_hidden)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation_of(activation)
 
     def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = hidden
@@ -59,7 +59,8 @@ class RNNCell(WrittenCell):
 
 
 class LSTMCell(WrittenCell):
-    """A second vector c, the memory, is kept (f), written to (i * g) and shown (o). Hochreiter & Schmidhuber 1997."""
+    """A second vector c, the memory, is forgotten in part (f), added to (i * g) and output in part (o). Hochreiter &
+    Schmidhuber 1997."""
 
     gates = 4
 
@@ -71,15 +72,15 @@ class LSTMCell(WrittenCell):
 
 
 class GRUCell(WrittenCell):
-    """r wipes part of the old vector before a candidate is made; z decides what of the old one stays. Cho et
-    al. 2014."""
+    """The reset gate r scales the old vector before the candidate is made; the update gate z mixes the old vector and
+    the candidate. Cho et al. 2014."""
 
     gates = 3
 
     def step(self, gates: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = hidden
-        reset_x, keep_x, new_x = gates.chunk(3, -1)
-        reset_h, keep_h, new_h = F.linear(h, self.weight_hh_l0, self.bias_hh_l0).chunk(3, -1)
-        r, z = torch.sigmoid(reset_x + reset_h), torch.sigmoid(keep_x + keep_h)
+        reset_x, update_x, new_x = gates.chunk(3, -1)
+        reset_h, update_h, new_h = F.linear(h, self.weight_hh_l0, self.bias_hh_l0).chunk(3, -1)
+        r, z = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
         candidate = torch.tanh(new_x + r * new_h)
         return ((1 - z) * candidate + z * h,)

@@ -1,4 +1,4 @@
-"""CNN: stacked causal convolutions whose reach doubles with each layer, gated and residual.
+"""CNN: stacked causal convolutions, gated and residual, whose receptive field doubles with each layer.
 
 van den Oord et al., "WaveNet: A Generative Model for Raw Audio", 2016. A layer looks at its input now and `dilation`
 steps ago (1, 2, 4, ...); a filter is multiplied by a sigmoid gate; the sum of all layers' skip outputs predicts. The
@@ -10,27 +10,29 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.config import CNNConfig
+from makemore.layers import activation_of, initialise, make_norm
 
-MAX_DILATION = 512  # as in the paper: after it the doubling starts again at 1
+MAX_DILATION = 512  # as in the paper: the next layer's is 1 again
 
 
 class GatedConvolution(nn.Module):
-    """One layer: (B, T, C) and the last `dilation` inputs (B, dilation, C) -> residual, skip and the inputs to
-    remember.
+    """One layer: x (B, T, C) and the previous `dilation` inputs (B, dilation, C) -> the residual stream (B, T, C), the
+    skip output (B, T, C) and the last `dilation` inputs, for the state.
 
-    A dilated convolution of two taps is a matrix product over [x(t - dilation), x(t)], which is how it is computed."""
+    A dilated convolution of two taps is a matrix product over [x(t - dilation), x(t)], and computed as such."""
 
-    def __init__(self, n_embd: int, dilation: int, activation: str, norm: str, dropout: float, norm_kernel: str):
+    def __init__(self, config: CNNConfig, dilation: int):
         super().__init__()
-        self.dilation, self.activation = dilation, ACTIVATIONS[activation]
-        self.norm = make_norm(norm, n_embd, backend=norm_kernel)
-        self.taps = nn.Linear(2 * n_embd, 2 * n_embd)
-        self.out = nn.Linear(n_embd, 2 * n_embd)
-        self.dropout = nn.Dropout(dropout)
+        C = config.n_embd
+        self.dilation, self.activation = dilation, activation_of(config.activation)
+        self.norm = make_norm(config, C)
+        self.taps = nn.Linear(2 * C, 2 * C)
+        self.out = nn.Linear(C, 2 * C)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = torch.cat([before, self.norm(x, valid)], 1)  # (B, dilation + T, C)
+    def forward(self, x: Tensor, previous: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = torch.cat([previous, self.norm(x, valid)], 1)  # (B, dilation + T, C)
         taps = torch.cat([inputs[:, : -self.dilation], inputs[:, self.dilation :]], -1)  # (B, T, 2C)
         signal, gate = self.taps(taps).chunk(2, -1)
         residual, skip = self.out(self.dropout(self.activation(signal) * torch.sigmoid(gate))).chunk(2, -1)
@@ -40,47 +42,30 @@ class GatedConvolution(nn.Module):
 class CNN(LanguageModel):
     """tokens (B, T) -> n_layer gated convolutions of width n_embd -> sum of skips -> logits (B, T, V).
 
-    Reaches sum of the dilations + 1 tokens back: 2^n_layer for up to ten layers."""
+    The receptive field is 1 + the sum of the dilations: 2^n_layer tokens for up to ten layers."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        n_layer: int,
-        n_embd: int,
-        activation: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        period = MAX_DILATION.bit_length()
-        self.layers = nn.ModuleList(
-            GatedConvolution(n_embd, 2 ** (i % period), activation, norm, dropout, norm_kernel) for i in range(n_layer)
-        )
-        self.mix = nn.Linear(n_embd, n_embd)
-        self.norm = make_norm(norm, n_embd, backend=norm_kernel)
-        self.lm_head = make_head(n_embd, vocab_size, special)
-        initialise(self, weight_init, activation)
+    def __init__(self, vocab_size: int, config: CNNConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        C, period = config.n_embd, MAX_DILATION.bit_length()
+        self.wte = nn.Embedding(vocab_size, C)
+        self.ngrams = make_ngrams(config)
+        self.layers = nn.ModuleList(GatedConvolution(config, 2 ** (i % period)) for i in range(config.n_layer))
+        self.mix = nn.Linear(C, C)
+        self.norm = make_norm(config, C)
+        self.lm_head = make_head(C, vocab_size, special)
+        initialise(self, config.weight_init, config.activation)
 
     def reach(self) -> int:
         return 1 + sum(layer.dilation for layer in self.layers) + (self.ngrams.n - 1 if self.ngrams else 0)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        x, after = self.embed(tokens, state)  # (B, T, C)
+        x, new_state = self.embed(tokens, state)  # (B, T, C)
         skips = torch.zeros_like(x)
         for i, layer in enumerate(self.layers):
-            before = x.new_zeros(x.shape[0], layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
-            x, skip, after[f"inputs{i}"] = layer(x, before, valid)
+            previous = x.new_zeros(x.shape[0], layer.dilation, x.shape[-1]) if state is None else state[f"inputs{i}"]
+            x, skip, new_state[f"inputs{i}"] = layer(x, previous, valid)
             skips = skips + skip
-        return torch.relu(self.mix(torch.relu(self.norm(skips, valid)))), after
+        return torch.relu(self.mix(torch.relu(self.norm(skips, valid)))), new_state
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

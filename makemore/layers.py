@@ -1,4 +1,4 @@
-"""What several families are made of: activations, normalisation that skips padding, and weight initialisation."""
+"""Parts that several families share: activations, normalisation that skips padding, and weight initialisation."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from makemore.config import LayeredConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -18,14 +19,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
 }
+
+
+def widened(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are: what a softmax is computed in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of this name. Raises ValueError for one that only a Transformer has."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name} is the Transformer's; the other families have: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 _GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the last dimension of (B, T, C), padding left out of the
-    statistics.
+    """Batch normalisation (Ioffe & Szegedy 2015) of (B, T, C), without padding in its statistics, which are (C,).
 
-    Uses the batch's statistics in training and running ones in evaluation, so causality holds in evaluation only."""
+    It uses the statistics of the batch in training and running ones in evaluation, so it is causal in evaluation
+    only."""
 
     def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -42,18 +57,18 @@ class BatchNorm(nn.Module):
         return y if residual is None else (y, x)
 
     def _normalise(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        mean, var = self._of_batch(x, valid) if self.training else (self.running_mean, self.running_var)
+        mean, var = self._batch_statistics(x, valid) if self.training else (self.running_mean, self.running_var)
         return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
 
-    def _of_batch(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C,) of what is not padding, which the running ones follow; those themselves where it is
-        one position or none. Padding weighs nothing rather than being cut out: on a GPU how much is left would have to
-        come back first."""
+    def _batch_statistics(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean and variance (C,) of the positions that are not padding, with which the running ones are updated;
+        the running ones where there is at most one such position. Padding gets a weight of 0: to cut it out, a GPU
+        would have to be waited for."""
         x = x.float().flatten(0, -2)  # (N, C)
-        there = x.new_ones(len(x), 1) if valid is None else _read(valid).flatten()[:, None].type_as(x)
-        n = there.sum()
-        mean = (x * there).sum(0) / n.clamp_min(1)
-        var = ((x - mean).square() * there).sum(0) / n.clamp_min(1)
+        mask = x.new_ones(len(x), 1) if valid is None else _not_padding(valid).flatten()[:, None].type_as(x)
+        n = mask.sum()
+        mean = (x * mask).sum(0) / n.clamp_min(1)
+        var = ((x - mean).square() * mask).sum(0) / n.clamp_min(1)
         enough = n > 1
         mean, var = torch.where(enough, mean, self.running_mean), torch.where(enough, var, self.running_var)
         with torch.no_grad():
@@ -62,14 +77,14 @@ class BatchNorm(nn.Module):
         return mean, var
 
 
-def _read(valid: Tensor) -> Tensor:
-    """What is not padding, in the shape of `valid`, which marks the positions where something is predicted: all up to a
-    row's last one (B, T); what was packed already (N,) has no padding."""
+def _not_padding(valid: Tensor) -> Tensor:
+    """A mask of the positions that are not padding, from the mask `valid` of those with a target: in (B, T) all up to a
+    row's last target; a packed batch (N,) has no padding."""
     return valid.flip(1).cumsum(1).flip(1) > 0 if valid.ndim == 2 else torch.ones_like(valid)
 
 
 class LayerNorm(kernels.LayerNorm):
-    """Ba, Kiros & Hinton 2016. Takes the mask of valid positions that batch statistics need, and has no use for it."""
+    """Layer norm (Ba, Kiros & Hinton 2016). `valid` is ignored: only batch statistics need it."""
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
@@ -78,7 +93,7 @@ class LayerNorm(kernels.LayerNorm):
 
 
 class RMSNorm(kernels.RMSNorm):
-    """Zhang & Sennrich 2019: a layer norm without the mean. The mask goes unused."""
+    """RMS norm (Zhang & Sennrich 2019): a layer norm without the mean. `valid` is ignored."""
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
@@ -87,7 +102,7 @@ class RMSNorm(kernels.RMSNorm):
 
 
 class NoNorm(nn.Module):
-    """x as it is."""
+    """The identity, in place of a norm."""
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
@@ -95,46 +110,47 @@ class NoNorm(nn.Module):
         return x if residual is None else (x + residual, x + residual)
 
 
-def make_norm(kind: str, width: int, bias: bool = True, backend: str = "auto") -> nn.Module:
-    """A module for kind 'none', 'batch', 'layer' or 'rms': `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
-    `residual` (B, T, C) -> the norm of x + residual, and that sum. `backend`: whose kernels layer and rms run on."""
+def make_norm(config: LayeredConfig, width: int, bias: bool = True) -> nn.Module:
+    """The normalisation of `config`, of C = `width`: `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
+    `residual` (B, T, C) -> the norm of x + residual, and that sum."""
+    backend = config.norm_kernel
     makers = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
         "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
         "rms": lambda: RMSNorm(width, backend=backend),
     }
-    return makers[kind]()
+    return makers[config.norm]()
 
 
-def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
-    """Draw every weight matrix of `model` anew: 'normal' (std 0.02, GPT-2), 'xavier' (Glorot & Bengio 2010), 'kaiming'
-    (He et al. 2015, by the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' leaves the family's own,
-    'torch' that of torch's layers.
+def initialise(model: nn.Module, scheme: str, activation: str = "tanh") -> None:
+    """Initialise every weight matrix of `model` by `scheme`: 'normal' (std 0.02, GPT-2), 'xavier' (Glorot & Bengio
+    2010), 'kaiming' (He et al. 2015, with the activation's gain), 'orthogonal' (Saxe et al. 2014). 'default' keeps that
+    of the family, 'torch' that of torch's layers.
 
-    Embedding tables are drawn from a normal of std 0.02 under 'normal' and left as they are otherwise; the hashed ones
-    always: what no batch has met is to add nothing."""
-    if how in ("default", "torch"):
+    Embedding tables are changed by 'normal' alone, and hashed n-gram tables never: they stay zero, so that n-grams that
+    never occurred add nothing."""
+    if scheme in ("default", "torch"):
         return
     hashed, tables = sparse_parameters(model), embedding_names(model)
     for name, weight in model.named_parameters():
         if weight.ndim < 2 or name in hashed:
             continue
         if name in tables:
-            if how == "normal":
+            if scheme == "normal":
                 nn.init.normal_(weight, std=0.02)
-        elif how == "normal":
+        elif scheme == "normal":
             nn.init.normal_(weight, std=0.02)
-        elif how == "xavier":
+        elif scheme == "xavier":
             nn.init.xavier_uniform_(weight)
-        elif how == "kaiming":
+        elif scheme == "kaiming":
             nn.init.kaiming_normal_(weight, nonlinearity=_GAINS.get(activation, "relu"))
         else:
             nn.init.orthogonal_(weight)
 
 
 def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters whose gradients are sparse, by name."""
+    """The parameters with sparse gradients, by name."""
     return {
         f"{name}.weight": module.weight
         for name, module in model.named_modules()
@@ -143,7 +159,7 @@ def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def embedding_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that are lookup tables: never decayed, never orthogonalised."""
+    """The names of the embedding tables, which get no weight decay and no Muon."""
     return {
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()

@@ -1,7 +1,7 @@
-"""MLP: embed the last `order` tokens, lay the vectors side by side, predict the next with hidden layers.
+"""MLP: embed the last `order` tokens, concatenate the vectors, predict the next token with hidden layers.
 
-Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JMLR 2003. Before the beginning stands
-`<pad>`. The state is the last `order - 1` tokens.
+Bengio, Ducharme, Vincent & Jauvin, "A Neural Probabilistic Language Model", JMLR 2003. Positions before the beginning
+are `<pad>`. The state is the last `order - 1` tokens.
 """
 
 import torch
@@ -9,60 +9,44 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.config import MLPConfig
+from makemore.layers import activation_of, initialise, make_norm
 
 
 class MLP(LanguageModel):
     """tokens (B, T) -> embeddings (B, T, order * n_embd) -> `n_layer` hidden layers (B, T, n_hidden) -> logits
     (B, T, V)."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        order: int,
-        n_layer: int,
-        n_embd: int,
-        n_hidden: int,
-        activation: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        self.order, self.activation = order, ACTIVATIONS[activation]
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        widths = [order * n_embd] + [n_hidden] * n_layer
+    def __init__(self, vocab_size: int, config: MLPConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        self.order, self.activation = config.order, activation_of(config.activation)
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.ngrams = make_ngrams(config)
+        widths = [config.order * config.n_embd] + [config.n_hidden] * config.n_layer
         self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=norm != "batch") for a, b in zip(widths, widths[1:], strict=False)
+            nn.Linear(a, b, bias=config.norm != "batch") for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
-        self.dropout = nn.Dropout(dropout)
-        self.lm_head = make_head(n_hidden, vocab_size, special)
-        initialise(self, weight_init, activation)
+        self.norms = nn.ModuleList(make_norm(config, config.n_hidden) for _ in range(config.n_layer))
+        self.dropout = nn.Dropout(config.dropout)
+        self.lm_head = make_head(config.n_hidden, vocab_size, special)
+        initialise(self, config.weight_init, config.activation)
 
     def reach(self) -> int:
         return max(self.order, self.ngrams.n if self.ngrams else 1)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         B, T = tokens.shape
-        before = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
-        tokens = torch.cat([before, tokens], 1)  # (B, order - 1 + T)
+        history = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
+        tokens = torch.cat([history, tokens], 1)  # (B, order - 1 + T)
         vectors = self.wte(tokens)
-        parts, after = [vectors[:, i : i + T] for i in range(self.order)], {}
+        parts, new_state = [vectors[:, i : i + T] for i in range(self.order)], {}
         if self.ngrams is not None:
-            added, after = self.read_ngrams(tokens[:, self.order - 1 :], state)
+            added, new_state = self.read_ngrams(tokens[:, self.order - 1 :], state)
             parts[-1] = parts[-1] + added
         x = torch.cat(parts, -1)  # (B, T, order * n_embd)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(self.activation(norm(layer(x), valid)))
-        return x, after | {"tokens": tokens[:, T:]}
+        return x, new_state | {"tokens": tokens[:, T:]}
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

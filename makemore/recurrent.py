@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: a vector that is updated at every token and carries everything read so far.
+"""RNN, LSTM and GRU: a hidden vector, updated at every token, that summarises everything read so far.
 
 Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torch.nn`'s fused ones, or, with
 `cells="written"`, the loops of `makemore/cells.py` (same parameters, same numbers). The state is each layer's hidden
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
+from makemore.config import RecurrentConfig
 from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_segments
 from makemore.small_work import for_small_work
@@ -19,53 +20,37 @@ class Recurrent(LanguageModel):
     """tokens (B, T) -> n_layer recurrent layers of width n_hidden, a norm after each -> logits (B, T, V)."""
 
     vectors: tuple[str, ...] = ("h",)
-    activation = "tanh"
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        n_layer: int,
-        n_embd: int,
-        n_hidden: int,
-        cells: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        self.n_hidden, self.written = n_hidden, cells == "written"
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        widths = [n_embd] + [n_hidden] * (n_layer - 1)
+    def __init__(self, vocab_size: int, config: RecurrentConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        self.n_hidden, self.written = config.n_hidden, config.cells == "written"
+        self.activation = getattr(config, "activation", "tanh")  # of the gated ones always tanh
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.ngrams = make_ngrams(config)
+        widths = [config.n_embd] + [config.n_hidden] * (config.n_layer - 1)
         self.layers = nn.ModuleList(self.make_layer(width) for width in widths)
-        self.norms = nn.ModuleList(make_norm(norm, n_hidden, backend=norm_kernel) for _ in range(n_layer))
-        self.dropout = nn.Dropout(dropout)
-        self.lm_head = make_head(n_hidden, vocab_size, special)
-        initialise(self, weight_init, self.activation)
+        self.norms = nn.ModuleList(make_norm(config, config.n_hidden) for _ in range(config.n_layer))
+        self.dropout = nn.Dropout(config.dropout)
+        self.lm_head = make_head(config.n_hidden, vocab_size, special)
+        initialise(self, config.weight_init, self.activation)
 
     def make_layer(self, n_input: int) -> nn.Module:
         """One recurrent layer from width n_input to n_hidden."""
         raise NotImplementedError
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        x, after = self.embed(tokens, state)
+        x, new_state = self.embed(tokens, state)
         x = self.dropout(x)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             names = [f"{name}{i}" for name in self.vectors]
             if state is None:
-                before = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
+                initial = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
             else:
-                before = tuple(state[name][None] for name in names)  # (1, B, H)
-            x, last = self._run(layer, x, before)
+                initial = tuple(state[name][None] for name in names)  # (1, B, H)
+            x, final = self._run(layer, x, initial)
             x = self.dropout(norm(x, valid))
-            after |= {name: vector[0] for name, vector in zip(names, last, strict=True)}
-        return x, after
+            new_state |= {name: vector[0] for name, vector in zip(names, final, strict=True)}
+        return x, new_state
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
         return read_segments(self.read_hidden, tokens, state, take)
@@ -74,26 +59,26 @@ class Recurrent(LanguageModel):
         if len(tokens) > 1:
             return super().last_hidden(tokens)
         last: list[Tensor] = []
-        state = self.read_parts(tokens[0], None, lambda place, hidden: last.__setitem__(slice(0, 1), [hidden[-1:, -1]]))
+
+        def keep_last(index: Tensor, hidden: Tensor) -> None:
+            last[:] = [hidden[-1:, -1]]
+
+        state = self.read_parts(tokens[0], None, keep_last)
         return last[0], state
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _run(self, layer: nn.Module, x: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:
-            return layer(x, before)
-        # torch's LSTM takes and gives its two vectors as a pair, the others their one vector bare.
-        x, last = layer(x, before if len(before) > 1 else before[0])
-        return x, last if isinstance(last, tuple) else (last,)
+            return layer(x, initial)
+        # torch's LSTM takes and returns its two vectors as a pair, the others a single vector.
+        x, final = layer(x, initial if len(initial) > 1 else initial[0])
+        return x, final if isinstance(final, tuple) else (final,)
 
 
 class RNN(Recurrent):
     """h' = act(W x + U h + b)."""
-
-    def __init__(self, vocab_size: int, *, activation: str, **shared):
-        self.activation = activation
-        super().__init__(vocab_size, **shared)
 
     def make_layer(self, n_input: int) -> nn.Module:
         if self.written:
@@ -104,8 +89,8 @@ class RNN(Recurrent):
 
 
 class LSTM(Recurrent):
-    """A hidden and a memory vector, with input, forget and output gates. Starts out remembering: the forget gate's
-    bias is 1 (Gers et al. 2000)."""
+    """A hidden and a memory vector, with input, forget and output gates. The bias of the forget gate starts at 1, so
+    that the memory is kept at first (Gers et al. 2000)."""
 
     vectors = ("h", "c")
 
@@ -117,7 +102,7 @@ class LSTM(Recurrent):
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         if tokens.shape[1] > 1:
             return super().read_hidden(tokens, state)
-        with for_small_work(len(tokens)):  # oneDNN's LSTM takes half as long again for one token
+        with for_small_work(len(tokens)):  # for one token oneDNN's LSTM takes 1.5 times as long
             return super().read_hidden(tokens, state)
 
 

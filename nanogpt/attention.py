@@ -9,51 +9,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Attention
+from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing
-
-POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
 
 
 class CausalSelfAttention(nn.Module):
-    """x (B, T, C), the rotation of its positions (RoPE) and the cached keys and values (B, n_kv_head, past, head size)
+    """x (B, T, C), RoPE's cos and sin of its positions and the cached keys and values (B, n_kv_head, past, head size)
     -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded."""
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        n_kv_head: int,
-        bias: bool,
-        dropout: float,
-        qk_norm: bool,
-        window: int | None,
-        slopes: Tensor | None,
-        backend: str,
-    ):
+    def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
+        n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
         self.n_head, self.n_kv_head, self.head_size = n_head, n_kv_head, n_embd // n_head
-        self.qk_norm = qk_norm
-        self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)
-        self.c_proj = nn.Linear(n_embd, n_embd, bias)
-        self.attend = Attention(window=window, slopes=slopes, dropout=dropout, backend=backend)
-        self.resid_dropout = nn.Dropout(dropout)
+        self.qk_norm = config.qk_norm
+        self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, config.bias)
+        self.c_proj = nn.Linear(n_embd, n_embd, config.bias)
+        self.attend = Attention(window=config.window, slopes=slopes, dropout=config.dropout, backend=config.attention)
+        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
+        cos_sin: tuple[Tensor, Tensor] | None,
         cache: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = self.heads(x, rotation, packing)
+        q, k, v = self.heads(x, cos_sin, packing)
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same place
+        y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same position
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), (k, v)
 
     def heads(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, packing: Packing | None = None
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, n_head, T, hs), keys and values (B, n_kv_head, T, hs) of x."""
         qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))
@@ -62,20 +51,20 @@ class CausalSelfAttention(nn.Module):
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], 2)
         if self.qk_norm:
             qk = F.rms_norm(qk, (self.head_size,))
-        if rotation is not None:
-            qk = rotate(qk, *rotation)
+        if cos_sin is not None:
+            qk = rotate(qk, *cos_sin)
         q, k = qk.split([self.n_head, self.n_kv_head], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE: turn each pair (i, i + hs/2) of x (B, T, H, hs) by its angle."""
+    """RoPE: rotate each pair (i, i + hs/2) of x (B, T, H, hs) by its angle; cos and sin (T, hs / 2)."""
     a, b = x.chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).type_as(x)
 
 
-def rotation(positions: Tensor, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_cos_sin(positions: Tensor, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin of the RoPE angles at `positions` (T,): (T, head_size / 2) each, float32."""
     frequency = base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)
     angle = positions.float()[:, None] * frequency

@@ -14,64 +14,14 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
-from makemore.layers import ACTIVATIONS, initialise, make_norm
+from makemore.exact import has_methods_of, note
+from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_in_order
-from nanogpt.attention import CausalSelfAttention, alibi_slopes, rotation, sinusoids
-from nanogpt.decoder import WINDOWS, make_decoder
+from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
+from nanogpt.block import Block, has_keys_of_its_own
+from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out
-
-
-class MLP(nn.Module):
-    """(B, T, C) -> four times as wide -> (B, T, C). SwiGLU has two inner matrices, two thirds as wide: as many
-    weights."""
-
-    def __init__(self, n_embd: int, activation: str, bias: bool, dropout: float):
-        super().__init__()
-        self.gated = activation == "swiglu"
-        inner = -(-8 * n_embd // 24) * 8 if self.gated else 4 * n_embd  # two thirds of 4C, rounded up to 8
-        self.activation = F.silu if self.gated else ACTIVATIONS[activation]
-        self.c_fc = nn.Linear(n_embd, 2 * inner if self.gated else inner, bias)
-        self.c_proj = nn.Linear(inner, n_embd, bias)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        if self.gated:
-            x, gate = x.chunk(2, -1)
-            x = x * self.activation(gate)
-        else:
-            x = self.activation(x)
-        return self.dropout(self.c_proj(x))
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The last sum is left to the next norm, which adds in passing: in
-    go x (B, T, C) and what is still to be added to it (None at first), and so they come out; (N, C) when packed."""
-
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, ln_1: nn.Module, ln_2: nn.Module):
-        super().__init__()
-        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: tuple[Tensor, Tensor] | None,
-        valid: Tensor | None,
-        packing: Packing | None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, rotation, cache, packing)
-        normed, x = self.ln_2(y, valid, residual=x)
-        return x, self.mlp(normed), cache
-
-    def keys(self, x: Tensor, y: Tensor | None, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The keys and values alone."""
-        return self.attn.heads(self._first(x, y, None)[0], rotation)[1:]
-
-    def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
+from nanogpt.stepper import WINDOWS, make_stepper
 
 
 class Transformer(LanguageModel):
@@ -81,60 +31,22 @@ class Transformer(LanguageModel):
     in the state included; with a sliding window and relative positions it is unbounded. Past its context `read` keeps
     the last half of it and encodes that anew from position 0: each token costs the same on average."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        context: int,
-        n_layer: int,
-        n_head: int,
-        n_embd: int,
-        n_kv_head: int | None,
-        positions: str,
-        window: int | None,
-        qk_norm: bool,
-        tie_head: bool,
-        bias: bool,
-        activation: str,
-        norm: str,
-        dropout: float,
-        weight_init: str,
-        zero_init: bool = False,
-        hash_ngrams: int = 0,
-        hash_rows: int = 4096,
-        label_smoothing: float = 0.0,
-        attention: str = "auto",
-        norm_kernel: str = "auto",
-        special: Special = OURS,
-    ):
-        super().__init__(vocab_size, label_smoothing=label_smoothing, special=special)
-        n_kv_head = n_kv_head or n_head
-        if n_embd % n_head:
-            raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-        if n_head % n_kv_head:
-            raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
-        if positions == "rope" and n_embd // n_head % 2:
-            raise ValueError(f"RoPE turns pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")
+    def __init__(self, vocab_size: int, config: TransformerConfig, special: Special = OURS):
+        super().__init__(vocab_size, config, special)
+        _check(config)
+        C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
-        self.context, self.window, self.positions = None if unbounded else context, window, positions
-        self.n_embd, self.head_size = n_embd, n_embd // n_head
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = make_ngrams(hash_ngrams, hash_rows, n_embd)
-        self.wpe = nn.Embedding(context, n_embd) if positions == "learned" else None
-        slopes = alibi_slopes(n_head) if positions == "alibi" else None
-        self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList(
-            Block(
-                CausalSelfAttention(n_embd, n_head, n_kv_head, bias, dropout, qk_norm, window, slopes, attention),
-                MLP(n_embd, activation, bias, dropout),
-                make_norm(norm, n_embd, bias, norm_kernel),
-                make_norm(norm, n_embd, bias, norm_kernel),
-            )
-            for _ in range(n_layer)
-        )
-        self.ln_f = make_norm(norm, n_embd, bias, norm_kernel)
-        self.lm_head = None if tie_head else make_head(n_embd, vocab_size, special, bias)
-        self._initialise(weight_init, activation, zero_init)
+        self.context, self.window, self.positions = None if unbounded else config.context, window, positions
+        self.n_embd, self.head_size = C, C // config.n_head
+        self.wte = nn.Embedding(vocab_size, C)
+        self.ngrams = make_ngrams(config)
+        self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None
+        slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config, C, config.bias)
+        self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
+        self._initialise(config.weight_init, config.activation, config.zero_init)
 
     @property
     def held(self) -> int:
@@ -158,15 +70,15 @@ class Transformer(LanguageModel):
         if packing is not None:
             x, valid = packing.pack(x), packing.pack(valid)
         x = self.drop(x)
-        turned = rotation(position, self.head_size) if self.positions == "rope" else None
+        cos_sin = rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
         after = last | self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            if want_features or block is not self.h[-1]:
-                x, y, (k, v) = block(x, y, turned, cache, valid, packing)
+            if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing)
             else:
-                k, v = block.keys(x, y, turned)
+                k, v = block.keys(x, y, cos_sin)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
             return None, after
@@ -174,10 +86,10 @@ class Transformer(LanguageModel):
         return x if packing is None else packing.unpack(x), after
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, *self.head_weights())
+        return F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def head_weights(self) -> tuple[Tensor, Tensor | None]:
-        return (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
+        return (self.wte.weight, None) if self.lm_head is None else super().head_weights()
 
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         if self.context is None:
@@ -186,10 +98,10 @@ class Transformer(LanguageModel):
         while done < tokens.shape[1]:
             if self._length(state) == self.context:
                 state = self.keep_half(state["tokens"])
-            room = self.context - self._length(state)
-            piece, state = self.hidden(tokens[:, done : done + room], state, None)
+            free = self.context - self._length(state)
+            piece, state = self.hidden(tokens[:, done : done + free], state, None)
             pieces.append(piece)
-            done += room
+            done += free
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
@@ -198,20 +110,21 @@ class Transformer(LanguageModel):
         if self.context is None:
             return read_in_order(self.read_hidden, tokens, state, take, 0, max(self.window, 128))
         before = tokens[:0] if state is None else state["tokens"][0]
-        room, step = self.context - len(before), self.context - self.context // 2
-        whole = max(0, len(tokens) - room - 1) // step  # times that what follows is `step` tokens, and not the last
-        first = min(room, len(tokens))
+        free, step = self.context - len(before), self.context - self.context // 2
+        whole = max(0, len(tokens) - free - 1) // step  # times that what follows is `step` tokens, and not the last
+        first = min(free, len(tokens))
         if first:
             state = read_in_order(self.read_hidden, tokens[:first], state, take, 0, first)
         rows = torch.cat([before, tokens])[self.context - self.context // 2 :]
         done = first
         for some in rows.unfold(0, self.context, step)[:whole].split(max(1, PART // self.context)) if whole else ():
-            place = done + torch.arange(some.numel() // self.context * step, device=tokens.device).view(len(some), step)
+            count = some.numel() // self.context * step
+            index = done + torch.arange(count, device=tokens.device).view(len(some), step)
             kept = some[:, : self.context - step]
             anew = self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
             hidden, state = self.hidden(some[:, -step:], anew, None)
-            take(place, hidden)
-            done += place.numel()
+            take(index, hidden)
+            done += count
         last = {name: part[-1:] for name, part in state.items()}
         return read_in_order(self.read_hidden, tokens, last, take, done, step)
 
@@ -238,11 +151,13 @@ class Transformer(LanguageModel):
         empty = weight.new_empty(rows, attn.n_kv_head, 0, self.head_size)
         state = {f"{name}{i}": empty for i in range(len(self.h)) for name in "kv"}
         if self.ngrams is not None:
-            state["last"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
+            state["history"] = tokens.new_full((rows, self.ngrams.n - 1), self.special.pad)
         return state | {"position": tokens.new_full((rows,), position)}
 
-    def decoder(self, state: State) -> Callable[[Tensor], Tensor]:
-        return make_decoder(self, state) or super().decoder(state)
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """As the base class says: the fast one where it is known to compute the same. `forward` is not what steps."""
+        fast = make_stepper(self, state) if has_methods_of(self, Transformer, but=("forward",)) else None
+        return fast or super().stepper(state)
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:
@@ -288,3 +203,17 @@ class Transformer(LanguageModel):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
             if zero_init:
                 nn.init.zeros_(projection.weight)
+
+
+note(Transformer)
+
+
+def _check(config: TransformerConfig) -> None:
+    """Raise ValueError for sizes that do not go together."""
+    n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
+    if n_embd % n_head:
+        raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
+    if n_head % n_kv_head:
+        raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
+    if config.positions == "rope" and n_embd // n_head % 2:
+        raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")

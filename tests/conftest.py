@@ -25,8 +25,8 @@ import pytest
 import torch._dynamo  # noqa: F401  torch.optim would import it in every command
 import tyro  # noqa: F401
 
+import engine.pretraining
 import engine.run.report
-import engine.session
 import engine.training.trainer  # noqa: F401  imported here once, so that forked commands start at once
 
 ROOT = Path(__file__).resolve().parent.parent

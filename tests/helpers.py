@@ -14,6 +14,7 @@ from unittest import mock
 import matplotlib.backends.backend_agg
 import matplotlib.figure
 
+from engine.config.sections import Config, make
 from tests.conftest import TINY, Result
 
 # Done here once, so that forked commands need not: finding and measuring the fonts of loss.png ...
@@ -21,6 +22,12 @@ figure = matplotlib.figure.Figure(layout="constrained")
 figure.subplots().set_title("0123456789")
 matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
 gc.freeze()  # ... and the garbage collector's walk over all that is imported, which would copy it
+
+
+def configure(**settings) -> Config:
+    """The configuration of these settings, by their flat names; what its family has not is left out."""
+    return make(Config, settings)
+
 
 LINES = {"data": "names.txt", "kind": "lines"}
 STREAM = {"data": "text.txt", "context": 12}

@@ -15,7 +15,7 @@ from data.conversations import Conversation, Pair, Turn
 from data.errors import UserError
 from data.rows import PairRow, RowLoader, by_length, collate, eval_rows
 from data.tokenizers import ByteTokenizer, CharTokenizer
-from engine.config.sections import Config
+from engine.config.sections import make
 from engine.registry import build_model
 from engine.run.weights import trained_weights
 from engine.training.lora import LoRALinear, add_lora, fold
@@ -24,9 +24,10 @@ from finetune.instruct.answers import answer_all, by_task, exact, exactly_right,
 from finetune.instruct.material import encode, row_of, within
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.preference import Preference, measure
-from finetune.instruct.session import tell_markers_apart
+from finetune.instruct.task import tell_markers_apart
 from finetune.instruct.templates import TEMPLATES, Template, without_oldest
 from makemore.layers import BatchNorm
+from tests.helpers import configure
 
 BYTES = ByteTokenizer()
 SIZES = {"n_embd": 16, "n_hidden": 16, "n_layer": 2, "n_head": 2, "context": 200}
@@ -36,7 +37,7 @@ CPU = torch.device("cpu")
 def body(model="transformer", vocab_size=BYTES.vocab_size, **more):
     torch.manual_seed(0)
     plain = {"activation": "tanh", "norm": "none", "order": 5} if model != "transformer" else {}
-    return build_model(Config(model=model, **(SIZES | plain | more)), vocab_size).eval()
+    return build_model(configure(model=model, **(SIZES | plain | more)), vocab_size).eval()
 
 
 def said(*texts, label="", group=""):
@@ -106,7 +107,7 @@ def test_the_oldest_turns_go_first_and_the_system_stays():
 
 def test_what_does_not_fit_is_left_out_and_counted(capsys):
     items = [said("a", "b"), said("a" * 50, "b"), said("a" * 30, "b", "c", "d")]
-    side = encode(items, Template("chatml", BYTES), InstructConfig(context=20), "test")
+    side = encode(items, Template("chatml", BYTES), make(InstructConfig, {"context": 20}), "test")
     assert (side.left_out, side.shortened) == (1, 1) and side.items == [items[0], said("c", "d")]
     assert all(len(row.tokens) <= 20 for row in side.rows)
     told = capsys.readouterr().err.splitlines()
@@ -129,7 +130,8 @@ def test_both_sides_of_a_pair_keep_the_same_turns():
 
 def test_an_answer_in_unknown_characters_is_never_right(capsys):
     template = Template("chatml", CharTokenizer("abc"))
-    side = encode([said("a", "b"), said("a?", "b"), said("a", "??")], template, InstructConfig(context=9), "test")
+    config = make(InstructConfig, {"context": 9})
+    side = encode([said("a", "b"), said("a?", "b"), said("a", "??")], template, config, "test")
     assert side.answerable.tolist() == [True, True, False]
     assert "3 of 8 characters of the test texts are not in the vocabulary" in capsys.readouterr().err
 
@@ -234,8 +236,8 @@ def test_preference_trains_the_policy_and_nothing_else():
     policy = Preference(body(), beta=0.5)
     names = set(policy.model.state_dict())
     assert set(trained_weights(policy)) == names == {n for n, _ in policy.named_parameters()}
-    config = Config(model="transformer", optimizer="muon", lr=1e-2, **SIZES)
-    optimizers = make_optimizers(policy, config)
+    config = configure(model="transformer", optimizer="muon", lr=1e-2, **SIZES)
+    optimizers = make_optimizers(policy, config.optim)
     reference = copy.deepcopy(policy.reference.state_dict())
     policy.train()
     for _ in range(20):
@@ -267,17 +269,17 @@ def test_lora_names_the_layers_there_are(layers):
 
 
 def test_an_adapter_of_default_size_is_a_few_per_cent_of_the_default_model():
-    config = InstructConfig()
-    net = build_model(Config(model="transformer", n_embd=128, context=128), 71)
+    config = make(InstructConfig, {})
+    net = build_model(configure(model="transformer", n_embd=128, context=128), 71)
     whole = sum(p.numel() for p in net.parameters())
-    add_lora(net, config.lora_rank, config.lora_alpha, config.lora_layers)
+    add_lora(net, config.tuning.lora_rank, config.tuning.lora_alpha, config.tuning.lora_layers)
     assert sum(t.numel() for t in trained_weights(net).values()) < 0.05 * whole
 
 
 def test_adapters_train_under_muon():
     net = body()
     add_lora(net, 2, 4.0)
-    optimizers = make_optimizers(net, Config(model="transformer", optimizer="muon"))
+    optimizers = make_optimizers(net, configure(model="transformer", optimizer="muon").optim)
     assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon"]
 
 

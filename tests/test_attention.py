@@ -8,13 +8,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import kernels
-from kernels import attention_launch, reference
+from kernels.attention import launch, reference
 from tests.kernel_helpers import DEVICE, DTYPES, check, name_of, pairwise, run
 from tests.matrices import matrix
 from tests.sanitizer import sanitize
 
 SEED = torch.tensor([0x123456789ABCDEF])
-SMALL = attention_launch.Tiles(16, 16, 4, 1)
+SMALL = launch.Tiles(16, 16, 4, 1)
 LENGTHS = (0, 1, 2, 15, 16, 17, 31, 33, 127, 129)
 
 
@@ -26,8 +26,8 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def tiled(monkeypatch, tiles: attention_launch.Tiles) -> None:
-    monkeypatch.setattr(attention_launch, "tiles", lambda *_: tiles)
+def tiled(monkeypatch, tiles: launch.Tiles) -> None:
+    monkeypatch.setattr(launch, "tiles", lambda *_: tiles)
 
 
 def values(shape: tuple[int, ...], kind: str, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -163,7 +163,7 @@ CASES = pairwise(
 @pytest.mark.parametrize("case", matrix(CASES, CASES[::5]), ids=name_of)
 def test_outputs_and_gradients_are_as_near_as_torchs(case, monkeypatch):
     if DEVICE == "cpu":
-        tiled(monkeypatch, attention_launch.Tiles(*case["tiles"], 4, 1))
+        tiled(monkeypatch, launch.Tiles(*case["tiles"], 4, 1))
     agree(case)
 
 
@@ -330,7 +330,7 @@ def test_the_tiles_do_not_change_what_is_computed(monkeypatch):
     found, upstream = inputs(EVERYTHING)
     results = []
     for tiles in ((16, 16), (64, 16), (16, 64), (32, 32)):
-        tiled(monkeypatch, attention_launch.Tiles(*tiles, 4, 1))
+        tiled(monkeypatch, launch.Tiles(*tiles, 4, 1))
         results.append(
             run(lambda **x: kernels.attention(**x, **options_of(EVERYTHING), backend="triton"), found, torch.float32,
                 upstream[:1])

@@ -81,7 +81,7 @@ pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt 
         (["--model", "lstm", "--counts"], ["--counts means nothing to --model lstm;"]),
         (["--model", "lstm", "--activation", "relu"], ["--activation", "--model lstm"]),
         (["--model", "rnn", "--activation", "silu"], ["silu", "--cells written"]),
-        (["--model", "mlp", "--activation", "swiglu"], ["swiglu", "--model mlp"]),
+        (["--model", "mlp", "--activation", "swiglu"], ["swiglu", "Transformer"]),
         (["--model", "bigram", "--dropout", 0.1], ["--dropout", "--model bigram"]),
         (["--model", "ngram", "--lr", 0.1], ["--lr", "--model ngram"]),
         (["--model", "ngram", "--steps", 9, "--optimizer", "sgd"], ["--optimizer", "--steps", "--model ngram"]),

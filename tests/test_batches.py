@@ -180,10 +180,10 @@ def test_unknown_characters_are_read_but_never_scored():
     assert batch.tokens.tolist() == [[BOS, 7, UNK]] and batch.targets.tolist() == [[7, IGNORE, EOS]]
 
 
-def before_of(batch, history: int) -> list[list[int]]:
+def prefixes(batch, history: int) -> list[list[int]]:
     """What stands before each row; nothing where no history is wanted."""
-    assert batch.place is None and (batch.before is None) == (history == 0)
-    return [[]] * len(batch.tokens) if batch.before is None else batch.before.tolist()
+    assert batch.position is None and (batch.prefix is None) == (history == 0)
+    return [[]] * len(batch.tokens) if batch.prefix is None else batch.prefix.tolist()
 
 
 HISTORIES = st.sampled_from([0, 1, 3, 50])
@@ -196,9 +196,9 @@ def test_evaluating_a_stream_scores_every_target_once_and_in_order(length, conte
     for batch in eval_batches(stream(length), context, 1 << 30, history)():
         assert (batch.targets == batch.tokens + 1).all() and batch.tokens.shape[1] <= context
         found += batch.targets.flatten().tolist()
-        for before, first in zip(before_of(batch, history), batch.tokens[:, 0].tolist(), strict=True):
+        for prefix, first in zip(prefixes(batch, history), batch.tokens[:, 0].tolist(), strict=True):
             real = [*range(N_SPECIALS, first)][-history:] if history else []
-            assert before == [BOS] * (history - len(real)) + real
+            assert prefix == [BOS] * (history - len(real)) + real
         assert batch.n_tokens == sum(map(len, scored(batch)))
     assert found == [*range(N_SPECIALS + 1, N_SPECIALS + length)]
 
@@ -209,12 +209,12 @@ def test_evaluating_lines_scores_every_target_once_after_what_stands_before_it(l
     split, found = lines(lengths), []
     begin = {row[0] + i: row[0] for row in rows_of(split) for i in range(len(row))}
     for batch in eval_batches(split, context, 1 << 30, history)():
-        for tokens, before, wanted in zip(batch.tokens.tolist(), before_of(batch, history), scored(batch), strict=True):
+        for tokens, prefix, wanted in zip(batch.tokens.tolist(), prefixes(batch, history), scored(batch), strict=True):
             assert len(wanted) <= context
             for token, target in zip(tokens, wanted, strict=False):
                 assert token == (BOS if target in begin.values() else target - 1)
             real = [*range(begin[wanted[0]], wanted[0] - 1)][-history:] if history else []
-            assert before == [BOS] * (history - len(real)) + real
+            assert prefix == [BOS] * (history - len(real)) + real
             found += wanted
     assert sorted(found) == split.tokens.array().tolist()
 
@@ -245,7 +245,7 @@ def test_training_batches_say_where_their_targets_stand():
         counted = counting_arrays(split)[1]
         for _ in range(5):
             batch = loader.next()
-            assert counted[batch.place].tolist() == batch.targets[:, 0].tolist() and batch.before is None
+            assert counted[batch.position].tolist() == batch.targets[:, 0].tolist() and batch.prefix is None
 
 
 def test_history_changes_what_is_read_and_not_what_is_scored():

@@ -64,10 +64,10 @@ def test_the_speedruns_models_are_of_the_sizes_that_they_are_said_to_be(row):
     alone = parse([*getattr(speedrun, row), "--hash-ngrams", "0", "--mix-ngram", "0"])[0]
     inside = [p.numel() for name, p in build_model(alone, 71).named_parameters() if "wte" not in name]
     if row == "BABY":
-        assert (config.n_layer, config.n_head, config.n_embd, config.context) == (6, 6, 384, 256)
+        assert (config.net.n_layer, config.net.n_head, config.net.n_embd, config.net.context) == (6, 6, 384, 256)
         assert 10.5e6 < sum(inside) < 10.7e6
     else:
-        assert sum(inside) < 0.85e6 and config.mix_ngram == 0
+        assert sum(inside) < 0.85e6 and config.net.mix_ngram == 0
 
 
 @pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)

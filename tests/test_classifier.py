@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.batches import IGNORE
-from engine.config.sections import Config
 from engine.registry import build_model
 from engine.run.weights import trained_weights
 from engine.training.lora import LoRALinear, add_lora
@@ -17,6 +16,7 @@ from engine.training.optimizers import make_optimizers
 from finetune.classify import baselines, measure
 from finetune.classify.build import class_weights, freeze_all_but
 from finetune.classify.classifier import POOLINGS, Classifier, NGramBag
+from tests.helpers import configure
 
 VOCAB, CLASSES = 17, 3
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_hidden": 8, "order": 3, "context": 16, "activation": "tanh"}
@@ -25,7 +25,7 @@ FAMILIES = ("bigram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
 
 def body_of(model: str = "transformer", **options):
     torch.manual_seed(0)
-    body = build_model(Config(model=model, **{"norm": "none", **SMALL, **options}), VOCAB).double()
+    body = build_model(configure(model=model, **{"norm": "none", **SMALL, **options}), VOCAB).double()
     for weight in body.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
     return body
@@ -132,7 +132,7 @@ def some_step(model: Classifier) -> set[str]:
     before = {name: p.clone() for name, p in model.named_parameters()}
     tokens, targets = batch()
     model.train()(tokens, targets, want_logits=False).nll_sum.backward()
-    for optimizer in make_optimizers(model, Config(lr=0.1)):
+    for optimizer in make_optimizers(model, configure(lr=0.1).optim):
         optimizer.step()
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
@@ -158,7 +158,7 @@ def test_hashed_n_grams_are_embeddings_and_stay_frozen_too():
 
 def test_muon_takes_no_head():
     model = classifier("gru", lm_weight=0.5)
-    muon, adamw = make_optimizers(model, Config(optimizer="muon"))
+    muon, adamw = make_optimizers(model, configure(optimizer="muon").optim)
     by_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
     assert {id(model.head.weight), id(model.body.lm_head.weight)} <= by_adamw
     assert len(muon.param_groups[0]["params"]) == 4

@@ -11,8 +11,9 @@ from matplotlib.image import imread
 from data.errors import UserError
 from data.rows import RowLoader
 from data.tokenizers import CharTokenizer
+from engine.config.sections import make
 from finetune.classify import baselines, classifier, labeller
-from finetune.classify.options import ClassifyConfig, check
+from finetune.classify.options import ClassifyConfig
 from tests.helpers import INT, TERM, at_call, summary
 
 MODULE = "-m finetune.classify"
@@ -195,9 +196,9 @@ def test_a_parent_without_a_limit_reads_as_much_as_is_asked_for(cli, sms, names)
 
 def test_what_only_a_head_cannot_use_is_refused():
     with pytest.raises(UserError, match="--lm-weight means nothing to --train head"):
-        check(ClassifyConfig(train="head", init="a run", lm_weight=0.5), {"lm_weight"})
-    with pytest.raises(UserError, match="which mean nothing here"):
-        check(ClassifyConfig(carry_state=True), set())
+        make(ClassifyConfig, {"train": "head", "init": "a run", "lm_weight": 0.5}).check({"lm_weight"})
+    with pytest.raises(UserError, match="--carry-state, which means nothing here"):
+        make(ClassifyConfig, {"model": "gru", "carry_state": True}).check(set())
 
 
 def test_eval_only_refuses_examples_that_are_no_longer_the_runs(cli, sms):
@@ -206,7 +207,7 @@ def test_eval_only_refuses_examples_that_are_no_longer_the_runs(cli, sms):
     assert refused.code == 2 and "--text-column goes with --data here" in refused.err
     sms.write_text(sms.read_text() + "ham\tone more\n")
     refused = cli(MODULE, "--out", "run", "--eval-only")
-    assert refused.code == 2 and "have changed since the run; name some with --data" in refused.err
+    assert refused.code == 2 and "have changed since the run began: name some with --data" in refused.err
 
 
 def test_a_new_alphabet_from_nothing_is_a_warning_and_other_commands_refuse_a_classifier(cli, tmp_path):
@@ -276,7 +277,8 @@ def test_what_a_shell_passes_on_that_is_no_text_is_predicted_as_u_fffd(cli, sms)
 
 def test_texts_in_another_unicode_form_than_the_vocabulary_s_are_told_so(monkeypatch, capsys):
     monkeypatch.setattr(labeller, "probabilities", lambda *_: None)
-    judge = labeller.Labeller(None, CharTokenizer("caf\u00e9"), ClassifyConfig(data="x", context=16), ["a", "b"], None)
+    config = make(ClassifyConfig, {"data": "x", "context": 16})
+    judge = labeller.Labeller(None, CharTokenizer("caf\u00e9"), config, ["a", "b"], None)
     judge(["cafe\u0301", "caf\u00e9"])
     assert "so write the text in that form" in capsys.readouterr().err
     judge(["cafx"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.batches import IGNORE
-from kernels import linear_cross_entropy_op
+from kernels.cross_entropy import linear
 from makemore import base
 from makemore.layers import make_norm
 from nanogpt.model import Transformer
@@ -152,7 +152,7 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
     found = []
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
-        monkeypatch.setattr(linear_cross_entropy_op, "CHUNK_ELEMENTS", 100)
+        monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 100)
         model = build(name, label_smoothing=0.1).train()
         tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
         targets[0] = IGNORE
@@ -163,15 +163,15 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 
 
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(linear_cross_entropy_op, "CHUNK_ELEMENTS", 8 * 5000)
+    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 8 * 5000)
     model, rows = build("mlp", vocab_size=5000).float().train(), []
-    whole = linear_cross_entropy_op._loss_and_gradient
+    whole = linear._loss_and_gradient
 
     def watched(logits, *rest):
         rows.append(len(logits))
         return whole(logits, *rest)
 
-    monkeypatch.setattr(linear_cross_entropy_op, "_loss_and_gradient", watched)
+    monkeypatch.setattr(linear, "_loss_and_gradient", watched)
     tokens = some_tokens(10)
     model(tokens, tokens, want_logits=False).nll_sum.backward()
     assert sum(rows) == tokens.numel() and max(rows) == 8

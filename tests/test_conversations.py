@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.conversations import Turn, drop_duplicates, read_conversations, read_pairs
 from data.errors import UserError
 from data.examples import SIDES, split_examples
-from data.string_tasks import LONGEST, SEEN, SHORTEST, TASKS, UNSEEN, side_of, string_tasks
+from data.string_tasks import MAX_LENGTH, MIN_LENGTH, SEEN, TASKS, UNSEEN, side_of, string_tasks
 
 
 def written(tmp_path, items, name="data.jsonl"):
@@ -188,7 +188,7 @@ def strings_of(conversations):
 def test_no_string_of_one_side_is_on_another(strings):
     train, val, test = (strings_of(strings[side]) for side in SIDES)
     assert len(train) > 60_000 and not train & test and not train & val and not val & test
-    assert {len(text) for text in train | test} == set(range(SHORTEST, LONGEST + 1))
+    assert {len(text) for text in train | test} == set(range(MIN_LENGTH, MAX_LENGTH + 1))
     assert not {"+".join(sorted(s.split("+"))) for s in train} & {"+".join(sorted(s.split("+"))) for s in test}
 
 

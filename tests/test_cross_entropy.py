@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import kernels
-from kernels import cross_entropy_triton, reference
+from kernels.cross_entropy import kernel, reference
 from tests.kernel_helpers import DEVICE, DTYPES, check, name_of, pairwise, run
 from tests.sanitizer import sanitize
 
@@ -169,7 +169,7 @@ def test_gradients_are_derivatives():
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizer watches the interpreter")
 def test_no_access_is_out_of_bounds_and_no_programs_race(monkeypatch):
-    monkeypatch.setattr(cross_entropy_triton, "tiles", lambda *_: cross_entropy_triton.Tiles(4, 32, 4))
+    monkeypatch.setattr(kernel, "tiles", lambda *_: kernel.Tiles(4, 32, 4))
     found, upstream = batch({"rows": 23, "vocabulary": 65, "dtype": torch.float32})
     results = []
     for order in ("forward", "reverse"):

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import makemore.base
-import makemore.counts.ngram_reader
-import nanogpt.decoder
+import makemore.counts.ngram_stepper
 import nanogpt.model
+import nanogpt.stepper
 from data.tokenizers import BOS
 from engine.training.lora import add_lora
 from makemore import segments
 from makemore.small_work import for_small_work
-from nanogpt.decoder import Decoder, GraphDecoder
+from nanogpt.stepper import GraphStepper, TransformerStepper
 from tests.variants import FIXED, VARIANTS, VOCAB, B, build, close, every_transformer, every_variant, ready, some_tokens
 
 
@@ -54,7 +54,7 @@ def test_what_follows_a_prompt_is_what_reading_all_of_it_gives(name, length, par
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(makemore.base, "PART", B * part)  # tokens of all rows
         logits, state = model.read_last(tokens[:, :length])
-    step = model.decoder(state)
+    step = model.stepper(state)
     logits = [logits, *(step(token) for token in tokens[:, length:].unbind(1))]
     assert close(torch.stack(logits, 1), uncached(name)[:, length - 1 :])
 
@@ -126,64 +126,68 @@ def test_past_its_context_a_transformer_keeps_the_last_half(context):
 def decoded(model, tokens: torch.Tensor, first: int) -> torch.Tensor:
     """Logits of all `tokens`, the first `first` of them read as a prompt."""
     out = model.read(tokens[:, :first])
-    step = model.decoder(out.state)
+    step = model.stepper(out.state)
     return torch.cat([out.logits, *(step(token)[:, None] for token in tokens[:, first:].unbind(1))], 1)
 
 
 @every_variant
 @FIXED
 @given(first=st.integers(1, 39))
-def test_a_decoder_gives_what_the_uncached_reference_gives(name, first):
+def test_a_stepper_gives_what_the_uncached_reference_gives(name, first):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nanogpt.decoder, "AT_FIRST", 2)  # so that its tables have to grow
+        patch.setattr(nanogpt.stepper, "INITIAL_CAPACITY", 2)  # so that its tables have to grow
         assert close(decoded(ready(name), some_tokens(40), first), uncached(name))
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("ngram") or " mixed" in name])
 def test_many_rows_are_looked_up_at_once_to_the_same_end(name, monkeypatch):
-    monkeypatch.setattr(makemore.counts.ngram_reader, "FEW", B - 1)
+    monkeypatch.setattr(makemore.counts.ngram_stepper, "ROW_BY_ROW", B - 1)
     assert close(decoded(ready(name), some_tokens(40), 5), uncached(name))
 
 
 @every_transformer
-def test_every_transformer_has_the_fast_decoder(name):
+def test_every_transformer_has_the_fast_stepper(name):
     model = ready(name)
-    step = model.decoder(model.read(some_tokens(1)).state)
-    assert isinstance(getattr(step, "neural", step), Decoder)
+    step = model.stepper(model.read(some_tokens(1)).state)
+    assert isinstance(getattr(step, "neural", step), TransformerStepper)
+
+
+def replayed(step, device):
+    """Stands in for the capture of `step`: computes anew, into the same place, and from where everything lay when the
+    graph was captured."""
+    stepper, result = step.__self__, step().clone()
+
+    def tables() -> list[int]:
+        read = [stepper.token, stepper.index, stepper.tokens, stepper.cos_sin, stepper.position_embeddings]
+        read += [*stepper.history.values(), *(layer.kv for layer in stepper.layers)]
+        return [table.data_ptr() for table in read if table is not None]
+
+    def replay() -> None:
+        assert tables() == captured
+        result.copy_(step())
+
+    captured = tables()
+    return replay, result
 
 
 @every_transformer
 @FIXED
-@given(first=st.integers(1, 39))
-def test_the_step_that_a_gpu_captures_gives_the_same(name, first):
-    """Everything but the capture itself, for which computing anew stands in: into the same place, and from where
-    everything lay when the graph was captured."""
-
-    def replayed(step, device):
-        decoder, result = step.__self__, step().clone()
-
-        def read() -> list[int]:
-            tables = [decoder.token, decoder.at, decoder.tokens, decoder.turns, decoder.places]
-            tables += [*decoder.last.values(), *(layer.kv for layer in decoder.layers)]
-            return [table.data_ptr() for table in tables if table is not None]
-
-        def replay() -> None:
-            assert read() == captured
-            result.copy_(step())
-
-        captured = read()
-        return replay, result
-
+@given(first=st.integers(1, 39), left=st.integers(0, 39))
+def test_the_step_that_a_gpu_captures_gives_the_same(name, first, left):
+    """Everything but the capture itself. From the `left`-th token on it is used outside of inference mode."""
     model = getattr(ready(name), "neural", ready(name))
-    tokens = some_tokens(40)
+    tokens, logits = some_tokens(40), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nanogpt.decoder, "AT_FIRST", 2)
-        patch.setattr(nanogpt.decoder, "EAGER", 3)
-        patch.setattr(nanogpt.decoder, "capture", replayed)
-        step = GraphDecoder(model, model.read(tokens[:, :first]).state)
-        logits = torch.stack([step(token) for token in tokens[:, first:].unbind(1)], 1)
+        patch.setattr(nanogpt.stepper, "INITIAL_CAPACITY", 2)
+        patch.setattr(nanogpt.stepper, "EAGER", 3)
+        patch.setattr(nanogpt.stepper, "capture", replayed)
+        with torch.inference_mode():
+            step = GraphStepper(model, model.read(tokens[:, :first]).state)
+        for i in range(first, 40):
+            with torch.inference_mode(i < left):
+                logits.append(step(tokens[:, i]).clone())
     assert bool(step.captured) == (40 - first > 3)
-    assert close(logits, model.read(tokens).logits[:, first:])
+    assert close(torch.stack(logits, 1), model.read(tokens).logits[:, first:])
 
 
 @every_transformer
@@ -192,11 +196,11 @@ def test_a_step_that_cannot_be_captured_is_launched_as_before(name, monkeypatch,
         step()  # as the warm-up does
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
 
-    monkeypatch.setattr(nanogpt.decoder, "EAGER", 3)
-    monkeypatch.setattr(nanogpt.decoder, "capture", fails)
+    monkeypatch.setattr(nanogpt.stepper, "EAGER", 3)
+    monkeypatch.setattr(nanogpt.stepper, "capture", fails)
     model = getattr(ready(name), "neural", ready(name))
     tokens = some_tokens(40)
-    step = GraphDecoder(model, model.read(tokens[:, :5]).state)
+    step = GraphStepper(model, model.read(tokens[:, :5]).state)
     logits = torch.stack([step(token) for token in tokens[:, 5:].unbind(1)], 1)
     assert close(logits, model.read(tokens).logits[:, 5:])
     message = "warning: decoding goes on without a CUDA graph, which is slower: capturing a step failed with "
@@ -206,12 +210,12 @@ def test_a_step_that_cannot_be_captured_is_launched_as_before(name, monkeypatch,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @every_transformer
 def test_a_captured_step_gives_the_same(name, monkeypatch):
-    monkeypatch.setattr(nanogpt.decoder, "EAGER", 3)
+    monkeypatch.setattr(nanogpt.stepper, "EAGER", 3)
     model = build(name).cuda().requires_grad_(False)
     model = getattr(model, "neural", model)
     tokens = some_tokens(40).cuda()
-    step = model.decoder(model.read(tokens[:, :5]).state)
-    assert isinstance(step, GraphDecoder)
+    step = model.stepper(model.read(tokens[:, :5]).state)
+    assert isinstance(step, GraphStepper)
     with torch.inference_mode():
         logits = torch.stack([step(token) for token in tokens[:, 5:].unbind(1)], 1)
     assert step.captured
@@ -219,7 +223,7 @@ def test_a_captured_step_gives_the_same(name, monkeypatch):
 
 
 @pytest.mark.parametrize("why", ["training", "adapters", "triton"])
-def test_what_the_fast_decoder_does_not_know_is_read_as_ever(why):
+def test_what_the_fast_stepper_does_not_know_is_read_as_ever(why):
     options = {"attention": "triton"} if why == "triton" else {"dropout": 0.0}
     model = build("transformer", context=4, **options).float().requires_grad_(False)
     if why == "adapters":
@@ -228,7 +232,7 @@ def test_what_the_fast_decoder_does_not_know_is_read_as_ever(why):
             if hasattr(module, "lora_b"):
                 torch.nn.init.normal_(module.lora_b)
     model.train(why == "training")
-    assert not isinstance(model.decoder(model.read(some_tokens(1)).state), Decoder)
+    assert not isinstance(model.stepper(model.read(some_tokens(1)).state), TransformerStepper)
     assert close(decoded(model, some_tokens(8), 3), model.read(some_tokens(8)).logits)
 
 
@@ -238,7 +242,7 @@ def test_a_state_may_be_read_on_from_twice(name):
     state = model.read(tokens[:, :3]).state
     before = {key: part.clone() for key, part in state.items()}
     for last in (tokens[:, 3:12], tokens[:, 2:9]):
-        step = model.decoder(state)
+        step = model.stepper(state)
         parts = torch.stack([step(token) for token in last.unbind(1)], 1)
         assert close(parts, model.read(last, state).logits)
     assert all(torch.equal(part, before[key]) for key, part in state.items())
@@ -248,7 +252,7 @@ def test_decoding_leaves_threads_and_libraries_as_they_were():
     model = ready("transformer")
     torch.set_num_threads(2)
     try:
-        step = model.decoder(model.read(some_tokens(3)[:1]).state)
+        step = model.stepper(model.read(some_tokens(3)[:1]).state)
         step(some_tokens(1)[:1, 0])
         with pytest.raises(IndexError):
             step(torch.tensor([model.vocab_size]))
@@ -257,7 +261,7 @@ def test_decoding_leaves_threads_and_libraries_as_they_were():
         torch.set_num_threads(1)
 
 
-def test_so_they_are_with_two_decoders_at_once():
+def test_so_they_are_with_two_steppers_at_once():
     torch.set_num_threads(2)
     try:
         with for_small_work(1):

@@ -111,13 +111,13 @@ def test_a_separator_that_occurs_nowhere_is_named(cli, monkeypatch):
     told = cli("-m data.prepare", "--data", "text.txt", "--kind", "documents", "--separator", r"\r\n--\r\n")
     refused(told, r"only one distinct document: '\n--\n' occurs nowhere in it; use --kind stream")
     assert "--separator" not in told.err
-    monkeypatch.setattr(documents, "LONGEST", 10)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT", 10)
     with pytest.raises(UserError, match=r"document 1 of x has more than 10 characters: '--' occurs nowhere in it; use"):
         list(read_documents(["a poem\n%%\nanother\n"], "--", "x"))
 
 
 def test_a_document_without_an_end_is_refused_before_it_fills_the_memory(monkeypatch):
-    monkeypatch.setattr(documents, "LONGEST", 1000)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT", 1000)
     read = 0
 
     def endless():

@@ -13,9 +13,9 @@ from data.errors import UserError
 from data.gpt2 import GPT2Tokenizer, read_merges
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from engine.config.presets import TRANSFORMERS
-from engine.config.sections import Config
 from engine.registry import build_model
 from export import hub
+from tests.helpers import configure
 from tests.test_gpt2 import FILE
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -48,7 +48,7 @@ KINDS = {
 
 def made(tokenizer, **options):
     """A Transformer with large random weights and its settings."""
-    config = Config(**SMALL | options)
+    config = configure(**SMALL | options)
     torch.manual_seed(0)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special).eval()
     for weight in model.parameters():

@@ -75,7 +75,7 @@ def test_a_run_extends_and_resumes_and_evaluates(cli, model):
     assert added and set(added) <= set(NEW) and list(added) == sorted(added)
     assert f"{len(added)} characters added to the vocabulary of {len(known)} ('A'" in told.out
     assert not [line for line in warnings_of(told) if "training text" in line]
-    with at_call(Trainer, "_backward", 3, INT):
+    with at_call(Trainer, "backward", 3, INT):
         assert cli(*EXTEND, "--out", "part").code == 130
     for store in Path(os.environ["CHARLM_CACHE"], "prepared").glob("capitals*"):
         shutil.rmtree(store)  # the text is prepared anew, and is the same
@@ -146,3 +146,10 @@ def test_an_extended_vocabulary_keeps_its_order_in_its_json():
     again = from_json(json.loads(json.dumps(grown.to_json())))
     assert again.alphabet == "mza" and again.decode(again.encode("zam")) == "zam"
     assert from_json(CharTokenizer("zma").to_json()).alphabet == "amz"
+
+
+def test_a_classifier_of_the_bundled_surnames_starts_from_a_run_on_the_bundled_names(cli):
+    quickly = ["--steps", 1, "--eval-interval", 1]
+    ok(cli("train.py", *TINY["transformer"], *quickly, "--eval-tokens", 100, "--out", "base"))
+    tuned = ok(cli("-m finetune.classify", "--init", "base", *quickly, "--out", "tuned"))
+    assert "76 characters added to the vocabulary of 26" in tuned.out

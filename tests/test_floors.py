@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,18 @@ except SystemExit as end:
 """
     done = subprocess.run([sys.executable, "-c", check, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.split()[-2:] == ["0" if "--help" in flags else "2", "False"]
+
+
+def test_the_engine_knows_no_word_of_the_tasks_above_it():
+    words = re.compile(r"\b(classify|classification|instruct|instructions|predict|preferences?|dpo|scratch|finetune)\b")
+    said = {
+        f"{path.name}: {match[0]}" for path in files_of("engine") for match in words.finditer(path.read_text("utf-8"))
+    }
+    assert not said
+
+
+def test_the_training_loop_loads_no_family():
+    check = "import sys, engine.training.trainer; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert "engine.training.trainer" in loaded
+    assert not {"engine.registry", "nanogpt.model", "nanogpt.pretrained", "makemore.mlp"} & set(loaded)

@@ -1,6 +1,6 @@
 """Hashed n-grams: what they depend on, sparse gradients, training and resuming with them, and the presets by name."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 
 from data.batches import Loader
 from engine.config.flags import parse
-from engine.config.sections import Config
+from engine.config.sections import flat
 from engine.registry import build_model
 from engine.training.optimizers import make_optimizers
 from makemore.hashing import HashedNGrams, longer, row_of
 from tests.conftest import TINY
-from tests.helpers import TERM, at_call, left, ok, refused, trained
+from tests.helpers import TERM, at_call, configure, left, ok, refused, trained
 
 
 def table(n: int, rows: int = 1000, width: int = 4) -> HashedNGrams:
@@ -57,7 +57,7 @@ def test_hashes_scatter():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_only_rows_that_a_batch_has_met_move(optimizer):
-    config = Config(model="gru", hash_ngrams=3, hash_rows=500, optimizer=optimizer, n_layer=1, norm="none", lr=0.1)
+    config = configure(model="gru", hash_ngrams=3, hash_rows=500, optimizer=optimizer, n_layer=1, norm="none", lr=0.1)
     model = build_model(config, 20)
     tokens = torch.randint(6, 20, (2, 5))
     model(tokens, tokens).nll_sum.backward()
@@ -65,7 +65,7 @@ def test_only_rows_that_a_batch_has_met_move(optimizer):
     assert weight.grad.is_sparse
     met = weight.grad.coalesce().indices()[0]
     assert 0 < len(met) <= 2 * 5 * 2
-    for made in make_optimizers(model, config):
+    for made in make_optimizers(model, config.optim):
         made.step()
     moved = weight.detach().abs().sum(1).nonzero().flatten()
     assert moved.tolist() == met.tolist()
@@ -111,18 +111,23 @@ def test_a_model_with_them_has_no_place_on_the_hub(cli, names):
     refused(cli("-m export", "run", "--to", "hf", "out"), "--hash-ngrams 3 is no part of", "--preset gpt2")
 
 
+def parsed(words: list[str]) -> SimpleNamespace:
+    """All settings of a command line, by their names."""
+    return SimpleNamespace(**flat(parse(words)[0]))
+
+
 def test_presets_bring_their_optimizer_with_its_own_defaults():
-    modern, _ = parse(["--preset", "modern"])
-    default, _ = parse([])
-    assert dataclasses.replace(default, preset="modern") == modern
+    modern = parsed(["--preset", "modern"])
+    default = parsed([])
+    assert {**vars(default), "preset": "modern"} == vars(modern)
     assert (modern.optimizer, modern.momentum, modern.positions, modern.zero_init) == ("muon", 0.95, "rope", True)
-    gpt2, _ = parse(["--preset", "gpt2"])
+    gpt2 = parsed(["--preset", "gpt2"])
     assert (gpt2.optimizer, gpt2.activation, gpt2.positions, gpt2.bias) == ("adamw", "gelu_tanh", "learned", True)
     for preset in ([], ["--preset", "modern"]):
-        other, _ = parse([*preset, "--optimizer", "adamw", "--n-embd", "32"])
+        other = parsed([*preset, "--optimizer", "adamw", "--n-embd", "32"])
         assert (other.optimizer, other.momentum, other.weight_decay, other.n_embd) == ("adamw", 0.9, 0.1, 32)
     for preset, sizes in {"makemore": (4, 64), "nanogpt-cpu": (4, 128), "nanogpt": (6, 384)}.items():
-        peer, _ = parse(["--preset", preset])
+        peer = parsed(["--preset", preset])
         assert (peer.optimizer, peer.positions, peer.qk_norm, peer.activation) == ("adamw", "learned", False, "gelu")
         assert (peer.n_layer, peer.n_embd) == sizes
 
@@ -132,28 +137,28 @@ def test_presets_bring_their_optimizer_with_its_own_defaults():
 )
 def test_what_goes_on_from_a_run_keeps_its_optimizer(cli, names, preset, optimizer, positions):
     run = trained(cli, "transformer", data=names, kind="lines", preset=preset)
-    config, _ = parse(["--init", str(run)])
+    config = parsed(["--init", str(run)])
     assert (config.optimizer, config.positions) == (optimizer, positions)
 
 
 def test_the_parents_optimizer_is_a_default_and_its_parts_are_its_own(cli, names, tmp_path):
     run = trained(cli, "transformer", data=names, kind="lines", preset="modern")
     (tmp_path / "c.json").write_text('{"optimizer": "sgd", "lr": 0.3}')
-    config, _ = parse(["--init", str(run), "--config", str(tmp_path / "c.json")])
+    config = parsed(["--init", str(run), "--config", str(tmp_path / "c.json")])
     assert (config.optimizer, config.lr, config.positions) == ("sgd", 0.3, "rope")
-    assert parse(["--init", str(run), "--preset", "makemore"])[0].optimizer == "adamw"
+    assert parsed(["--init", str(run), "--preset", "makemore"]).optimizer == "adamw"
     refused(cli("train.py", "--init", run, "--preset", "gpt2"), "--preset gpt2 sets a model's parts, and --init")
 
 
 @pytest.mark.parametrize("how", ["default", "normal", "orthogonal"])
 @pytest.mark.parametrize("model", ["mlp", "cnn", "gru", "transformer"])
 def test_what_was_never_met_adds_nothing(model, how):
-    made = build_model(Config(model=model, hash_ngrams=3, context=8, order=3, weight_init=how), 20)
+    made = build_model(configure(model=model, hash_ngrams=3, context=8, order=3, weight_init=how), 20)
     assert not made.ngrams.table.weight.any()
 
 
 def test_zero_init_makes_every_block_start_as_nothing():
-    config = Config(model="transformer", zero_init=True, context=8, n_embd=16)
+    config = configure(model="transformer", zero_init=True, context=8, n_embd=16)
     model = build_model(config, 20)
     assert all(not p.any() for name, p in model.named_parameters() if name.endswith("c_proj.weight"))
     tokens = torch.randint(6, 20, (2, 8))

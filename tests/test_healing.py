@@ -74,7 +74,7 @@ def test_characters_of_several_bytes_are_whole_at_the_seam(text):
     ids = tokenizer.encode(text + "猫é!").tolist()
     n = len(tokenizer.encode(text))
     healing = heal(tokenizer, ids[:n], [])
-    assert healing.kept == ids[: n - 1]
+    assert healing.shortened == ids[: n - 1]
     writer = Writer(tokenizer, healing=healing)
     assert "".join(map(writer.write, ids[n - 1 :])) + writer.close() == "猫é!"
 
@@ -85,7 +85,7 @@ def test_several_blanks_may_be_divided_as_before_a_word():
     assert len(ids) == 2, "two blanks are one token here"
     healing = heal(tokenizer, ids, [])
     (one,) = tokenizer.encode(" ").tolist()
-    assert healing.allowed(b"  ")[one] and healing.after(b"  ", one) == b" "
+    assert healing.allowed(b"  ")[one] and healing.rest(b"  ", one) == b" "
     assert not healing.allowed(b"ab")[tokenizer.encode("a")[0]], "but words only as a whole"
 
 

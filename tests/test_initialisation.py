@@ -7,8 +7,8 @@ import torch
 
 from data.errors import UserError
 from data.tokenizers import NEVER_PREDICTED
-from engine.config.sections import Config
 from engine.registry import build_model
+from tests.helpers import configure
 from tests.variants import (
     SMALL,
     VARIANTS,
@@ -20,7 +20,7 @@ from tests.variants import (
 @pytest.mark.parametrize("name", ["bigram", "mlp", "cnn", "gru fused", "transformer untied"])
 def test_a_fresh_model_predicts_every_character_about_equally_and_no_special(name):
     torch.manual_seed(0)
-    model = build_model(Config(**{**SMALL, "model": name.split()[0], "norm": "layer", **VARIANTS[name]}), 40)
+    model = build_model(configure(**{**SMALL, "model": name.split()[0], "norm": "layer", **VARIANTS[name]}), 40)
     p = model.eval()(some_tokens(8)).logits.softmax(-1)
     assert p[..., list(NEVER_PREDICTED)].sum(-1).max() < 0.01
     loss = -p[..., 6:].log().mean()
@@ -32,7 +32,7 @@ def test_a_fresh_model_predicts_every_character_about_equally_and_no_special(nam
 def test_an_initialisation_draws_every_matrix_as_it_says(model, how):
     sizes = {"n_embd": 64, "n_hidden": 64, "activation": "relu", "norm": "none", "tie_head": False}
     torch.manual_seed(0)
-    made = build_model(Config(**{**SMALL, **sizes, "model": model, "weight_init": how}), 100)
+    made = build_model(configure(**{**SMALL, **sizes, "model": model, "weight_init": how}), 100)
     for name, weight in made.named_parameters():
         if weight.ndim < 2 or name.startswith(("wte", "wpe")) or (how == "normal" and name.endswith("c_proj.weight")):
             continue
@@ -51,7 +51,7 @@ def test_an_initialisation_draws_every_matrix_as_it_says(model, how):
 def test_no_initialisation_of_the_transformer_starts_far_from_even_odds(how, tie_head):
     sizes = {"context": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "tie_head": tie_head}
     torch.manual_seed(0)
-    model = build_model(Config(model="transformer", weight_init=how, **sizes), 60)
+    model = build_model(configure(model="transformer", weight_init=how, **sizes), 60)
     tokens = torch.randint(6, 60, (16, 33))
     assert model(tokens[:, :-1], tokens[:, 1:]).nll_sum.item() / (16 * 32) < math.log(55) + 1
 
@@ -69,4 +69,4 @@ WRONG = {
 def test_sizes_and_options_that_do_not_go_together_are_refused(case):
     options, message = WRONG[case]
     with pytest.raises(UserError, match=message):
-        build_model(Config(**SMALL | options), VOCAB)
+        build_model(configure(**SMALL | options), VOCAB)

@@ -96,7 +96,7 @@ def test_it_learns_and_then_answers(cli, taught):
 
 def test_the_history_is_kept_forgotten_and_never_longer_than_the_context(cli, taught):
     chat = Chat(load_run("run"))
-    context = chat.run.config.context
+    context = chat.run.config.net.context
     assert "".join(chat.ask("Leave.\nemma")) == "bye"
     assert [turn.text for turn in chat.turns] == ["Leave.\nemma", "bye"]
     for name in NAMES[:9]:

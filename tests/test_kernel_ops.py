@@ -256,6 +256,33 @@ def test_importing_needs_no_triton_and_asks_no_device():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_whatever_is_imported_first_the_functions_keep_their_names(interpret):
+    """`kernels.attention` is a folder and a function: each child process imports another module of `kernels` first."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "kernels").rglob("*.py")
+        if path.name != "__main__.py"
+    ]
+    code = (
+        "import importlib, os, sys, torch, triton\n"
+        "for first in sys.argv[1:]:\n"
+        "    if child := os.fork():\n"
+        "        assert os.waitpid(child, 0)[1] == 0, first\n"
+        "        continue\n"
+        "    importlib.import_module(first)\n"
+        "    import kernels\n"
+        "    from kernels.attention import launch, op\n"
+        "    from kernels.cross_entropy import kernel, op as losses\n"
+        "    assert kernels.attention is op.attention and kernels.cross_entropy is losses.cross_entropy\n"
+        "    assert all(callable(getattr(kernels, name)) for name in kernels.__all__ if name.islower())\n"
+        "    os._exit(0)"
+    )
+    env = os.environ | {"TRITON_INTERPRET": interpret}
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert len(modules) > 20 and done.returncode == 0, done.stderr
+
+
 Q, K = torch.zeros(2, 4, 5, 16), torch.zeros(2, 2, 7, 16)
 ROWS, TARGETS = torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64)
 STARTS = torch.tensor([0, 2, 5], dtype=torch.int32)

@@ -30,11 +30,11 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     done = program("kernels.aot", "--only", "cross", "--targets", "sm90", "hip", interpret=True)
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith("104 kernels compiled, 0 with complaints\n") and "ignored" in done.stderr
-    assert "sm90 cross_entropy_triton.loss bfloat16 vocabulary 50257" in done.stdout
+    assert "sm90 cross_entropy.loss bfloat16 vocabulary 50257" in done.stdout
 
 
 def test_what_a_gpu_would_suffer_from_is_complained_about():
-    case = Case("attention_forward", "forward_kernel", "sm80", torch.bfloat16, (), "")
+    case = Case("attention.forward", "forward_kernel", "sm80", torch.bfloat16, (), "")
     assert complaints(case, Usage(shared=166_912, registers=255, spilled=64, serialized=False)) == []
     assert complaints(case._replace(target="hip"), Usage(65_537, 128, 0, False)) == [
         "65537 B of shared memory, 65536 there are"
@@ -45,7 +45,7 @@ def test_what_a_gpu_would_suffer_from_is_complained_about():
 def test_a_kernel_that_does_not_compile_is_complained_about(monkeypatch):
     """In a process of its own: here triton interprets, and compiles nothing."""
     code = (
-        "import sys; from kernels import aot, cross_entropy_triton as x\n"
+        "import sys; from kernels import aot; from kernels.cross_entropy import kernel as x\n"
         "x.tiles = lambda *_: x.Tiles(3, 64, 4)\n"  # no power of two
         "sys.argv = ['aot', '--only', 'cross', '--targets', 'sm90', '--jobs', '1']\n"
         "raise SystemExit(aot.main())"

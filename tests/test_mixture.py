@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.batches import IGNORE
-from engine.config.sections import Config
 from engine.registry import build_model
 from engine.run.load import load_run
-from makemore.counts.folds import elsewhere
+from makemore.counts.folds import leave_one_out
 from makemore.counts.mixture import FOLDS
 from makemore.counts.ngram import count, discounts
 from tests.conftest import TINY
-from tests.helpers import ok, refused, trained
+from tests.helpers import configure, ok, refused, trained
 
 FIXED = settings(max_examples=25, deadline=None, derandomize=True)
 BOS, A = 1, 6  # the first id that is no special
@@ -30,8 +29,8 @@ VOCAB = A + 4
 def by_hand(ids, starts, fold, order, i) -> tuple[float, list[float]]:
     """Likelihood of target `i` and confidence of its context when all of its fold is left out, counted from nothing
     but for the discounts."""
-    places = range(len(ids))
-    row = [max(s for s in starts if s <= j) for j in places]
+    positions = range(len(ids))
+    row = [max(s for s in starts if s <= j) for j in positions]
 
     def context(j: int, k: int) -> tuple:
         return tuple(ids[b] if b >= row[j] else BOS for b in range(j - k, j))
@@ -39,20 +38,20 @@ def by_hand(ids, starts, fold, order, i) -> tuple[float, list[float]]:
     p, confidence = 1 / (VOCAB - A + 1), []  # `<eos>` may come too
     for k in range(order):
         tables = {}
-        for name, kept in (("all", places), ("rest", [j for j in places if fold[j] != fold[i]])):
+        for name, kept in (("all", positions), ("rest", [j for j in positions if fold[j] != fold[i]])):
             if k == order - 1:
                 tables[name] = Counter((context(j, k), ids[j]) for j in kept)
             else:
                 longer = {(context(j, k + 1), ids[j]) for j in kept}
                 tables[name] = Counter((before[1:], target) for before, target in longer)
-        taken = discounts(np.array(list(tables["all"].values())))
+        discount = discounts(np.array(list(tables["all"].values())))
         after = {target: n for (before, target), n in tables["rest"].items() if before == context(i, k)}
         total = sum(after.values())
-        freed = sum(taken[min(n, 3)] for n in after.values()) / total if total else 1
+        backoff_weight = sum(discount[min(n, 3)] for n in after.values()) / total if total else 1
         if total:
             n = after.get(ids[i], 0)
-            p = (n - taken[min(n, 3)]) / total + freed * p
-        confidence += [math.log1p(total), freed]
+            p = (n - discount[min(n, 3)]) / total + backoff_weight * p
+        confidence += [math.log1p(total), backoff_weight]
     return p, confidence
 
 
@@ -70,7 +69,7 @@ def test_leaving_a_fold_out_equals_never_having_counted_it(ids, order, folds, cu
     inputs = np.where(position == 0, BOS, np.roll(targets, 1))
     fold = np.arange(len(ids)) * folds // len(ids)
     levels = count(inputs, targets, position, order, VOCAB)
-    likelihood, confidence = elsewhere(levels, inputs, targets, position, fold, VOCAB, 1 / (VOCAB - A + 1), BOS)
+    likelihood, confidence = leave_one_out(levels, inputs, targets, position, fold, VOCAB, 1 / (VOCAB - A + 1), BOS)
     for i in range(len(ids)):
         p, sure = by_hand(ids, starts, fold, order, i)
         assert math.isclose(likelihood[i], p, rel_tol=1e-4), i
@@ -80,7 +79,7 @@ def test_leaving_a_fold_out_equals_never_having_counted_it(ids, order, folds, cu
 def mixture_of_noise(seed: int = 0, **options):
     """A mixture of an MLP and counts of a text of 200 random tokens, and that text."""
     torch.manual_seed(seed)
-    config = Config(model="mlp", n_layer=1, n_embd=8, n_hidden=8, order=3, norm="none", mix_ngram=3, **options)
+    config = configure(model="mlp", n_layer=1, n_embd=8, n_hidden=8, order=3, norm="none", mix_ngram=3, **options)
     model = build_model(config, VOCAB).double()
     for weight in model.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
@@ -98,7 +97,7 @@ def test_the_state_says_what_stood_before_a_row():
     assert not torch.allclose(knowing[:, 0], unknowing[:, 0]) and torch.allclose(knowing[:, 1:], unknowing[:, 1:])
     whole = model.counts(ids[None, :20]).logits[:, 10:]
     weights = model.gate(model.neural.hidden(ids[None, 10:20], None, None)[0], model.counts.confidence(
-        model.counts.contexts(ids[None, 10:20], state)[0])[None])  # fmt: skip
+        model.counts.context_tokens(ids[None, 10:20], state)[0])[None])  # fmt: skip
     assert torch.allclose(knowing, torch.logaddexp(weights[..., :1] + alone, weights[..., 1:] + whole), atol=1e-5)
 
 
@@ -109,7 +108,7 @@ def test_in_training_the_loss_is_that_of_counts_without_the_part_that_a_row_is_i
     out = model.train()(tokens, targets, model.start(None, torch.tensor([30])), want_logits=False)
     inside = np.arange(199) * FOLDS // 199
     levels = count(ids[:-1].numpy(), ids[1:].numpy(), np.arange(199), 3, VOCAB)
-    known, sure = elsewhere(levels, ids[:-1].numpy(), ids[1:].numpy(), np.arange(199), inside, VOCAB, 1 / 5, BOS)
+    known, sure = leave_one_out(levels, ids[:-1].numpy(), ids[1:].numpy(), np.arange(199), inside, VOCAB, 1 / 5, BOS)
     hidden = model.neural.hidden(tokens, None, None)[0]
     weights = model.gate(hidden, torch.from_numpy(sure[30:40])[None])
     own = model.neural(tokens).logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
@@ -118,7 +117,7 @@ def test_in_training_the_loss_is_that_of_counts_without_the_part_that_a_row_is_i
     )
     valid = targets != IGNORE
     assert math.isclose(out.nll_sum.item(), -mixed[valid].sum().item(), rel_tol=1e-6) and out.n_tokens == 9
-    assert out.state["place"].tolist() == [40]
+    assert out.state["position"].tolist() == [40]
 
     out.nll_sum.backward()
     found = [p.grad.clone() for p in model.parameters()]
@@ -205,7 +204,7 @@ def test_fine_tuning_goes_on_from_the_neural_model_alone(cli, names, tmp_path):
 
 REFUSED = {
     "ngram": (("--model", "ngram", "--mix-ngram", 3), "--mix-ngram means nothing to --model ngram"),
-    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram means nothing to --model bigram"),
+    "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram given, but --counts counts once"),
     "many": (("--mix-ngram", 17), "--mix-ngram is 17; it has to be from 1 to 16, or 0 for none"),
 }  # fmt: skip
 

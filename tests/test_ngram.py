@@ -13,6 +13,7 @@ from data.batches import IGNORE
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
 from engine import load_run
 from makemore.bigram import IMPOSSIBLE, SMOOTHING, CountedBigram
+from makemore.config import BigramConfig, NGramConfig
 from makemore.counts.ngram import MAX_ORDER, NGram
 from tests.conftest import NAMES
 
@@ -41,7 +42,7 @@ def arrays(rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fitted(rows, order: int | None) -> NGram:
-    model = NGram(VOCAB, order=order)
+    model = NGram(VOCAB, NGramConfig(order=order))
     model.fit(*arrays(rows))
     return model.eval()
 
@@ -155,17 +156,18 @@ def test_the_tiniest_text_can_be_counted(first, length):
 
 @pytest.mark.parametrize("order", [None, 1, 3])
 def test_a_checkpoint_of_any_order_loads_into_a_model_that_knows_none(order):
-    model, again = fitted(LINES, order), NGram(VOCAB, order=None)
+    model, again = fitted(LINES, order), NGram(VOCAB, NGramConfig())
     again.load_state_dict(model.state_dict())
     tokens = torch.tensor([[BOS, *encode("ellarose")]])
     a, b = model(tokens), again.eval()(tokens)
+    assert {"base", "contexts_0", "grams_0", "share_0", "freed_0", "total_0"} <= model.state_dict().keys()
     assert again.order == model.order and again.n_counts == model.n_counts and torch.equal(a.logits, b.logits)
     assert torch.equal(again(tokens[:, 4:], state=again(tokens[:, :4]).state).logits, a.logits[:, 4:])
 
 
 def test_counts_are_loaded_to_where_the_model_is():
     model = fitted(LINES, 3)
-    there = NGram(model.vocab_size, order=3).to("meta")
+    there = NGram(model.vocab_size, NGramConfig(order=3)).to("meta")
     with warnings.catch_warnings(action="ignore"):  # nothing is copied to where there is no memory
         there.load_state_dict(model.state_dict())
     assert {part.device.type for part in there.state_dict().values()} == {"meta"}
@@ -203,7 +205,7 @@ def test_a_counted_run_samples_and_scores(cli, text, kind):
 def test_the_counted_bigram_is_the_smoothed_counts(kind):
     inputs, targets, position = arrays(TEXTS[kind])
     pairs = Counter(zip(inputs.tolist(), targets.tolist(), strict=True))
-    model = CountedBigram(VOCAB)
+    model = CountedBigram(VOCAB, BigramConfig(counts=True))
     model.fit(inputs, targets, position)
     p = model.eval()(torch.arange(VOCAB)[None]).logits[0].exp()
     for a in range(VOCAB):
@@ -214,7 +216,7 @@ def test_the_counted_bigram_is_the_smoothed_counts(kind):
 
 
 def test_the_counted_bigram_survives_its_checkpoint():
-    model, again = CountedBigram(VOCAB), CountedBigram(VOCAB)
+    model, again = CountedBigram(VOCAB, BigramConfig(counts=True)), CountedBigram(VOCAB, BigramConfig(counts=True))
     model.fit(*arrays(LINES))
     again.load_state_dict(model.state_dict())
     assert again.n_counts == model.n_counts > 0 and torch.equal(again.table.weight, model.table.weight)

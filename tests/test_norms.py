@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 
 import kernels
-from kernels import norm_triton, reference
+from kernels.norm import launch, reference
 from tests.kernel_helpers import DEVICE, DTYPES, check, name_of, pairwise, run
 from tests.matrices import matrix
 from tests.sanitizer import sanitize
@@ -26,8 +26,8 @@ def poisoned():
 @pytest.fixture
 def walked(monkeypatch):
     """Rows wider than 32 are walked tile by tile, as those wider than 8,192 are."""
-    monkeypatch.setattr(norm_triton, "ONE_TILE", 32)
-    monkeypatch.setattr(norm_triton, "tiles", lambda kernel, width, target: norm_triton.Tiles(4, 32, 4))
+    monkeypatch.setattr(launch, "ONE_TILE", 32)
+    monkeypatch.setattr(launch, "tiles", lambda kernel, width, target: launch.Tiles(4, 32, 4))
 
 
 def rows_of(case: dict, seed: int = 0) -> tuple[dict, list]:
@@ -191,7 +191,7 @@ def test_no_access_is_out_of_bounds_and_no_programs_race(wide, rms, request, mon
     if wide:
         request.getfixturevalue("walked")
     else:
-        monkeypatch.setattr(norm_triton, "tiles", lambda kernel, width, target: norm_triton.Tiles(4, 128, 4))
+        monkeypatch.setattr(launch, "tiles", lambda kernel, width, target: launch.Tiles(4, 128, 4))
     case = FULL | {"rms": rms}
     found, upstream = rows_of(case)
     results = []

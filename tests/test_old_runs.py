@@ -1,4 +1,4 @@
-"""Runs of older formats, made by commit 1973569 (format 1) and kept here: they resume and sample with the same bits."""
+"""Runs of older formats, made by commits 1973569 (format 1) and bfce63f (format 2): they go on with the same bits."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from engine.run.folder import FORMAT
 from tests.conftest import ROOT
 from tests.helpers import metrics, ok
 
@@ -26,22 +27,32 @@ def old_run(tmp_path):
     return lambda name: Path(shutil.copytree(KEPT / name, tmp_path / "run"))
 
 
-def digest(path: Path) -> str:
-    found = hashlib.sha256()
+def digest(path: Path, named: bool = True) -> str:
+    """The SHA-256 of all tensors, by their names or, where other formats call them otherwise, of their values alone."""
+    parts = []
     for name, tensor in sorted(safetensors.torch.load_file(path).items()):
-        found.update(name.encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts.append(name.encode() + content if named else shape_of(tensor) + content)
+    if named:
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+    digests = sorted(hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def shape_of(tensor: torch.Tensor) -> bytes:
+    return repr((str(tensor.dtype), tuple(tensor.shape))).encode()
 
 
 def close(line: dict) -> dict:
     return {name: pytest.approx(value, rel=1e-3) if type(value) is float else value for name, value in line.items()}
 
 
-def test_every_kept_run_is_of_the_first_format():
+def test_runs_of_every_older_format_are_kept():
     folders = {path.name for path in KEPT.iterdir() if path.is_dir()} - {"texts"}
     assert folders == set(RUNS)
-    assert {json.loads((KEPT / name / "config.json").read_text())["format"] for name in RUNS} == {1}
+    formats = {name: json.loads((KEPT / name / "config.json").read_text())["format"] for name in RUNS}
+    assert formats == {name: 2 if name.endswith("format-2") else 1 for name in RUNS}
+    assert set(formats.values()) == set(range(1, FORMAT))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -61,8 +72,8 @@ def test_an_old_run_resumes_and_samples_as_it_did(cli, old_run, name):
     assert lines == (expected["metrics"] if IS_SAME_MACHINE else list(map(close, expected["metrics"])))
     for part in ("model", "trainer") if IS_SAME_MACHINE else ():
         if part in expected:
-            assert digest(run / f"last/{part}.safetensors") == expected[part]
-    assert json.loads((run / "config.json").read_text())["format"] == 2
+            assert digest(run / f"last/{part}.safetensors", named=part == "model") == expected[part]
+    assert json.loads((run / "config.json").read_text())["format"] == FORMAT
 
 
 def test_a_newer_format_is_refused(cli, old_run):

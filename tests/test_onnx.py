@@ -10,11 +10,10 @@ import torch
 
 from data.vocabulary import from_json
 from engine import load_run
-from engine.config.sections import Config
 from engine.registry import build_model
 from export import onnx
 from makemore.recurrent import Recurrent
-from tests.helpers import ok, refused, trained
+from tests.helpers import configure, ok, refused, trained
 from tests.matrices import matrix
 
 VOCAB = 23
@@ -42,7 +41,7 @@ KINDS = {
 
 def made(**options):
     torch.manual_seed(0)
-    model = build_model(Config(**SIZES | options), VOCAB)
+    model = build_model(configure(**SIZES | options), VOCAB)
     if hasattr(model, "fit"):
         text = np.random.default_rng(0).integers(6, 12, 2000)
         model.fit(text[:-1], text[1:], np.arange(1999))

@@ -18,6 +18,7 @@ from engine.training.optimizers import Muon, make_optimizers, orthogonalise
 from engine.training.schedules import lr_factor
 from engine.training.trainer import Trainer
 from tests.conftest import TINY
+from tests.helpers import configure
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True)
 SMALL = {"context": 8, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_hidden": 12, "order": 3, "activation": "tanh"}
@@ -25,7 +26,7 @@ VOCAB = 20
 
 
 def config_of(model: str, **options) -> Config:
-    return Config(**{**SMALL, "model": model, **options})
+    return configure(**{**SMALL, "model": model, **options})
 
 
 def build(config: Config) -> nn.Module:
@@ -103,7 +104,7 @@ def test_matrices_decay_and_biases_gains_and_embeddings_do_not(model, optimizer,
         p.data += 0.1  # a bias of zero could not be seen to decay
         p.grad = torch.zeros_like(p)
     before = {name: p.detach().clone() for name, p in built.named_parameters()}
-    for made in make_optimizers(built, config):
+    for made in make_optimizers(built, config.optim):
         made.step()
     moved = {name for name, p in built.named_parameters() if not torch.equal(p, before[name])}
     assert moved == MATRICES[model] & before.keys()
@@ -115,12 +116,14 @@ def test_muon_gets_the_inner_matrices_and_adamw_the_rest_once_each(model):
     built = build(config)
     taken = {
         type(made).__name__: [p for g in made.param_groups for p in g["params"]]
-        for made in make_optimizers(built, config)
+        for made in make_optimizers(built, config.optim)
     }
     names = {id(p): name for name, p in built.named_parameters()}
     assert {names[id(p)] for p in taken.get("Muon", [])} == MATRICES[model] - {"lm_head.weight"}
     assert sorted(names[id(p)] for ps in taken.values() for p in ps) == sorted(names.values())
-    peaks = {type(made).__name__: {g["peak_lr"] for g in made.param_groups} for made in make_optimizers(built, config)}
+    peaks = {
+        type(made).__name__: {g["peak_lr"] for g in made.param_groups} for made in make_optimizers(built, config.optim)
+    }
     assert peaks == {name: {0.02 if name == "Muon" else 0.001} for name in taken}
 
 

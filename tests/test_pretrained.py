@@ -10,6 +10,7 @@ import transformers
 from data.errors import UserError
 from engine.run.load import load_gpt2, load_run
 from nanogpt import pretrained
+from nanogpt.config import TransformerConfig
 from nanogpt.model import Transformer
 from tests.test_gpt2 import FILE
 
@@ -32,9 +33,8 @@ def ours(folder, context: int = 24) -> Transformer:
     settings = pretrained.read_settings(folder)
     sizes = {name: settings[name] for name in ("n_layer", "n_head", "n_embd", "activation")}
     model = Transformer(
-        pretrained.vocab_size(folder) + 5, context=context, n_kv_head=None, positions="learned", window=None,
-        qk_norm=False, tie_head=True, bias=True, norm="layer", dropout=0.0, weight_init="torch", **sizes,
-    )  # fmt: skip
+        pretrained.vocab_size(folder) + 5, TransformerConfig(context=context, weight_init="torch", **sizes)
+    )
     model.load_state_dict(pretrained.read_weights(folder, context))
     return model.eval()
 
@@ -158,7 +158,7 @@ def test_a_folder_with_its_merges_samples_scores_and_starts_runs(cli, gpt2_folde
 
 def test_loading_one_keeps_its_untouched_rows(gpt2_folder):
     run = load_run(f"gpt2:{gpt2_folder}")
-    assert run.model.vocab_size == 50_262 and run.config.context == 16 and run.tokenizer.name == "gpt2"
+    assert run.model.vocab_size == 50_262 and run.config.net.context == 16 and run.tokenizer.name == "gpt2"
     with pytest.raises(UserError, match="nowhere"):
         load_run("gpt2:nowhere")
     change(gpt2_folder, vocab_size=50_000)

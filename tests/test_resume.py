@@ -78,6 +78,21 @@ def test_interrupted_twice_equals_never_interrupted(cli, tmp_path, case):
     assert (tmp_path / "run/samples.txt").read_bytes() == (tmp_path / "straight/samples.txt").read_bytes()
 
 
+def test_a_carried_state_is_resumed_from_its_names_in_older_checkpoints(cli, tmp_path):
+    flags = STREAM | {"carry_state": True, "mix_ngram": 3, "hash_ngrams": 2}
+    ok(cli("train.py", *quick("lstm", **flags, out="straight")))
+    with at_call(Loader, "next", 4, TERM):
+        assert cli("train.py", *quick("lstm", **flags)).code == 128 + signal.SIGTERM
+    last = tmp_path / "run/last"
+    tensors, about = checkpoint.load(last, ("model", "trainer"))
+    older = {"carried.neural.history": "carried.neural.last", "carried.position": "carried.place"}
+    assert older.keys() <= tensors["trainer"].keys()
+    tensors["trainer"] = {older.get(name, name): tensor for name, tensor in tensors["trainer"].items()}
+    checkpoint.save(last, tensors, about, checkpoint.belongs_to(last))
+    ok(cli(*RESUME))
+    assert left(tmp_path / "run") == left(tmp_path / "straight")
+
+
 HARD = STREAM | {"model": "lstm", "carry_state": True, "dropout": 0.2}
 
 

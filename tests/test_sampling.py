@@ -116,7 +116,7 @@ def test_bytes_are_never_shown_as_half_a_character(cli, tmp_path):
     (tmp_path / "emoji.txt").write_text("🙂🙃猫é\n" * 40, "utf-8")
     run = load_run(trained_any(cli, "ngram", data="emoji.txt", tokenizer="byte"))
     options = {"seed": 3, "max_new_tokens": 300, "sampling": Sampling(temperature=1.2)}  # some characters get torn
-    drawn = bytes(int(token) - N_SPECIALS for token in run.stream("猫", **options)).decode("utf-8", "replace")
+    drawn = bytes(int(token) - N_SPECIALS for token in run.generate_ids("猫", **options)).decode("utf-8", "replace")
     pieces = list(run.pieces("猫", **options))
     assert "".join(pieces) == drawn and "\ufffd" in drawn and sum(drawn.count(c) for c in "🙂🙃猫é") > 20
     flags = ["--prompt", "猫", "--temperature", 1.2, "--max-new-tokens", 300, "--seed", 3]
@@ -127,7 +127,8 @@ def test_bytes_are_never_shown_as_half_a_character(cli, tmp_path):
 @pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
 def test_specials_are_never_sampled_and_nothing_follows_the_end(cli, kind):
     run = load_run(trained_any(cli, "bigram", **kind, steps=1))
-    rows = torch.stack(list(run.stream(num=200, max_new_tokens=40, seed=1, sampling=Sampling(temperature=1000))), 1)
+    steps = run.generate_ids(num=200, max_new_tokens=40, seed=1, sampling=Sampling(temperature=1000))
+    rows = torch.stack(list(steps), 1)
     forbidden = [*NEVER_PREDICTED] + ([] if kind is LINES else [EOS])
     assert not torch.isin(rows, torch.tensor(forbidden)).any()
     assert len(rows.unique()) == run.tokenizer.vocab_size - len(forbidden)
@@ -263,8 +264,8 @@ def test_drawing_takes_plain_keyword_arguments(cli):
         "emma", sampling=engine.Sampling(0.9, top_k=3), temperature=0.5, seed=1, max_new_tokens=30
     )
     assert "".join(run.pieces("emma", temperature=0.5, top_k=3, seed=1, max_new_tokens=30)) == plain[0][4:]
-    names = "heal, max_new_tokens, min_new_tokens, min_p, num, prompt, repetition_penalty, sampling, seed, stop, "
-    names += "temperature, top_k, top_p, unknown, wanted"
+    names = "accept, heal, max_new_tokens, min_new_tokens, min_p, num, prompt, repetition_penalty, sampling, seed, "
+    names += "stop, temperature, top_k, top_p, unknown"
     for wrong, near in (("temprature", "temperature"), ("max_tokens", "max_new_tokens")):
         with pytest.raises(TypeError, match=f"no option '{wrong}'. Did you mean '{near}'\\? There are: {names}$"):
             run.generate("emma", **{wrong: 1})
@@ -303,7 +304,7 @@ def test_python_is_told_which_value_is_wrong(cli):
             run.generate(**wrong)
     for wrong in ({"num": 0}, {"max_new_tokens": 0}, {"seed": -1}, {"sampling": "x"}, {"unknown": "foo"}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} is "):
-            run.stream(**wrong)
+            run.generate_ids(**wrong)
     with pytest.raises(UserError, match="--score is None; it has to be a text"):
         run.score(None)
     with pytest.raises(UserError, match="--unknown is 'foo'"):

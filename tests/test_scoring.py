@@ -24,7 +24,7 @@ def greedy(run: Run, prompt: str, count: int) -> str:
     ids = run.prompt_ids(prompt)
     for _ in range(count):
         logits = logits_after(run, ids)
-        logits[run.never] = -math.inf
+        logits[run.suppressed] = -math.inf
         ids.append(int(logits.argmax()))
     return run.tokenizer.decode(ids)
 

@@ -18,7 +18,7 @@ SUMMARY = {
 
 def test_no_flag_at_all_is_a_transformer_on_the_bundled_names():
     config, given = parse([])
-    assert (config.model, config.data, given) == ("transformer", "names", set())
+    assert (config.model, config.text.data, given) == ("transformer", "names", set())
 
 
 @pytest.mark.parametrize(

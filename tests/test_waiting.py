@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import nanogpt.decoder
+import nanogpt.stepper
 from data.batches import IGNORE
-from engine.config.sections import Config
 from engine.training.optimizers import make_optimizers
 from finetune.classify.classifier import POOLINGS, Classifier
-from nanogpt.decoder import GraphDecoder
 from nanogpt.model import Transformer
+from nanogpt.stepper import GraphStepper
+from tests.helpers import configure
 from tests.variants import VOCAB, B, build, every_neural, every_transformer, longest
 
 
@@ -39,7 +39,7 @@ def take_step(model: torch.nn.Module, name: str, optimizer: str) -> None:
     options = {"optimizer": optimizer, "lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "muon_lr": 1e-2}
     with FakeTensorMode() as mode:
         without_values(model, mode)
-        optimizers = make_optimizers(model, Config(model=name.split()[0], **options))
+        optimizers = make_optimizers(model, configure(model=name.split()[0], **options).optim)
         tokens = torch.randint(6, VOCAB, (B, longest(getattr(model, "body", model))))
         targets = torch.full_like(tokens, IGNORE)
         start = getattr(model, "start", None)
@@ -68,8 +68,8 @@ def test_neither_does_a_classifiers(name, pooling):
 
 @every_transformer
 def test_a_decoding_step_waits_for_nothing(name, monkeypatch):
-    monkeypatch.setattr(nanogpt.decoder, "EAGER", 1)
-    monkeypatch.setattr(nanogpt.decoder, "capture", lambda step, device: (lambda: None, step()))
+    monkeypatch.setattr(nanogpt.stepper, "EAGER", 1)
+    monkeypatch.setattr(nanogpt.stepper, "capture", lambda step, device: (lambda: None, step()))
     model = build(name)
     model = getattr(model, "neural", model).float().requires_grad_(False)
     read = model.read(torch.zeros(B, min(2, longest(model)), dtype=torch.int64))
@@ -78,7 +78,7 @@ def test_a_decoding_step_waits_for_nothing(name, monkeypatch):
         state = {key: mode.from_tensor(part) for key, part in read.state.items()}
         if "position" in state:  # asked for once, before the first step
             state["position"] = torch.tensor([2])
-        step = GraphDecoder(model, state)
+        step = GraphStepper(model, state)
         token = torch.zeros(B, dtype=torch.int64)
         for _ in range(12):
             assert step(token).shape == (B, model.vocab_size)

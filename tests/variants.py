@@ -8,9 +8,9 @@ import torch
 from hypothesis import settings
 
 from engine.config.presets import FAMILY
-from engine.config.sections import Config
-from engine.registry import build_model, family
+from engine.registry import build_model
 from makemore.layers import ACTIVATIONS
+from tests.helpers import configure
 from tests.matrices import matrix
 
 FIXED = settings(max_examples=8, deadline=None, derandomize=True)
@@ -76,19 +76,19 @@ every_transformer = pytest.mark.parametrize(
 
 def build(name: str, vocab_size: int = VOCAB, **options):
     """A variant in evaluation mode, in float64 where it can be, its weights large enough that every part matters."""
-    config = Config(**{**SMALL, "model": name.split()[0], "norm": "none", **VARIANTS.get(name, {}), **options})
+    config = configure(**{**SMALL, "model": name.split()[0], "norm": "none", **VARIANTS.get(name, {}), **options})
     torch.manual_seed(0)
     model = build_model(config, vocab_size)
     ids = np.random.default_rng(0).integers(6, vocab_size, 300)
-    if hasattr(family(config), "fit"):
+    if config.net.is_counted:
         model.fit(ids[:-1], ids[1:], np.arange(299))
         return model.eval()
-    if config.mix_ngram:
+    if config.net.mix_ngram:
         model.count(ids[:-1], ids[1:], np.arange(299))
-    if config.norm != "batch":
+    if getattr(config.net, "norm", "none") != "batch":
         model.double()
     for weight in model.parameters():
-        weight.data += (0.1 if config.activation == "relu2" else 0.3) * torch.randn_like(weight)
+        weight.data += (0.1 if getattr(config.net, "activation", "") == "relu2" else 0.3) * torch.randn_like(weight)
     model.train()
     for _ in range(3):
         model(some_tokens(8)[:, : min(8, model.context or 8)])  # batch norm has seen something

@@ -1,1 +1,1 @@
-"""Kills, double starts, torn files and errors of the disk, at random: python -m bench.chaos."""
+"""Random kills, double starts, torn files and disk errors: python -m bench.chaos."""

@@ -1,12 +1,12 @@
-"""Kills, double starts, torn files and errors of the disk, at random: does every run end with the bits of a quiet one?
+"""Random kills, double starts, torn files and disk errors: does every run end with the bits of an undisturbed one?
 
     python -m bench.chaos --rounds 200 --seed 1 [--only N] [--commands ...] [--mishaps ...]
 
-A round draws a command (start, go on or overwrite, of train.py, finetune.classify or finetune.instruct), and a fault
-that befalls it (mishaps.py). Then it checks: no traceback; exit code 0, 2 or that of the signal; what was saved
-can be sampled from, or is refused in one message where a file was damaged; going on ends with exactly what the command
-leaves where nothing happens; nothing is left over. The same seed and number make the same draw again; moments of the
-clock differ. Ends with a table, and with exit code 1 where a round failed: its folder is kept then.
+A round draws a command (start, resume or overwrite, of train.py, finetune.classify or finetune.instruct) and a fault
+(mishaps.py). Then it checks: no traceback; exit code 0, 2 or that of the signal; a saved checkpoint can be sampled
+from, or is refused with one message where a file was damaged; resuming ends with exactly the files of an undisturbed
+run; no temporary file is left. The same seed and number draw the same round again, except for its timing. Ends with a
+table, and with exit code 1 where a round failed, whose folder is kept.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 import torch._dynamo  # noqa: F401  as the next two: imported once, so that forked commands start at once
 import tyro  # noqa: F401
 
-import engine.session  # noqa: F401
+import engine.pretraining  # noqa: F401
 from bench.chaos.mishaps import MISHAPS, SHARES
 from bench.chaos.processes import Command
 from bench.chaos.quiet import Quiet
@@ -76,14 +76,14 @@ def main() -> int:
 
 
 def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: list[str]) -> list[str]:
-    """Play the rounds of a seed. Prints a line each and a table; returns what failed."""
+    """Play the rounds of a seed, print a line for each and a table, and return the failures."""
     warm_up()
-    place, started = Path(tempfile.mkdtemp(prefix="charlm-chaos-")).resolve(), time.monotonic()
-    print(f"seed {seed}, {len(numbers)} rounds in {place}", flush=True)
-    texts = write_texts(place / "texts")
-    (place / "parent's").mkdir()
-    shutil.copytree(texts, place / "parent's", dirs_exist_ok=True)
-    parent = Command(place / "parent's", *PARENT.split()).end()
+    folder, started = Path(tempfile.mkdtemp(prefix="charlm-chaos-")).resolve(), time.monotonic()
+    print(f"seed {seed}, {len(numbers)} rounds in {folder}", flush=True)
+    texts = write_texts(folder / "texts")
+    (folder / "parent's").mkdir()
+    shutil.copytree(texts, folder / "parent's", dirs_exist_ok=True)
+    parent = Command(folder / "parent's", *PARENT.split()).end()
     if parent.code:
         raise UserError(f"the run that others start from cannot be trained here: {parent.err.strip()}")
     quiet: dict[str, Quiet] = {}
@@ -93,17 +93,17 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
         rng = random.Random(f"{seed} {number}")
         name, mishap = rng.choice(commands), rng.choices(mishaps, [SHARES.get(mishap, 1) for mishap in mishaps])[0]
         if name not in quiet:
-            quiet[name] = Quiet(place, texts, name, COMMANDS[name])
-        one = Round(place / f"round-{number}", quiet[name], rng)
+            quiet[name] = Quiet(folder, texts, name, COMMANDS[name])
+        round_ = Round(folder / f"round-{number}", quiet[name], rng)
         began = time.monotonic()
         try:
-            outcome = MISHAPS[mishap](one)
+            outcome = MISHAPS[mishap](round_)
         except AssertionError as failure:
             failures.append(f"round {number} ({mishap}, {name}): {failure}")
             outcome = "FAILED"
-            print(f"  {failures[-1]}\n  played in {one.folder}: {'; '.join(one.story)}", flush=True)
+            print(f"  {failures[-1]}\n  played in {round_.folder}: {'; '.join(round_.story)}", flush=True)
         else:
-            shutil.rmtree(one.folder)
+            shutil.rmtree(round_.folder)
         outcomes[mishap][outcome] += 1
         print(f"{number:4d}  {mishap:16} {name:14} {time.monotonic() - began:5.1f} s  {outcome}", flush=True)
     seconds = time.monotonic() - started
@@ -113,12 +113,12 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
     for failed in failures:
         print(failed)
     if not failures:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
     return failures
 
 
 def warm_up() -> None:
-    """Do here once what every forked command would have to: threads, fonts, the garbage collector's walk."""
+    """Do once what every forked command would have to do: set the threads, load fonts, collect garbage."""
     torch.set_num_threads(1)
     figure = matplotlib.figure.Figure(layout="constrained")
     figure.subplots().set_title("0123456789")
@@ -142,11 +142,11 @@ def write_texts(folder: Path) -> Path:
 
 
 def print_table(outcomes: dict[str, collections.Counter]) -> None:
-    """What befell the commands, by how it ended."""
-    kinds = sorted({outcome for found in outcomes.values() for outcome in found})
+    """Print the number of rounds by mishap and outcome."""
+    kinds = sorted({outcome for counts in outcomes.values() for outcome in counts})
     rows = [["", *kinds, "rounds"]]
-    for mishap, found in sorted(outcomes.items()):
-        rows.append([mishap, *(str(found[kind] or "") for kind in kinds), str(sum(found.values()))])
+    for mishap, counts in sorted(outcomes.items()):
+        rows.append([mishap, *(str(counts[kind] or "") for kind in kinds), str(sum(counts.values()))])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
     for row in rows:

@@ -1,4 +1,4 @@
-"""Faults on purpose: a call of the system that fails, or at which a signal comes, and files that are damaged."""
+"""Fault injection: a system call that fails, or at which a signal arrives, and damaged files."""
 
 import _pyio
 import builtins
@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-# What an error is injected into. A read or a write names no file in its error, as the system's do not.
+# The calls into which errors are injected. As in the system, errors of reading and writing carry no file name.
 BY_PATH = ("open", "mkdir", "rename", "replace", "rmdir", "unlink")
 BY_NUMBER = ("read", "write", "fsync")
 CALLS = BY_PATH + BY_NUMBER
@@ -19,8 +19,8 @@ ERRORS = ("EIO", "EROFS", "EACCES", "ENOSPC", "ESTALE")
 
 
 class Trap:
-    """Counts the calls of the system that concern files below `folder`, and does `act(path)` at the `nth` of `calls`:
-    at that one alone, or from there on with `lasting`. What a child counts its parent reads in `counts`."""
+    """Counts the system calls on files below `folder`, and calls `act(path)` at the `nth` of `calls`: at that one
+    alone, or with `lasting` from there on. The counts of a child process are shared with its parent, in `counts`."""
 
     def __init__(self, folder: Path, calls: tuple[str, ...], nth: int, act: Callable, lasting: bool = False):
         self.folder, self.calls, self.nth, self.act, self.lasting = f"{folder}/", calls, nth, act, lasting
@@ -29,12 +29,12 @@ class Trap:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each call was made so far."""
+        """The number of calls so far, by name."""
         return dict(zip(CALLS, self._shared, strict=True))
 
     @property
     def met(self) -> bool:
-        """Whether the nth call came."""
+        """Whether the nth call has been made."""
         return sum(self.counts[name] for name in self.calls) >= self.nth
 
     def set(self) -> None:
@@ -61,7 +61,7 @@ class Trap:
         return call
 
     def _path(self, first, folder: int | None) -> str | None:
-        """The path that a call is about, where it lies below the folder."""
+        """The path of a call, if it is below the folder."""
         if isinstance(first, int):
             return self.paths.get(first)
         path = os.path.join(self.paths.get(folder) or os.getcwd(), os.fspath(first))
@@ -77,7 +77,7 @@ class Trap:
 
 
 def fail(name: str) -> Callable:
-    """Raise the OSError of this name."""
+    """An action that raises the OSError of this name."""
     number = getattr(errno, name)
 
     def act(path: str | None) -> None:
@@ -87,7 +87,7 @@ def fail(name: str) -> Callable:
 
 
 def send(*signals: int) -> Callable:
-    """Send the process these signals."""
+    """An action that sends the process these signals."""
 
     def act(path: str | None) -> None:
         for signum in signals:
@@ -97,22 +97,22 @@ def send(*signals: int) -> Callable:
 
 
 def stop(path: str | None) -> None:
-    """Stand still until the parent says to go on."""
+    """Stop the process until its parent continues it."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def damage(path: Path, how: str, rng: random.Random) -> None:
-    """Make of a file what crashes and bad disks do: 'cut', 'empty', 'zeroed', 'hole' or 'flipped'."""
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    """Damage a file as crashes and bad disks do: 'cut', 'empty', 'zeroed', 'hole' or 'flipped' (one bit)."""
     content = bytearray(path.read_bytes())
-    at = rng.randrange(len(content)) if content else 0
-    if how == "cut":
-        del content[at:]
-    elif how == "empty":
+    index = rng.randrange(len(content)) if content else 0
+    if kind == "cut":
+        del content[index:]
+    elif kind == "empty":
         content.clear()
-    elif how == "zeroed":
+    elif kind == "zeroed":
         content = bytearray(len(content))
-    elif how == "hole":
-        content[at : at + 64] = bytes(len(content[at : at + 64]))
+    elif kind == "hole":
+        content[index : index + 64] = bytes(len(content[index : index + 64]))
     elif content:
-        content[at] ^= 1 << rng.randrange(8)
+        content[index] ^= 1 << rng.randrange(8)
     path.write_bytes(content)

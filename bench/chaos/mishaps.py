@@ -1,6 +1,6 @@
-"""What may befall a command: each mishap plays a round, checks what has to hold, and says how it ended.
+"""The mishaps of commands: each plays a round, checks the invariants, and returns the outcome.
 
-An AssertionError says what did not hold.
+A violated invariant raises AssertionError.
 """
 
 import contextlib
@@ -24,267 +24,267 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ALL = (signal.SIGKILL, *SIGNALS)
 
 
-def trap(one: Round, act: Callable, calls: tuple[str, ...] = CALLS, lasting: bool = False, where: str = "") -> Trap:
+def trap(round_: Round, act: Callable, calls: tuple[str, ...] = CALLS, lasting: bool = False, where: str = "") -> Trap:
     """A trap at a random one of the calls."""
-    most = max(1, sum(one.quiet.counts[where][name] for name in calls))
-    nth = one.rng.randint(1, most)
-    one.note(f"at call {nth} of {' '.join(calls)}{' and after' if lasting else ''}")
-    return Trap(one.folder / where, calls, nth, act, lasting)
+    n_calls = max(1, sum(round_.quiet.counts[where][name] for name in calls))
+    nth = round_.rng.randint(1, n_calls)
+    round_.note(f"at call {nth} of {' '.join(calls)}{' and after' if lasting else ''}")
+    return Trap(round_.folder / where, calls, nth, act, lasting)
 
 
-def signal_at_a_call(one: Round) -> str:
-    """A kill or a signal, or two, right before a change of the disk."""
-    words, signals = one.begin(), one.rng.choice([(s,) for s in ALL] * 2 + [(s, s) for s in SIGNALS])
-    one.note(" ".join(signum.name for signum in signals))
-    ended = Command(one.folder, *words, prepare=trap(one, faults.send(*signals)).set).end()
-    one.check(ended, words, signals=signals)
-    one.go_on()
+def signal_at_a_call(round_: Round) -> str:
+    """A kill or a signal, or two, right before a system call on files."""
+    words, signals = round_.begin(), round_.rng.choice([(s,) for s in ALL] * 2 + [(s, s) for s in SIGNALS])
+    round_.note(" ".join(signum.name for signum in signals))
+    ended = Command(round_.folder, *words, prepare=trap(round_, faults.send(*signals)).set).end()
+    round_.check(ended, words, signals=signals)
+    round_.go_on()
     return ended_by(ended)
 
 
-def signal_at_a_moment(one: Round, fresh: bool = False) -> str:
-    """A kill or signals at moments of the clock."""
-    words, signals = one.begin(), [one.rng.choice(ALL) for _ in range(one.rng.choice((1, 1, 2)))]
-    command = Command(one.folder, *words, fresh=fresh)
-    whole = one.quiet.seconds + 4 * fresh
+def signal_at_a_moment(round_: Round, fresh: bool = False) -> str:
+    """A kill or signals at random times."""
+    words, signals = round_.begin(), [round_.rng.choice(ALL) for _ in range(round_.rng.choice((1, 1, 2)))]
+    command = Command(round_.folder, *words, fresh=fresh)
+    whole = round_.quiet.seconds + 4 * fresh
     for signum in signals:
-        wait = one.rng.uniform(0, whole)
+        wait = round_.rng.uniform(0, whole)
         time.sleep(wait)
-        one.note(f"{signum.name} after {wait:.3f} s")
+        round_.note(f"{signum.name} after {wait:.3f} s")
         command.send(signum)
         whole = 0.05
     ended = command.end()
     if fresh and "run_command" not in ended.err and ended.err.strip().endswith("KeyboardInterrupt"):
         return "before it began"  # Python itself was still loading
-    one.check(ended, words, signals=tuple(signals))
-    one.go_on()
+    round_.check(ended, words, signals=tuple(signals))
+    round_.go_on()
     return ended_by(ended)
 
 
-def signal_to_a_fresh_process(one: Round) -> str:
-    """The same of an interpreter that starts from nothing."""
-    return signal_at_a_moment(one, fresh=True)
+def signal_to_a_fresh_process(round_: Round) -> str:
+    """The same for a newly started interpreter."""
+    return signal_at_a_moment(round_, fresh=True)
 
 
-def killed_again_and_again(one: Round) -> str:
-    """Killed, and killed when going on, and so on."""
-    words = one.begin()
-    for _ in range(one.rng.randint(2, 4)):
-        command = Command(one.folder, *words, prepare=trap(one, faults.send(signal.SIGKILL)).set)
-        one.check(command.end(), words, signals=(signal.SIGKILL,))
-        words = one.quiet.resume if one.is_ours() else one.quiet.overwrite
-    one.go_on()
+def killed_again_and_again(round_: Round) -> str:
+    """Kills of a command and of the commands that resume it."""
+    words = round_.begin()
+    for _ in range(round_.rng.randint(2, 4)):
+        command = Command(round_.folder, *words, prepare=trap(round_, faults.send(signal.SIGKILL)).set)
+        round_.check(command.end(), words, signals=(signal.SIGKILL,))
+        words = round_.quiet.resume if round_.is_ours() else round_.quiet.overwrite
+    round_.go_on()
     return "killed"
 
 
-def error_once(one: Round, lasting: bool = False) -> str:
-    """A call of the system that fails."""
-    words, name = one.begin(), one.rng.choice(faults.ERRORS)
-    calls = (one.rng.choice([call for call in CALLS if one.quiet.counts[""][call]]),)
-    one.note(name)
-    set_up = trap(one, faults.fail(name), calls, lasting)
-    ended = one.check(Command(one.folder, *words, prepare=set_up.set).end(), words)
+def error_once(round_: Round, lasting: bool = False) -> str:
+    """A system call that fails."""
+    words, name = round_.begin(), round_.rng.choice(faults.ERRORS)
+    calls = (round_.rng.choice([call for call in CALLS if round_.quiet.counts[""][call]]),)
+    round_.note(name)
+    set_up = trap(round_, faults.fail(name), calls, lasting)
+    ended = round_.check(Command(round_.folder, *words, prepare=set_up.set).end(), words)
     if ended.code == 0:
-        one.check_whole()
-    one.go_on()
+        round_.check_whole()
+    round_.go_on()
     return ended_by(ended) if set_up.met else "not met"
 
 
-def error_from_then_on(one: Round) -> str:
-    """A call of the system that fails, and fails again."""
-    return error_once(one, lasting=True)
+def error_from_then_on(round_: Round) -> str:
+    """A system call that fails from some point on."""
+    return error_once(round_, lasting=True)
 
 
-def full_disk(one: Round) -> str:
-    """From some change of the disk on no file may grow past some size."""
-    words, size = one.begin(), one.rng.choice((0, 100, 1000, 2000, 5000, 20000))
+def full_disk(round_: Round) -> str:
+    """A disk that is full: from some system call on no file may grow past some size."""
+    words, size = round_.begin(), round_.rng.choice((0, 100, 1000, 2000, 5000, 20000))
 
     def limit(path: str | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    set_up = trap(one, limit)
-    one.note(f"no file larger than {size} bytes")
-    ended = Command(one.folder, *words, prepare=set_up.set).end()
+    set_up = trap(round_, limit)
+    round_.note(f"no file larger than {size} bytes")
+    ended = Command(round_.folder, *words, prepare=set_up.set).end()
     if ended.code == 2 and "error: " not in ended.err and size < 2000:
         ended.err = "error: of which the file of standard error had no room"
-    one.check(ended, words)
-    one.go_on()
+    round_.check(ended, words)
+    round_.go_on()
     return ended_by(ended) if set_up.met else "not met"
 
 
-def second_writer(one: Round) -> str:
-    """Another process comes while the first one stands somewhere in its work."""
-    words = one.begin(cache="warm")
-    set_up = trap(one, faults.stop, where="run")
-    first = Command(one.folder, *words, prepare=set_up.set)
+def second_writer(round_: Round) -> str:
+    """A second process that starts while the first one is stopped somewhere in its work."""
+    words = round_.begin(cache="warm")
+    set_up = trap(round_, faults.stop, where="run")
+    first = Command(round_.folder, *words, prepare=set_up.set)
     if not first.stands():
-        one.check(first.end(), words)
-        one.go_on()
+        round_.check(first.end(), words)
+        round_.go_on()
         return "not met"
-    holds, before = is_signed_by(first, one), one.tree()
-    name = one.rng.choice(("start", "resume", "resume", "overwrite", "overwrite"))
-    second = one.do(*getattr(one.quiet, name))
+    holds, original = is_signed_by(first, round_), round_.tree()
+    name = round_.rng.choice(("start", "resume", "resume", "overwrite", "overwrite"))
+    second = round_.do(*getattr(round_.quiet, name))
     if holds:
-        assert second.code == 2 and one.tree() == before, f"the second writer ended with {second.code}"
+        assert second.code == 2 and round_.tree() == original, f"the second writer ended with {second.code}"
         if "is being written by" in second.err:
             assert f"process {first.pid} on" in second.err, second.err
         else:  # what it looks at before the lock
             reasons = ("already exists",) if name == "start" else ("is not a run directory",)
             assert any(reason in second.err for reason in reasons), second.err
     os.kill(first.pid, signal.SIGCONT)
-    ended = one.check(first.end(), words)
+    ended = round_.check(first.end(), words)
     assert (ended.code == 0) if holds else (0 in (ended.code, second.code)), ended.err + second.err
     if ended.code == 0:
-        one.check_whole()
-    one.go_on()
+        round_.check_whole()
+    round_.go_on()
     return "one was refused" if 2 in (ended.code, second.code) else "one after the other"
 
 
-def is_signed_by(command: Command, one: Round) -> bool:
-    """Whether the lock of the run says that this process holds it."""
+def is_signed_by(command: Command, round_: Round) -> bool:
+    """Whether the lock of the run names this process as its holder."""
     try:
-        return json.loads((one.run / "lock").read_text())["pid"] == command.pid
+        return json.loads((round_.run / "lock").read_text())["pid"] == command.pid
     except (OSError, ValueError):
         return False
 
 
-def writers_at_one_instant(one: Round) -> str:
-    """Two or three processes want the same run at about the same time."""
-    words = one.begin()
+def writers_at_one_instant(round_: Round) -> str:
+    """Two or three processes that start the same run at about the same time."""
+    words = round_.begin()
     commands = []
-    for _ in range(one.rng.randint(2, 3)):
-        commands.append(Command(one.folder, *words))
-        time.sleep(one.rng.choice((0, one.rng.uniform(0, 0.05), one.rng.uniform(0, one.quiet.seconds))))
-    codes = [one.check(command.end(), words).code for command in commands]
+    for _ in range(round_.rng.randint(2, 3)):
+        commands.append(Command(round_.folder, *words))
+        time.sleep(round_.rng.choice((0, round_.rng.uniform(0, 0.05), round_.rng.uniform(0, round_.quiet.seconds))))
+    codes = [round_.check(command.end(), words).code for command in commands]
     assert 0 in codes, "all of them were refused"
-    one.check_whole()
-    one.go_on()
+    round_.check_whole()
+    round_.go_on()
     return "one was refused" if 2 in codes else "one after the other"
 
 
-def starts_without_out(one: Round) -> str:
-    """Two or three new runs at about the same time, in folders that they choose."""
-    one.begin("start")
-    words = [one.quiet.program, *one.quiet.flags]
-    commands = [Command(one.folder, *words) for _ in range(one.rng.randint(2, 3))]
+def starts_without_out(round_: Round) -> str:
+    """Two or three new runs at about the same time, in folders that they choose themselves."""
+    round_.begin("start")
+    words = [round_.quiet.program, *round_.quiet.flags]
+    commands = [Command(round_.folder, *words) for _ in range(round_.rng.randint(2, 3))]
     for command in commands:
-        assert one.check(command.end(), words).code == 0
-    runs = sorted((one.folder / "runs").iterdir())
+        assert round_.check(command.end(), words).code == 0
+    runs = sorted((round_.folder / "runs").iterdir())
     assert len(runs) == len(commands)
-    assert all(left(run) == one.quiet.left for run in runs), "a run is not that of a quiet start"
+    assert all(left(run) == round_.quiet.left for run in runs), "a run is not that of a quiet start"
     return "went through"
 
 
-def reader(one: Round) -> str:
-    """Somebody samples and evaluates while a process trains."""
-    words = one.begin(one.rng.choice(("start", "resume")), "warm")
-    command, read = Command(one.folder, *words), 0
+def reader(round_: Round) -> str:
+    """A reader that samples while a process trains."""
+    words = round_.begin(round_.rng.choice(("start", "resume")), "warm")
+    command, read = Command(round_.folder, *words), 0
     while not command.is_over():
         for which in ("best", "last"):
-            is_there = (one.run / which).is_dir()
-            ended = one.check(one.quiet.sample(one.folder, which), ("sample", which))
+            is_there = (round_.run / which).is_dir()
+            ended = round_.check(round_.quiet.sample(round_.folder, which), ("sample", which))
             read += ended.code == 0
             assert ended.code == 0 or not is_there, ended.err
-    assert one.check(command.end(), words).code == 0
-    one.check_whole()
-    one.go_on()
+    assert round_.check(command.end(), words).code == 0
+    round_.check_whole()
+    round_.go_on()
     return "read" if read else "read nothing"
 
 
-def damaged_file(one: Round) -> str:
-    """A file of a run is damaged: what uses it says so or does not need it, and the other checkpoint works."""
-    one.begin("resume", "warm")
-    if one.rng.random() < 0.5:
-        one.do(*one.quiet.resume)
-    sampled = {which: one.quiet.sample(one.folder, which).out for which in ("best", "last")}
-    path = one.rng.choice(sorted(path for path in one.run.rglob("*") if path.is_file()))
-    name, how = str(path.relative_to(one.run)), one.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
+def damaged_file(round_: Round) -> str:
+    """A damaged file of a run: commands that need it refuse it, and the other checkpoint works."""
+    round_.begin("resume", "warm")
+    if round_.rng.random() < 0.5:
+        round_.do(*round_.quiet.resume)
+    sampled = {which: round_.quiet.sample(round_.folder, which).out for which in ("best", "last")}
+    path = round_.rng.choice(sorted(path for path in round_.run.rglob("*") if path.is_file()))
+    name, kind = str(path.relative_to(round_.run)), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
     part = name.split("/")[0]
-    faults.damage(path, how, one.rng)
-    one.note(f"{name} {how}")
+    faults.damage(path, kind, round_.rng)
+    round_.note(f"{name} {kind}")
     for which in ("best", "last"):
-        ended = one.check(one.quiet.sample(one.folder, which), ("sample", which))
+        ended = round_.check(round_.quiet.sample(round_.folder, which), ("sample", which))
         if name != "config.json":
             assert ended.code == 2 or ended.out == sampled[which], f"{which} gives another sample"
             assert ended.code == 0 or part in (which, "base", "tokenizer.json"), ended.err
-    ended = resumed = one.do(*one.quiet.resume)
+    ended = resumed = round_.do(*round_.quiet.resume)
     if ended.code == 0 and name not in ("config.json", "metrics.jsonl"):
-        one.check_whole()
+        round_.check_whole()
     elif ended.code == 0 and name == "metrics.jsonl":
-        one.check_whole(but=("metrics",))
+        round_.check_whole(but=("metrics",))
     assert ended.code == 0 or part in ("best", "last", "base", "config.json", "tokenizer.json"), ended.err
     if resumed.code == 2 and part == "last":
-        assert "--checkpoint best" in resumed.err or one.quiet.name == "ngram", resumed.err
-        assert one.do(*one.quiet.resume, "--checkpoint", "best").code == 0
-    assert one.do(*one.quiet.overwrite).code == 0
-    one.check_whole()
-    one.check_nothing_over()
+        assert "--checkpoint best" in resumed.err or round_.quiet.name == "ngram", resumed.err
+        assert round_.do(*round_.quiet.resume, "--checkpoint", "best").code == 0
+    assert round_.do(*round_.quiet.overwrite).code == 0
+    round_.check_whole()
+    round_.check_nothing_over()
     return ended_by(resumed)
 
 
-def damaged_text(one: Round) -> str:
-    """A file of the prepared text is damaged: it is prepared again."""
-    words = one.begin(cache="warm")
-    files = sorted((one.folder / "cache").glob("prepared/*/*"))
+def damaged_text(round_: Round) -> str:
+    """A damaged file of the prepared text: the text is prepared again."""
+    words = round_.begin(cache="warm")
+    files = sorted((round_.folder / "cache").glob("prepared/*/*"))
     if not files:
         return "no prepared text"
-    before = tree(one.folder / "cache")
-    path, how = one.rng.choice(files), one.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
-    faults.damage(path, how, one.rng)
-    one.note(f"{path.name} {how}")
-    ended = one.do(*words)
+    original = tree(round_.folder / "cache")
+    path, kind = round_.rng.choice(files), round_.rng.choice(("cut", "empty", "zeroed", "hole", "flipped"))
+    faults.damage(path, kind, round_.rng)
+    round_.note(f"{path.name} {kind}")
+    ended = round_.do(*words)
     assert ended.code == 0, ended.err
-    assert tree(one.folder / "cache") == before, f"{path.name} is not as it was before"
-    one.check_whole()
-    one.go_on()
+    assert tree(round_.folder / "cache") == original, f"{path.name} is not as it was before"
+    round_.check_whole()
+    round_.go_on()
     return "went through"
 
 
-def closed_streams(one: Round) -> str:
+def closed_streams(round_: Round) -> str:
     """Standard streams that are closed from the beginning."""
-    words, numbers = one.begin(), one.rng.choice(((0,), (1,), (2,), (1, 2), (0, 1, 2)))
+    words, numbers = round_.begin(), round_.rng.choice(((0,), (1,), (2,), (1, 2), (0, 1, 2)))
 
     def close() -> None:
         for number in numbers:
             os.close(number)
             setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
-    one.note(f"without {numbers}")
-    ended = one.check(Command(one.folder, *words, prepare=close).end(), words)
+    round_.note(f"without {numbers}")
+    ended = round_.check(Command(round_.folder, *words, prepare=close).end(), words)
     assert ended.code == 0, ended.err
-    one.check_whole()
-    one.check_nothing_over()
+    round_.check_whole()
+    round_.check_nothing_over()
     return "went through"
 
 
-def reader_leaves(one: Round) -> str:
-    """What the command prints goes into a pipe or a terminal whose other end is closed after some bytes."""
-    words, kind = one.begin(), one.rng.choice(("pipe", "terminal", "controlling terminal"))
-    ours, theirs = os.pipe() if kind == "pipe" else pty.openpty()
+def reader_leaves(round_: Round) -> str:
+    """A pipe or a terminal for the output whose other end is closed after some bytes."""
+    words, kind = round_.begin(), round_.rng.choice(("pipe", "terminal", "controlling terminal"))
+    controller, command_end = os.pipe() if kind == "pipe" else pty.openpty()
 
     def connect() -> None:
-        os.close(ours)
+        os.close(controller)
         if kind == "controlling terminal":
             os.setsid()
-            fcntl.ioctl(theirs, 0x540E if sys.platform == "linux" else 0x20007461, 0)  # TIOCSCTTY
+            fcntl.ioctl(command_end, 0x540E if sys.platform == "linux" else 0x20007461, 0)  # TIOCSCTTY
         for number in (1, 2):
-            os.dup2(theirs, number)
+            os.dup2(command_end, number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
 
-    size = one.rng.choice((0, 1, 100, 300, 1000))
-    one.note(f"a {kind} that is closed after {size} bytes")
-    command = Command(one.folder, *words, prepare=connect)
-    os.close(theirs)
+    size = round_.rng.choice((0, 1, 100, 300, 1000))
+    round_.note(f"a {kind} that is closed after {size} bytes")
+    command = Command(round_.folder, *words, prepare=connect)
+    os.close(command_end)
     with contextlib.suppress(OSError):  # at the end of what a terminal is told
-        while size > 0 and (got := os.read(ours, size)):
-            size -= len(got)
-    os.close(ours)
+        while size > 0 and (output := os.read(controller, size)):
+            size -= len(output)
+    os.close(controller)
     signals = (signal.SIGHUP,) if kind == "controlling terminal" else ()
-    ended = one.check(command.end(), words, signals=signals)
+    ended = round_.check(command.end(), words, signals=signals)
     assert ended.code != 2
     if ended.code == 0:
-        one.check_whole()
-    one.go_on()
+        round_.check_whole()
+    round_.go_on()
     return ended_by(ended)
 
 

@@ -1,4 +1,4 @@
-"""The project's commands as real processes: forked from this one, where torch is loaded, or fresh interpreters."""
+"""The project's commands as real processes: forked from this one, where torch is loaded, or new interpreters."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from typing import Any
 from data import errors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LONGEST = 120  # seconds after which a command hangs
+TIMEOUT = 120  # seconds after which a command counts as hanging
 
 
 @dataclass
 class Ended:
-    """How a command ended: its exit code, or minus the signal, and what it wrote."""
+    """The end of a command: its exit code, or minus the signal, and its output."""
 
     code: int
     out: str
@@ -56,7 +56,7 @@ class Command:
             os._exit(code)
 
     def _run(self, folder: Path, prepare: Callable[[], None], begin: Callable[[], None]) -> int:
-        """Be the command, and return its exit code."""
+        """Run the command in this process, and return its exit code."""
         os.chdir(folder)
         os.environ["CHARLM_CACHE"] = str(folder / "cache")
         for number, path in enumerate((Path(os.devnull), *self.streams[:2])):
@@ -103,11 +103,11 @@ class Command:
         return process.pid
 
     def is_over(self) -> bool:
-        """Whether it has ended, by now."""
+        """Whether it has ended."""
         return self._look(os.WNOHANG)
 
     def stands(self) -> bool:
-        """Wait until it has stopped itself, which is True, or ended."""
+        """Wait until it has stopped itself (True) or ended (False)."""
         self._look(os.WUNTRACED)
         return self._status is None
 
@@ -118,9 +118,9 @@ class Command:
 
     def end(self) -> Ended:
         """Wait for its end. AssertionError where it hangs."""
-        until = time.monotonic() + LONGEST
+        deadline = time.monotonic() + TIMEOUT
         while not self.is_over():
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
                 raise AssertionError(f"{' '.join(self.words)} hangs")
             time.sleep(0.002)
@@ -130,9 +130,9 @@ class Command:
         assert self._status is not None
         return Ended(self._status, out, "".join(err))
 
-    def _look(self, how: int) -> bool:
+    def _look(self, options: int) -> bool:
         if self._status is None:
-            pid, status = os.waitpid(self.pid, how)
+            pid, status = os.waitpid(self.pid, options)
             if pid and not os.WIFSTOPPED(status):
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status is not None

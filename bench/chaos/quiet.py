@@ -1,4 +1,4 @@
-"""A command to which nothing happens: what it leaves, how long it takes, and folders with runs to begin a round in."""
+"""An undisturbed run of a command: its files, its time, and folders with runs to begin a round with."""
 
 import json
 import shutil
@@ -11,16 +11,16 @@ from bench.chaos import faults
 from bench.chaos.faults import CALLS, Trap
 from bench.chaos.processes import Command, Ended
 
-HALF = 5  # renames into a run, of which each save makes one or two: half of it is done then
+HALF = 5  # renames in a run, of which each save makes one or two, after which half of the run is done
 
 
 class Quiet:
-    """One command, its `words` played in a folder of its own in `place` beside the `texts`."""
+    """A command: its `words` are run undisturbed in a folder of its own in `root`, with the `texts`."""
 
-    def __init__(self, place: Path, texts: Path, name: str, words: str):
+    def __init__(self, root: Path, texts: Path, name: str, words: str):
         first, *rest = words.split()
         self.program = first if first != "-m" else f"-m {rest.pop(0)}"
-        self.name, self.flags, self.place, self.texts = name, rest, place, texts
+        self.name, self.flags, self.root, self.texts = name, rest, root, texts
         self.folder = self._folder("whole")
         traps = {where: Trap(self.folder / where, CALLS, 0, faults.stop) for where in ("", "run")}
 
@@ -49,7 +49,7 @@ class Quiet:
         return [self.program, "--resume", "--out", "run"]
 
     def sample(self, folder: Path, which: str) -> Ended:
-        """What sampling from the run in `folder` gives, or labelling with it."""
+        """Sample from the run in `folder`, or label with it."""
         if "classify" in self.name:
             words = ["-m finetune.classify", "--out", "run", "--predict", "see you"]
         else:
@@ -58,7 +58,7 @@ class Quiet:
 
     @cached_property
     def half(self) -> Path:
-        """A folder with a run that was stopped half-way."""
+        """A folder with a run that was stopped halfway."""
         folder = self._folder("half")
         trap = Trap(folder / "run", ("rename",), HALF, faults.send(signal.SIGTERM))
         Command(folder, *self.start, prepare=trap.set).end()
@@ -71,21 +71,22 @@ class Quiet:
         assert Command(folder, *self.start, "--seed", 7).end().code == 0
         return folder
 
-    def _folder(self, what: str) -> Path:
-        return Path(shutil.copytree(self.texts, self.place / f"{what}-{self.name}"))
+    def _folder(self, name: str) -> Path:
+        return Path(shutil.copytree(self.texts, self.root / f"{name}-{self.name}"))
 
 
 def left(run: Path) -> dict:
-    """What two runs that are to be equal have to leave alike, bit by bit: all but the seconds."""
-    kept = {
+    """The part of a run that has to be equal, bit by bit, in two equal runs: weights, and metrics without the
+    seconds."""
+    weights = {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.glob("*/*.safetensors")
         if path.parent.suffix == ""
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return kept | {"metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines]}
+    return weights | {"metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines]}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with its content."""
+    """The content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

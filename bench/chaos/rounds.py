@@ -1,4 +1,4 @@
-"""A round: a folder in which a command is to start, to go on or to overwrite, and what has to hold afterwards."""
+"""A round: a folder in which a command starts, resumes or overwrites a run, and the checks afterwards."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from bench.chaos.processes import Command, Ended
 from bench.chaos.quiet import Quiet, left, tree
 
 NEVER_SAVED = "start it once more, with --overwrite"
-ON_THE_WAY = (".new", ".old", ".part", ".lock")  # names of what is being written
+ON_THE_WAY = (".new", ".old", ".part", ".lock")  # suffixes of temporary files
 
 
 class Round:
@@ -18,7 +18,7 @@ class Round:
 
     def __init__(self, folder: Path, quiet: Quiet, rng: random.Random):
         self.folder, self.quiet, self.rng, self.run = folder, quiet, rng, folder / "run"
-        self.story: list[str] = []  # what was done, for whoever reads of a failure
+        self.story: list[str] = []  # the events so far, printed with a failure
 
     def begin(self, mode: str | None = None, cache: str | None = None) -> list[str]:
         """Lay out the folder for a `mode` ('start', 'resume' or 'overwrite') and a `cache` ('warm' or 'cold'), both
@@ -33,27 +33,27 @@ class Round:
         self.note(f"{self.mode}, {cache} cache")
         return getattr(self.quiet, self.mode)
 
-    def note(self, what: str) -> None:
+    def note(self, event: str) -> None:
         """Add to the story."""
-        self.story.append(what)
+        self.story.append(event)
 
     def do(self, *words, **options) -> Ended:
         """Run a command to its end and check how it ended."""
         return self.check(Command(self.folder, *words, **options).end(), words)
 
     def check(self, ended: Ended, words=(), codes: tuple[int, ...] = (0, 2), signals: tuple[int, ...] = ()) -> Ended:
-        """What holds of every end: no traceback, a known code, one message where it is 2."""
+        """Check the end of a command: no traceback, an expected exit code, one message where it is 2."""
         self.note(f"{' '.join(map(str, words))}: exit code {ended.code}")
-        said = ended.err.strip()[-2000:]
+        stderr = ended.err.strip()[-2000:]
         codes += tuple(code for signum in signals for code in (128 + signum, -signum))
-        assert "Traceback" not in said and "Exception ignored" not in said, said
-        assert ended.code in codes, f"exit code {ended.code}: {said}"
-        messages = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert len(messages) == (ended.code == 2), f"exit code {ended.code}: {said}"
+        assert "Traceback" not in stderr and "Exception ignored" not in stderr, stderr
+        assert ended.code in codes, f"exit code {ended.code}: {stderr}"
+        messages = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        assert len(messages) == (ended.code == 2), f"exit code {ended.code}: {stderr}"
         return ended
 
     def go_on(self) -> None:
-        """Do what a user does next; it has to end as if nothing had happened, and leave nothing over."""
+        """Resume, overwrite or start the run, as a user would do next: it has to end like an undisturbed one."""
         self.check_samples()
         if not (self.run / "config.json").exists():
             ended = self.do(*self.quiet.start)
@@ -68,37 +68,37 @@ class Round:
         self.check_nothing_over()
 
     def is_ours(self) -> bool:
-        """Whether the run is the command's, not the one that it is to overwrite."""
+        """Whether the run is the command's own, not the one that it overwrites."""
         path = self.run / "config.json"
         return path.is_file() and json.loads(path.read_text())["config"]["seed"] != 7
 
     def check_samples(self) -> None:
-        """Whatever was saved can be sampled from, but for what is half overwritten."""
+        """Check that every checkpoint can be sampled from, except for those of a run that is being overwritten."""
         for which in ("best", "last"):
             if (self.run / "config.json").is_file() and any(self.run.glob(f"{which}*/manifest.json")):
                 ended = self.check(self.quiet.sample(self.folder, which), ("sample", which))
                 assert ended.code == 0 or not self.is_ours(), ended.err
 
     def check_whole(self, but: tuple[str, ...] = ()) -> None:
-        """The run is the one to which nothing happened (`but` for these parts)."""
-        found = left(self.run)
-        for name in (found.keys() | self.quiet.left.keys()) - set(but):
-            assert found.get(name) == self.quiet.left.get(name), f"{name} is not that of a quiet run"
+        """Check that the run equals the undisturbed one, `but` for these parts."""
+        result = left(self.run)
+        for name in (result.keys() | self.quiet.left.keys()) - set(but):
+            assert result.get(name) == self.quiet.left.get(name), f"{name} is not that of a quiet run"
         for name in ("summary.json", "loss.png", "tokenizer.json", "config.json"):
             assert (self.run / name).is_file(), f"no {name}"
 
     def check_nothing_over(self) -> None:
-        """Nothing lies around that was only needed on the way."""
+        """Check that no temporary file is left."""
         over = [path for path in self.folder.rglob("*") if path.suffix in ON_THE_WAY or path.name == "lock"]
         assert not over, f"left over: {', '.join(map(str, over))}"
 
     def tree(self) -> dict[str, bytes]:
-        """All that is in the run now, but for the lock."""
+        """The content of every file of the run, except for the lock."""
         return {name: content for name, content in tree(self.run).items() if name != "lock"}
 
 
 def ended_by(ended: Ended) -> str:
-    """How a table calls an end."""
+    """The outcome of a command, for the table."""
     if ended.code in (0, 2):
         return "went through" if ended.code == 0 else "one message"
     signum = -ended.code if ended.code < 0 else ended.code - 128

@@ -1,61 +1,69 @@
-"""The command line into a `Config`, over layers of defaults, with the names of the flags given. Imports no torch."""
+"""The command line into a configuration, over layers of defaults, with the names of the flags given. No torch."""
 
 import contextlib
-import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.errors import UserError, flag, nearest
 from data.json_files import read_json
-from data.sources import KINDS
+from data.sources import DATA_SETS
 from engine.config import presets
-from engine.config.checks import check_mode, check_stored, check_values
-from engine.config.sections import CALL_ONLY, MODEL_FIELDS, MODELS, SCHEDULES, TASKS, USES_RUN, Config
-from engine.run.folder import read_facts
+from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
+from engine.config.families import FAMILIES
+from engine.config.sections import OPTIMIZERS, SCHEDULES, Config, all_settings, make, marked, sections, settings, shape
+from engine.run.folder import command_of, read_facts, task_of
+from makemore.config import Mark
 from nanogpt import pretrained
 
 
-def parse(
-    argv: list[str],
-    kind: type[Config] = Config,
-    prog: str = "train.py",
-    defaults: Callable[[presets.Defaults], presets.Defaults] = lambda wanted: {},
-) -> tuple[Config, set[str]]:
-    """The configuration that `argv` asks for and the names of the flags given. `--help` and unknown flags leave the
-    process (codes 0 and 2); every other mistake is a UserError.
+@dataclass
+class First:
+    """What the defaults of everything else depend on."""
 
-    Another command of the suite has more flags, in a `kind` of its own, and defaults of its own: `defaults` makes them
-    from what the command line and its --config say of the model, the data and what to start from."""
+    model: str | None = None
+    data: str | list[str] | None = None
+    kind: str | None = None
+    init: str | None = None
+    config: str | None = None
+    preset: str | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    out: str | None = None
+
+
+def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[Any, set[str]]:
+    """The configuration that `argv` asks for, a `cls`, and the names of the flags given. `--help` and unknown flags
+    leave the process (codes 0 and 2); every other mistake is a UserError."""
     import tyro
 
-    names = {field.name for field in dataclasses.fields(kind)}
-    given = {name for word in argv if (name := _flag_name(word, names)) in names}
+    prog = prog or (f"python {cls.program}" if cls.task else cls.program)
+    known = all_settings(Config).keys() | all_settings(cls).keys()
+    explicit = {name for word in argv if (name := _flag_name(word, known)) in known}
+    first, _ = tyro.cli(First, args=argv, prog=prog, return_unknown_args=True, add_help=False)
+    values = _defaults(first, argv, explicit, cls)
+    model = values["model"]
+    refuse_foreign(explicit - settings(cls, model).keys() | explicit & cls.fixed.keys(), cls, model, prog)
     config = tyro.cli(
-        kind,
+        cls[sections(cls, model)["net"]],  # type: ignore[misc]  # the family is known only now
         args=argv,
-        default=kind(**_defaults(argv, given, kind, defaults)),
+        default=make(cls, values),
         prog=prog,
-        config=(tyro.conf.SuppressFixed,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
     )
     check_values(config)
-    check_mode(config, given)
-    return config, given
+    check_mode(config, explicit)
+    config.check(explicit)
+    return config, explicit
 
 
-def stored(config: Config) -> dict[str, Any]:
-    """What a run keeps of its configuration."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in CALL_ONLY}
-
-
-def config_of(
-    folder: Path, kind: type[Config] = Config, check: Callable[[Config, set[str]], None] = lambda config, given: None
-) -> Config:
-    """The configuration of the run in `folder`; `check` is what another command asks of its own flags besides."""
-    config = kind(**run_settings(folder, kind))
+def config_of(folder: Path, cls: type[Config] = Config) -> Any:
+    """The configuration of the run in `folder`, which is one of a `cls`."""
+    config = make(cls, run_settings(folder, cls))
     with _of_file(folder / "config.json"):
-        check(config, set())
+        config.check(set())
     return config
 
 
@@ -68,108 +76,95 @@ def _of_file(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def run_settings(folder: Path, kind: type[Config] = Config) -> dict[str, Any]:
-    """The settings of the run in `folder` that a `kind` has. Raises UserError for what a run cannot have."""
+def run_settings(folder: Path, cls: type[Config] = Config) -> dict[str, Any]:
+    """The settings of the run in `folder` that a `cls` has. Raises UserError for what a run cannot have."""
     path = folder / "config.json"
     facts = read_facts(folder)
-    if kind is Config and "classify" in facts:
-        raise UserError(
-            f"{folder} labels texts: it is for python -m finetune.classify, with --out, --resume or --predict"
-        )
+    task = task_of(facts)
+    if task != cls.task and "labels" in facts.get(task, {}):
+        raise UserError(f"{folder} labels texts: it is for {command_of(facts)}")
     values = facts["config"]
-    if kind is Config and "instruct" in facts:  # its model is a language model like any other
-        values = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
-    settings = _stored_settings(values, str(path), kind)
-    if missing := [name for name in ("model", "kind", "context") if settings.get(name) is None]:
+    if task is not None and cls.task is None:  # its model is a language model like any other
+        values = {name: value for name, value in values.items() if name in all_settings(cls)}
+    found = _without_call(check_stored(values, str(path), cls), cls)
+    if missing := [name for name in ("model", "kind", "context") if found.get(name) is None]:
         raise UserError(f"{path} is damaged: it does not say the {' and the '.join(missing)} of the run")
     with _of_file(path):
-        check_values(kind(**settings))
-    return settings
+        check_values(make(cls, found))
+    return found
 
 
-def _defaults(
-    argv: list[str],
-    given: set[str],
-    kind: type[Config],
-    defaults: Callable[[presets.Defaults], presets.Defaults],
-) -> dict[str, Any]:
+def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, Any]:
     """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
     a run that goes on, all that it was; of one that starts from another, that one's model."""
-    if given & USES_RUN:
-        settings = _settings_to_go_on(Path(out), kind) if (out := _peek(argv, "out")) else {}
-        return settings | _steps_of_minutes(given, settings)
-    file = _read_file(path, kind) if (path := _peek(argv, "config")) else {}
-    name = _peek(argv, "preset")
+    if explicit & marked(cls, Mark.USES_RUN):
+        of_run = _settings_to_go_on(Path(first.out), cls) if first.out else {}
+        return {"model": "transformer"} | of_run | _steps_of_minutes(explicit, of_run)
+    file = _read_file(first.config, cls) if first.config else {}
     start: presets.Defaults = {}
-    said = {name: value for name in ("model", "data", "init") if (value := _peek(argv, name))}
-    wanted = file | said | {name: f"--{name}" in argv for name in given & {"dpo"}}
-    if wanted.get("init") == "scratch":
-        del wanted["init"]
+    said = {name: value for name in ("model", "data", "init") if (value := getattr(first, name)) is not None}
+    wanted = file | said | _switches(argv, explicit, cls)
+    if wanted.get("init") == cls.no_init:
+        wanted.pop("init", None)
     if init := wanted.get("init"):
-        folder = pretrained.folder_of(init)
-        parent = pretrained.read_settings(folder) if folder else run_settings(Path(init))
-        taken = MODEL_FIELDS - {"mix_ngram"} if kind.task else MODEL_FIELDS  # fine-tuning leaves its counts behind
-        of_parent = {name: value for name, value in parent.items() if name in taken}
+        weights = pretrained.folder_of(init)
+        parent = pretrained.read_settings(weights) if weights else run_settings(Path(init))
+        of_parent = {name: parent[name] for name in shape(cls) - cls.fixed.keys() if name in parent}
         start = {"optimizer": parent.get("optimizer", "adamw")}  # what AdamW has trained is no start for Muon
-        if name in presets.TRANSFORMERS:
-            raise UserError(f"--preset {name} sets a model's parts, and --init {init} brings its own; leave one out")
+        if first.preset in presets.TRANSFORMERS:
+            raise UserError(
+                f"--preset {first.preset} sets a model's parts, and --init {init} brings its own; leave one out"
+            )
         file, wanted = file | of_parent, wanted | of_parent | said
-    layer = defaults(wanted)
+    layer = cls.usual(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | layer | file
-    model = _one_of(said.get("model") or base["model"], MODELS, "model")
+    model = _one_of(said.get("model") or base["model"], tuple(FAMILIES), "model")
     data = said.get("data") or base["data"]
-    first = data[0] if isinstance(data, list) and data else data
-    usual_kind = "documents" if "text_column" in given and not kind.task else KINDS.get(first, "stream")
-    text = _peek(argv, "kind") or base["kind"] or usual_kind
-    named = presets.preset(_one_of(name, presets.PRESETS, "preset"), model) if name else {}
+    source = data[0] if isinstance(data, list) and data else data
+    usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(source, "stream")
+    kind = first.kind or base["kind"] or usual_kind
+    named = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file
-    optimizer = _one_of(_peek(argv, "optimizer") or usual["optimizer"], tuple(presets.OPTIMIZER), "optimizer")
-    _one_of(_peek(argv, "schedule") or "cosine", SCHEDULES, "schedule")
-    layers = [{"model": model}, presets.FAMILY[model]]
-    if text == "stream":
-        layers += [{"steps": 2000, "context": presets.STREAM_CONTEXT}, presets.STREAM[model]]
-    elif text == "documents":
-        layers += [{"steps": 2000}, presets.STREAM[model]]
-    else:
-        layers.append(presets.LINES)
-    layers += [start, layer | {"model": model}, presets.OPTIMIZER[optimizer], named]
-    settings = {name: value for layer in (*layers, file) for name, value in layer.items()}
+    optimizer = _one_of(first.optimizer or usual["optimizer"], OPTIMIZERS, "optimizer")
+    _one_of(first.schedule or "cosine", SCHEDULES, "schedule")
+    layers = [presets.FAMILY[model], *presets.of_kind(kind, model), start, layer, presets.OPTIMIZER[optimizer], named]
+    values = functools.reduce(lambda below, above: below | above, [*layers, file], {}) | {"model": model}
     if file.get("minutes") and "steps" not in file:
-        settings["steps"] = None
-    return settings | _steps_of_minutes(given, file)
+        values["steps"] = None
+    return values | _steps_of_minutes(explicit, file)
 
 
-def _steps_of_minutes(given: set[str], before: dict[str, Any]) -> presets.Defaults:
+def _switches(argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, bool]:
+    """The flags given that are either on or off."""
+    known = all_settings(cls)
+    return {n: flag(n) in argv for n in explicit if n in known and known[n].type is bool}
+
+
+def _steps_of_minutes(explicit: set[str], before: dict[str, Any]) -> presets.Defaults:
     """No limit of steps where `--minutes` is given for the first time: it alone ends the training then."""
-    return {"steps": None} if "minutes" in given and before.get("minutes") is None else {}
+    return {"steps": None} if "minutes" in explicit and before.get("minutes") is None else {}
 
 
-def _settings_to_go_on(folder: Path, kind: type[Config]) -> dict[str, Any]:
+def _settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
     """The settings of a run that --resume and the like work on: it has to be of the same command."""
     facts = read_facts(folder)
-    if (task := next((task for task in TASKS if task in facts), None)) != kind.task:
-        if kind.task:
-            raise UserError(f"{folder} is not a run of finetune.{kind.task}; start one from it with --init {folder}")
-        if task != "classify":  # which has a message of its own
-            raise UserError(f"{folder} is a run of finetune.{task}: go on with it by python -m finetune.{task}")
-    return run_settings(folder, kind)
+    task = task_of(facts)
+    if task != cls.task:
+        if cls.task is not None:
+            command = cls.program.removeprefix("-m ")
+            raise UserError(f"{folder} is not a run of {command}; start one from it with --init {folder}")
+        if "labels" in facts[task]:
+            return run_settings(folder, cls)  # which says so
+        raise UserError(f"{folder} is a run of another task: go on with it by {command_of(facts)}")
+    return run_settings(folder, cls)
 
 
 def _flag_name(word: str, names: set[str]) -> str:
-    """The field that a word of the command line sets: '--n-layer=3' and '--no-bias' give 'n_layer' and 'bias'."""
+    """The setting that a word of the command line sets: '--n-layer=3' and '--no-bias' give 'n_layer' and 'bias'."""
     if not word.startswith("--"):
         return ""
     name = word[2:].split("=")[0].replace("-", "_")
     return name if name in names else name.removeprefix("no_")
-
-
-def _peek(argv: list[str], name: str) -> str | None:
-    """The value of a flag, of several the first, before the real parsing: defaults depend on it."""
-    found = None
-    for word, following in itertools.zip_longest(argv, argv[1:]):
-        if _flag_name(word, {name}) == name:
-            found = word.split("=", 1)[1] if "=" in word else following
-    return found
 
 
 def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
@@ -178,13 +173,14 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
     return value
 
 
-def _read_file(path: str, kind: type[Config]) -> dict[str, Any]:
+def _read_file(path: str, cls: type[Config]) -> dict[str, Any]:
     try:
         read = read_json(Path(path))
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from error
-    return _stored_settings(read.get("config", read) if isinstance(read, dict) else None, path, kind)
+    values = read.get("config", read) if isinstance(read, dict) else None
+    return _without_call(check_stored(values, path, cls), cls)
 
 
-def _stored_settings(values: Any, where: str, kind: type[Config]) -> dict[str, Any]:
-    return {name: value for name, value in check_stored(values, where, kind).items() if name not in CALL_ONLY}
+def _without_call(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in marked(cls, Mark.CALL)}

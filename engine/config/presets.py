@@ -75,6 +75,14 @@ TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
 PRESETS = (*_PEERS, *TRANSFORMERS)
 
 
+def of_kind(kind: str, model: str) -> list[Defaults]:
+    """The defaults of `model` on a text of this kind, from the general to the particular."""
+    if kind == "lines":
+        return [LINES]
+    context = {"context": STREAM_CONTEXT} if kind == "stream" else {}
+    return [{"steps": 2000} | context, STREAM[model]]
+
+
 def preset(name: str, model: str) -> Defaults:
     """The defaults that `--preset name` fills in for `model`. UserError where it has none."""
     if name in TRANSFORMERS and model != "transformer":

@@ -1,208 +1,302 @@
-"""Every flag of `train.py`, typed and with its help; imports no torch, so that `--help` answers at once."""
+"""Every flag of `train.py`, typed and with its help, in sections that tasks compose; imports no torch.
 
+A configuration is nested in the code (`config.optim.lr`) and flat outside: on the command line, and in the
+`config.json` of a run.
+"""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-MODELS = ("bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer")
-OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon")
-Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu"]
-SCHEDULES = ("constant", "linear", "cosine", "step", "wsd")
+from tyro.conf import Fixed, arg
+
+from data.errors import flag
+from engine.config.families import FAMILIES
+from makemore.config import FRACTION, UNSET, Mark, ModelConfig, Range
+
+MAX_SEED = 2**63 - 1
+MAX_THREADS = 1024  # more than any machine has processors
+COUNT = Range(1, below=2**63)
+NOT_NEGATIVE = Range(0, below=float("inf"), says="at least 0 and finite")
+POSITIVE = Range(0, above=0, below=float("inf"), says="above 0 and finite")
+Net = TypeVar("Net", bound=ModelConfig)
 
 
 @dataclass
-class Config:
-    """Train (or evaluate) a character language model on any text.
+class Text:
+    """The text, and how it is read."""
 
-    Without a flag: a Transformer on the bundled names. Defaults follow the model and the data set; the ones shown are
-    those of this command line, so `train.py --model lstm --data shakespeare --help` shows that pair's.
-    """
-
-    # what to train, on what
-    model: Literal["bigram", "ngram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer"] = "transformer"
-    """The family."""
-    data: str | list[str] = "names"
+    data: Annotated[str | list[str], Mark.PLACE] = "names"
     """names, names32k, shakespeare, stdlib, a text file, a folder of text files, or - for standard input; several are
     one text, in their order."""
-    val_data: str | list[str] | None = None
+    val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
-    kind: Literal["stream", "lines", "documents"] | None = None
+    kind: Annotated[Literal["stream", "lines", "documents"] | None, UNSET] = None
     """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
     as the data set says; a file is a stream)."""
-    separator: str | None = None
+    separator: Annotated[str | None, UNSET] = None
     """What stands between documents, instead of blank lines; \\n in it is a line end."""
-    text_column: str | None = None
+    text_column: Annotated[str | None, UNSET] = None
     """Of .tsv, .csv, .json and .jsonl files: the column or key whose texts are the lines or documents."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
-    preset: str | None = None
-    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
-    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
+    eval_tokens: Annotated[int, COUNT, Mark.RESUMABLE] = 1_000_000
+    """Most tokens of the validation text used; evenly spaced windows, always the same."""
 
-    # the model
-    n_layer: int = 4
-    """Layers."""
-    n_head: int = 4
-    """Attention heads."""
-    n_kv_head: int | None = None
-    """Key-value heads, fewer than --n-head for grouped attention (default: as many)."""
-    n_embd: int = 64
-    """Width of embeddings (and of the Transformer and the CNN throughout)."""
-    n_hidden: int = 64
-    """Hidden width of mlp, rnn, lstm and gru."""
-    context: int | None = None
-    """Window length in tokens (default: the longest line, at most 256, or the longest document, at most 64)."""
-    order: int | None = None
-    """Reach in tokens: mlp sees this many back; ngram counts up to this order (default: by held-out loss)."""
-    counts: bool = False
-    """Fit the bigram by counting, in closed form."""
-    cells: Literal["fused", "written"] = "fused"
-    """Recurrent layers of torch, or the same ones written out."""
-    activation: Activation = "gelu"
-    """Activation (swiglu: Transformer only)."""
-    norm: Literal["none", "batch", "layer", "rms"] = "layer"
-    """Normalisation."""
-    positions: Literal["learned", "sinusoidal", "rope", "alibi"] = "learned"
-    """How the Transformer knows where a token stands."""
-    window: int | None = None
-    """Sliding window: attend to this many last tokens only (default: to all of the context)."""
-    qk_norm: bool = False
-    """Normalise queries and keys."""
-    tie_head: bool = True
-    """Use the embedding table as the output head too."""
-    bias: bool = True
-    """Biases in the Transformer's layers."""
-    weight_init: Literal["default", "torch", "normal", "xavier", "kaiming", "orthogonal"] = "default"
-    """Initialisation of the weight matrices; default: GPT-2's for the Transformer, torch's for the others."""
-    zero_init: bool = False
-    """Start the Transformer's residual projections at zero."""
-    hash_ngrams: int = 0
-    """Add hashed embeddings of the last 2 to N tokens together to each token's (0: none)."""
-    hash_rows: int = 4096
-    """Rows for each length of these n-grams."""
-    mix_ngram: int = 0
-    """Mix with Kneser-Ney counts of this order of the training text, by a learned gate (0: none)."""
-    dropout: float = 0.0
-    """Dropout probability."""
-    label_smoothing: float = 0.0
-    """Label smoothing of the training loss."""
 
-    # the training
-    steps: int | None = 1000
+@dataclass
+class Optim:
+    """The training: how long, on how much at once, by which optimizer."""
+
+    steps: Annotated[int | None, COUNT, Mark.RESUMABLE] = 1000
     """Optimizer steps in all (with --minutes: no limit unless given)."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, POSITIVE, Mark.RESUMABLE, UNSET] = None
     """Train this long, over all resumes: steps and evaluations count, the one at the end comes on top. Whichever of
     --steps and --minutes comes first ends the training, and the schedule follows it; a resume is then not exact."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Range(1, 2**31 - 1)] = 32
     """Windows, lines or documents a batch."""
-    grad_accum: int = 1
+    grad_accum: Annotated[int, COUNT] = 1
     """Batches a step; the loss is that of their union."""
-    carry_state: bool = False
-    """Recurrent families on a stream: carry the state over consecutive batches (truncated backpropagation)."""
     optimizer: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
     """Optimizer; muon takes the hidden matrices and leaves the rest to AdamW."""
-    lr: float = 1e-3
+    lr: Annotated[float, POSITIVE] = 1e-3
     """Peak learning rate; under muon that of its AdamW part."""
-    muon_lr: float = 0.02
+    muon_lr: Annotated[float, POSITIVE] = 0.02
     """Peak learning rate of Muon's matrices."""
-    momentum: float = 0.9
+    momentum: Annotated[float, FRACTION] = 0.9
     """Momentum of momentum and muon."""
-    beta1: float = 0.9
+    beta1: Annotated[float, FRACTION] = 0.9
     """First-moment decay of adam and adamw."""
-    beta2: float = 0.99
+    beta2: Annotated[float, FRACTION] = 0.99
     """Second-moment decay of adam and adamw, and rmsprop's."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
     """Weight decay of the matrices; biases, gains and embeddings have none."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest gradient norm (0: no clipping)."""
     schedule: Literal["constant", "linear", "cosine", "step", "wsd"] = "cosine"
     """Learning rate over --steps or --minutes; step: a tenth after each third; wsd: constant, then down over the last
     fifth."""
-    warmup: int = 100
+    warmup: Annotated[int, NOT_NEGATIVE] = 100
     """Steps over which the learning rate first rises."""
-    lr_floor: float = 0.1
+    lr_floor: Annotated[float, Range(0, 1, says="from 0 to 1")] = 0.1
     """Where linear, cosine and wsd end, as a fraction of --lr."""
-    eval_interval: int = 250
+    eval_interval: Annotated[int, COUNT, Mark.RESUMABLE] = 250
     """Steps between evaluations, each of which also saves."""
-    eval_tokens: int = 1_000_000
-    """Most tokens of the validation text used; evenly spaced windows, always the same."""
-    patience: int | None = None
+    patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
-    seed: int = 1337
-    """Seed of everything random."""
 
-    # the machine
-    device: str = "auto"
+
+@dataclass
+class Machine:
+    """The machine that computes."""
+
+    device: Annotated[str, Mark.RESUMABLE] = "auto"
     """auto, cpu, cuda (or cuda:N) or mps."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1, MAX_THREADS, says=f"from 1 to {MAX_THREADS}"), Mark.RESUMABLE] = None
     """Threads that torch computes on (default: $OMP_NUM_THREADS or the cores; of a resume, as the run had). Another
     number may give other last bits; on a busy machine 1 is faster."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Mark.TRAINING] = "auto"
     """Arithmetic; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Mark.RESUMABLE, Mark.TRAINING] = "auto"
     """torch.compile; auto: on for cuda, off elsewhere."""
-    attention: Literal["auto", "triton", "torch"] = "auto"
-    """Whose attention kernels the Transformer runs on; auto: Triton's where they were measured to win."""
-    norm_kernel: Literal["auto", "triton", "torch"] = "auto"
-    """Whose kernels layer and RMS norm run on; auto: as above."""
-    log: Literal["none", "tensorboard", "wandb"] = "none"
+    log: Annotated[Literal["none", "tensorboard", "wandb"], Mark.RESUMABLE, Mark.TRAINING] = "none"
     """Also log to TensorBoard or Weights & Biases, if installed."""
 
-    # the run
-    out: str | None = None
+
+@dataclass
+class RunFlags:
+    """The run directory, and what the run starts from."""
+
+    out: Annotated[str | None, Mark.CALL, UNSET] = None
     """Run directory (default: runs/<model>-<data>-<number>)."""
-    resume: bool = False
+    resume: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
     """Go on with the run in --out."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Mark.CALL] = False
     """Replace the run in --out."""
-    eval_only: bool = False
+    eval_only: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
     """Evaluate the run in --out, on its own data or the given one, and print one JSON line."""
-    checkpoint: Literal["best", "last"] | None = None
+    checkpoint: Annotated[Literal["best", "last"] | None, Mark.CALL, UNSET] = None
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
-    init: str | None = None
+    init: Annotated[str | None, UNSET] = None
     """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
     extend_vocabulary: bool = False
     """With --init: give characters of the training text that the run does not know ids and rows of their own, after
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
-    config: str | None = None
+    seed: Annotated[int, Range(0, MAX_SEED, says=f"from 0 to {MAX_SEED}")] = 1337
+    """Seed of everything random."""
+    config: Annotated[str | None, Mark.CALL, UNSET] = None
     """Take defaults from this config.json."""
+    preset: Annotated[str | None, Mark.CALL, UNSET] = None
+    """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
+    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
 
-    task: ClassVar[str | None] = None
-    """Which of `TASKS` a run of these flags is for; None: a language model and nothing else."""
+
+@dataclass
+class Config(Generic[Net]):
+    """Train (or evaluate) a character language model on any text.
+
+    Without a flag: a Transformer on the bundled names. Defaults follow the model and the data set; the ones shown are
+    those of this command line, so `train.py --model lstm --data shakespeare --help` shows that pair's flags.
+    """
+
+    model: Annotated[str, arg(metavar=f"{{{','.join(FAMILIES)}}}")]
+    """The family."""
+    text: Text
+    net: Annotated[Net, arg(name="model")]
+    optim: Annotated[Optim, arg(name="training")]
+    machine: Machine
+    run: RunFlags
+
+    task: ClassVar[str | None] = None  # the key of `config.json` under which a run says what it is for besides
+    program: ClassVar[str] = "train.py"  # the command, after `python`
+    fixed: ClassVar[dict[str, Any]] = {}  # flags of families that mean nothing here, and the value they have
+    no_init: ClassVar[str | None] = None  # the word after --init that means none
+
+    @classmethod
+    def usual(cls, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Defaults of the task's own, where the command line and its --config say this of model, data and init."""
+        return {}
+
+    def check(self, explicit: set[str]) -> None:
+        """Raise UserError for what cannot be, or does not go together, in the task's own sections."""
 
 
-# What a run may be fine-tuned for, as its config.json says.
-TASKS = ("classify", "instruct")
-# What makes a model what it is: --init takes these from the run it starts from.
-MODEL_FIELDS = {
-    "model", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "context", "order", "counts", "cells",
-    "activation", "norm", "positions", "window", "qk_norm", "tie_head", "bias", "tokenizer", "hash_ngrams", "hash_rows",
-    "mix_ngram",
-}  # fmt: skip
-# What --resume may change, besides how the run is named and found; everything else has to be as it was.
-CHANGEABLE = {
-    "steps", "minutes", "eval_interval", "eval_tokens", "patience", "device", "threads", "compile", "attention",
-    "norm_kernel", "log",
-}  # fmt: skip
-# Where a run's text is found: --resume takes another place where the text is the same.
-WHERE_THE_TEXT_LIES = {"data", "val_data"}
-# Whose kernels run: a matter of the machine, not of the model.
-BACKENDS = ("attention", "norm_kernel")
-# Flags about this call, not about the run: never stored.
-CALL_ONLY = {"out", "resume", "overwrite", "eval_only", "predict", "checkpoint", "config", "preset"}
-# What is done with the run in --out, instead of making a new one.
-USES_RUN = {"resume", "eval_only", "predict"}
-# What a model that is fitted by counting has no use for.
-GRADIENT_ONLY = {
-    "steps", "minutes", "batch_size", "grad_accum", "carry_state", "optimizer", "lr", "muon_lr", "momentum", "beta1",
-    "beta2", "weight_decay", "grad_clip", "schedule", "warmup", "lr_floor", "eval_interval", "patience", "dtype",
-    "compile", "label_smoothing", "log",
-}  # fmt: skip
+class Setting(NamedTuple):
+    """One flag: which section it is in ("" for --model), its type, its marks and its range."""
 
+    section: str
+    type: Any
+    marks: frozenset[Mark]
+    range: Range | None
+    default: Any
+
+
+@functools.cache
+def sections(cls: type[Config], model: str) -> dict[str, type]:
+    """The dataclass of each section of a `cls` whose family is `model`."""
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.name != "model"]
+    return {name: _net(cls, model) if name == "net" else hints[name] for name in names}
+
+
+def _net(cls: type[Config], model: str) -> type[ModelConfig]:
+    """The dataclass of the family `model`, with what is fixed in a `cls` hidden from the command line."""
+    net = FAMILIES[model].config
+    hints = typing.get_type_hints(net, include_extras=True)
+    hidden = [(name, Fixed[hints[name]], value) for name, value in cls.fixed.items() if name in hints]
+    return dataclasses.make_dataclass(net.__name__, hidden, bases=(net,)) if hidden else net
+
+
+@functools.cache
+def settings(cls: type[Config], model: str) -> dict[str, Setting]:
+    """All flags of a `cls` whose family is `model`, by name."""
+    found = {"model": Setting("", str, frozenset(), None, model)}
+    for section, section_class in sections(cls, model).items():
+        hints = typing.get_type_hints(section_class, include_extras=True)
+        for field in dataclasses.fields(section_class):
+            found[field.name] = _setting(section, hints[field.name], field.default)
+    return found
+
+
+def _setting(section: str, hint: Any, default: Any) -> Setting:
+    notes: tuple[Any, ...] = ()
+    while typing.get_origin(hint) is Annotated:
+        hint, *more = typing.get_args(hint)
+        notes += tuple(more)
+    ranges = [note for note in notes if isinstance(note, Range)]
+    return Setting(section, hint, frozenset(n for n in notes if isinstance(n, Mark)), *(ranges or [None])[:1], default)
+
+
+@functools.cache
+def all_settings(cls: type[Config]) -> dict[str, Setting]:
+    """The flags of a `cls` of any family."""
+    return {name: setting for model in FAMILIES for name, setting in settings(cls, model).items()}
+
+
+def marked(cls: type[Config], *marks: Mark) -> set[str]:
+    """The names of the flags that have one of these marks."""
+    return {name for name, setting in all_settings(cls).items() if setting.marks & set(marks)}
+
+
+def gradient_only(cls: type[Config]) -> set[str]:
+    """The flags that a model that counts has no use for."""
+    return {name for name, setting in all_settings(cls).items() if setting.section == "optim"} | marked(
+        cls, Mark.TRAINING
+    )
+
+
+def shape(cls: type[Config]) -> set[str]:
+    """The flags that make a model what it is: --init takes these over."""
+    everything = all_settings(cls).items()
+    return {"model", "tokenizer"} | {n for n, s in everything if s.section == "net" and Mark.OWN not in s.marks}
+
+
+def make(cls: type[Config], values: dict[str, Any]) -> Any:
+    """A `cls` of these flat values; defaults for the others. Values that its family has no use for are left out."""
+    model = values.get("model", "transformer")
+    parts = {}
+    for name, section in sections(cls, model).items():
+        parts[name] = section(**{f.name: values[f.name] for f in dataclasses.fields(section) if f.name in values})
+    return cls(model=model, **parts)
+
+
+def _parts(config: Config) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        if field.name != "model":
+            yield field.name, getattr(config, field.name)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All settings by their names."""
+    values: dict[str, Any] = {"model": config.model}
+    for _, part in _parts(config):
+        values |= {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return values
+
+
+def get(config: Config, name: str) -> Any:
+    """One setting by its name; AttributeError where the family has none of it."""
+    for _, part in _parts(config):
+        if hasattr(part, name):
+            return getattr(part, name)
+    return getattr(config, name)
+
+
+def replace(config: Any, **changes: Any) -> Any:
+    """`config` with other values for some settings; names that it has not are left out."""
+    parts = {}
+    for name, part in _parts(config):
+        own = {field.name for field in dataclasses.fields(part)} & changes.keys()
+        parts[name] = dataclasses.replace(part, **{n: changes[n] for n in own})
+    return dataclasses.replace(config, **parts)
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """What a run keeps of its configuration."""
+    about_call = marked(type(config), Mark.CALL)
+    return {name: value for name, value in flat(config).items() if name not in about_call}
+
+
+def choices(section: type, name: str) -> tuple[str, ...]:
+    """What a flag with a fixed list of values may be."""
+    return typing.get_args(typing.get_type_hints(section)[name])
+
+
+OPTIMIZERS = choices(Optim, "optimizer")
+SCHEDULES = choices(Optim, "schedule")
 # Which of its own numbers each optimizer reads.
-OPTIMIZER_FLAGS = {
+OPTIMIZER_FLAGS: dict[str, set[str]] = {
     "sgd": set(), "momentum": {"momentum"}, "adagrad": set(), "rmsprop": {"beta2"}, "adam": {"beta1", "beta2"},
     "adamw": {"beta1", "beta2"}, "muon": {"beta1", "beta2", "momentum", "muon_lr"},
 }  # fmt: skip
+
+
+def flags(names: Iterable[str]) -> str:
+    """Names as the command line spells them: 'n_layer' -> '--n-layer'."""
+    return ", ".join(flag(name) for name in names)

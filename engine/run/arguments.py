@@ -1,65 +1,65 @@
-"""What drawing and scoring may be asked for, by the command line or from Python: how a value is checked and refused."""
+"""Checks of the arguments of sampling and scoring, for the command line and for Python."""
 
 import numbers
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from data.errors import UserError, nearest
-from engine.config.checks import MAX_SEED
+from data.errors import UserError, flag, nearest
+from engine.config.sections import MAX_SEED
 
 MAX_NUM = 10_000_000
 MAX_TOKENS = 100_000_000  # new ones of one sample
 UNKNOWN = ("error", "skip", "mask")
 
 
-def demand(fine: bool, name: str, value: Any, wanted: str) -> None:
-    """Raise UserError, which names the option and says what it has to be, unless its value is fine."""
-    if not fine:
-        said = value if isinstance(value, numbers.Number) else reprlib.repr(value)
-        raise UserError(f"--{name.replace('_', '-')} is {said}; it has to be {wanted}")
+def demand(valid: bool, name: str, value: Any, expected: str) -> None:
+    """Raise UserError, with the option, its value and what is `expected`, unless it is `valid`."""
+    if not valid:
+        shown = value if isinstance(value, numbers.Number) else reprlib.repr(value)
+        raise UserError(f"{flag(name)} is {shown}; it has to be {expected}")
 
 
-def is_number(value: Any, least: float, most: float) -> bool:
-    """Whether `value` is a number within these limits."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(least <= value <= most)
+def is_number(value: Any, minimum: float, maximum: float) -> bool:
+    """Whether `value` is a number from `minimum` to `maximum`."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(minimum <= value <= maximum)
 
 
-def is_whole(value: Any, least: int, most: float) -> bool:
-    """Whether `value` is a whole number within these limits."""
-    return isinstance(value, numbers.Integral) and is_number(value, least, most)
+def is_whole(value: Any, minimum: int, maximum: float) -> bool:
+    """Whether `value` is a whole number from `minimum` to `maximum`."""
+    return isinstance(value, numbers.Integral) and is_number(value, minimum, maximum)
 
 
 def check_num(num: Any) -> None:
-    """Raise UserError for what is no number of samples."""
+    """Raise UserError for an invalid number of samples."""
     demand(is_whole(num, 1, MAX_NUM), "num", num, f"a whole number from 1 to {MAX_NUM:,}")
 
 
 def check_seed(seed: Any) -> None:
-    """Raise UserError for what is neither a seed nor None."""
+    """Raise UserError for a value that is neither a seed nor None."""
     demand(seed is None or is_whole(seed, 0, MAX_SEED), "seed", seed, f"a whole number from 0 to {MAX_SEED}")
 
 
 def check_max_new_tokens(count: Any) -> None:
-    """Raise UserError for what is no length of a sample."""
+    """Raise UserError for an invalid length of a sample."""
     demand(is_whole(count, 1, MAX_TOKENS), "max_new_tokens", count, f"a whole number from 1 to {MAX_TOKENS:,}")
 
 
 def check_stop(stop: Any) -> None:
-    """Raise UserError for what is neither a text that may end a sample nor None."""
+    """Raise UserError for a value that is neither a stop text nor None."""
     if stop == "":
         raise UserError("--stop is empty; leave it out for no stop text")
     demand(stop is None or isinstance(stop, str), "stop", stop, "a text")
 
 
 def check_text(name: str, text: Any, unknown: Any) -> None:
-    """Raise UserError for a prompt or a text to score that is no text, and for an unknown way with its characters."""
+    """Raise UserError for a prompt or a text to score that is not a text, and for an invalid `unknown`."""
     demand(isinstance(text, str), name, text, "a text")
     demand(isinstance(unknown, str) and unknown in UNKNOWN, "unknown", unknown, "error, skip or mask")
 
 
-def check_names(given: Iterable[str], names: Iterable[str]) -> None:
-    """Raise TypeError for a name that is none of these."""
-    if foreign := sorted(set(given) - set(names)):
-        there_are = ", ".join(sorted(names))
-        raise TypeError(f"there is no option '{foreign[0]}'.{nearest(foreign[0], names)} There are: {there_are}")
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for one of `names` that is not `known`."""
+    if foreign := sorted(set(names) - set(known)):
+        there_are = ", ".join(sorted(known))
+        raise TypeError(f"there is no option '{foreign[0]}'.{nearest(foreign[0], known)} There are: {there_are}")

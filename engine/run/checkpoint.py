@@ -1,8 +1,8 @@
-"""Folders of weights that are replaced whole, checked when read, and hold no pickle.
+"""Checkpoints: folders of weights that are replaced atomically, checked when read, and hold no pickle.
 
-A checkpoint folder is safetensors and JSON files and, written last, `manifest.json` with each file's size and SHA-256.
-A folder without its manifest is not complete. Replacing renames twice, so at every moment one complete folder exists
-under one of three names, and `find` knows them.
+A checkpoint folder has safetensors and JSON files and, written last, `manifest.json` with each file's size and SHA-256.
+A folder without its manifest is not complete. Replacing one takes two renames, so at every moment a complete folder
+exists under one of three names, which `find` tries.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from data.json_files import Whole, check_schema, parse_json, read_json
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
-BELONGS_TO = "belongs_to.json"  # what `engine.run.identity` says of the run
+BELONGS_TO = "belongs_to.json"  # the identity of the run, by engine/run/identity.py
 FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None)}
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file; the library's own limit
-READS = 5  # a reader tries again when a training run replaces the checkpoint under its eyes
+READS = 5  # attempts of a reader, while a training run replaces the checkpoint
 
 
 def save(
@@ -34,8 +34,7 @@ def save(
     """Replace checkpoint `folder` by the named safetensors files and `facts` (JSON). `belongs_to` is the identity of
     the run."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    # Left over from a save that was cut off: `.new` is worth keeping only where it is all there is.
-    settle(folder)
+    settle(folder)  # after a save that was interrupted: `.new` is kept only where it is the only one
     new.mkdir()
     try:
         files = {f"{name}.safetensors": safetensors.torch.save(_contiguous(group)) for name, group in tensors.items()}
@@ -43,11 +42,11 @@ def save(
         for name, content in files.items():
             write_file(new / name, content)
         manifest = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
-        replace_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())  # there only when whole
+        replace_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())  # makes the folder complete
         sync_folder(new)
     except OSError:
         with contextlib.suppress(OSError):
-            remove(new)  # a full disk: the old checkpoint stays, and gets its space back
+            remove(new)  # the disk is full: the old checkpoint stays, and the space is freed
         raise
     if folder.exists():
         rename(folder, old)
@@ -58,7 +57,8 @@ def save(
 
 
 def find(folder: Path) -> Path | None:
-    """Where checkpoint `folder` is to be read: itself, else its complete `.new`, else its `.old`, else None."""
+    """The folder from which checkpoint `folder` is read: itself, else its complete `.new`, else its `.old`, else
+    None."""
     if folder.is_dir():
         return folder
     for name in (folder.name + ".new", folder.name + ".old"):
@@ -68,39 +68,40 @@ def find(folder: Path) -> Path | None:
 
 
 def settle(folder: Path) -> None:
-    """Clear up after a save that was cut off, so that `folder` itself is the checkpoint again. UserError where it is a
-    link: what it points to would be replaced."""
+    """Clean up after a save that was interrupted, so that `folder` itself is the checkpoint again. Raises UserError
+    where it is a link, whose target would be replaced."""
     if folder.is_symlink():
         raise UserError(
             f"{folder} is a symbolic link, and a run writes into its own folder alone: put the folder itself there "
             "(the run directory as a whole may be a link)"
         )
-    found = find(folder)
-    if found not in (folder, None):
-        rename(found, folder)
+    current = find(folder)
+    if current not in (folder, None):
+        rename(current, folder)
     for name in (folder.name + ".new", folder.name + ".old"):
         remove(folder.with_name(name))
 
 
 def belongs_to(folder: Path) -> dict[str, Any] | None:
-    """The identity of the run that a checkpoint belongs to; None where it does not say (format 1)."""
+    """The identity of the run that a checkpoint belongs to; None for format 1, which does not store it."""
     return _steadily(folder, _belongs_to)
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of a checkpoint, from the file's header alone; none where there is no checkpoint."""
+    """The shape of every weight of a checkpoint, from the header of its file; empty where there is no checkpoint."""
     return _steadily(folder, _shapes)
 
 
 def load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The named safetensors files and the facts of a checkpoint, every file checked against the manifest.
+    """The tensors of the named safetensors files, and the facts of a checkpoint; every file is checked against the
+    manifest.
 
-    Raises UserError naming the file that is missing, cut short, altered, or not this project's."""
+    Raises UserError, with the file, for one that is missing, cut short, altered, or not of this project."""
     return _steadily(folder, lambda folder: _load(folder, names))
 
 
 def _steadily(folder: Path, read: Callable[[Path], T]) -> T:
-    """What `read` finds in checkpoint `folder`, asked again where a save comes in between."""
+    """The result of `read` on checkpoint `folder`, repeated where a save replaces it meanwhile."""
     for _ in range(READS):
         before = _manifest_bytes(folder)
         try:
@@ -112,18 +113,18 @@ def _steadily(folder: Path, read: Callable[[Path], T]) -> T:
 
 
 def _belongs_to(folder: Path) -> dict[str, Any] | None:
-    if (found := find(folder)) is None:
+    if (source := find(folder)) is None:
         return None
-    manifest = read_json(found / MANIFEST, dict)
+    manifest = read_json(source / MANIFEST, dict)
     if BELONGS_TO not in manifest:
         return None
-    return parse_json(_checked(found, BELONGS_TO, manifest), found / BELONGS_TO, (dict, None))
+    return parse_json(_checked(source, BELONGS_TO, manifest), source / BELONGS_TO, (dict, None))
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    if (found := find(folder)) is None:
+    if (source := find(folder)) is None:
         return {}
-    path = found / "model.safetensors"
+    path = source / "model.safetensors"
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -132,47 +133,47 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     tensors = parse_json(header, path, dict)
     tensors.pop("__metadata__", None)
-    for name, about in tensors.items():
-        check_schema(about, {"shape": [Whole()]}, str(path), name)
-    return {name: tuple(about["shape"]) for name, about in tensors.items()}
+    for name, info in tensors.items():
+        check_schema(info, {"shape": [Whole()]}, str(path), name)
+    return {name: tuple(info["shape"]) for name, info in tensors.items()}
 
 
 def _load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    found = find(folder)
-    if found is None:
+    source = find(folder)
+    if source is None:
         raise UserError(f"no checkpoint in {folder}")
-    manifest = read_json(found / MANIFEST, dict)
-    facts = parse_json(_checked(found, "facts.json", manifest), found / "facts.json", FACTS)
+    manifest = read_json(source / MANIFEST, dict)
+    facts = parse_json(_checked(source, "facts.json", manifest), source / "facts.json", FACTS)
     tensors = {}
     for name in names:
-        content = _checked(found, f"{name}.safetensors", manifest)
+        content = _checked(source, f"{name}.safetensors", manifest)
         try:
             tensors[name] = safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
-            raise UserError(f"{found / name}.safetensors is not a safetensors file ({error})") from error
+            raise UserError(f"{source / name}.safetensors is not a safetensors file ({error})") from error
     return tensors, facts
 
 
 def _manifest_bytes(folder: Path) -> bytes | None:
-    found = find(folder)
+    source = find(folder)
     try:
-        return (found / MANIFEST).read_bytes() if found else None
+        return (source / MANIFEST).read_bytes() if source else None
     except OSError:
         return b""  # being replaced right now: unlike any manifest
 
 
 def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
-    path, expected = folder / name, manifest.get(name)
-    if expected is None:
+    path, listed = folder / name, manifest.get(name)
+    if listed is None:
         raise UserError(f"{folder / MANIFEST} does not list {name}: not a checkpoint of this project, or damaged")
-    check_schema(expected, {"size": Whole(), "sha256": str}, str(folder / MANIFEST), name)
+    check_schema(listed, {"size": Whole(), "sha256": str}, str(folder / MANIFEST), name)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) != expected["size"]:
-        raise UserError(f"{path} is damaged: {len(content)} bytes instead of {expected['size']}")
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+    if len(content) != listed["size"]:
+        raise UserError(f"{path} is damaged: {len(content)} bytes instead of {listed['size']}")
+    if hashlib.sha256(content).hexdigest() != listed["sha256"]:
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in {folder / MANIFEST}")
     return content
 

@@ -1,4 +1,4 @@
-"""A run directory on disk: what it holds, how it is made, locked, described and found. Imports no torch.
+"""The run directory on disk: creating, locking, describing and finding it. Imports no torch.
 
 runs/<name>/  config.json  tokenizer.json  metrics.jsonl  summary.json  samples.txt  loss.png
               best/  model.safetensors
@@ -16,7 +16,7 @@ from typing import Any
 
 from data.disk import remove, replace_file
 from data.errors import FULL, UserError
-from data.json_files import Whole, check_schema, read_json
+from data.json_files import Whole, as_stored, check_schema, read_json
 from data.locks import hold
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
@@ -26,19 +26,20 @@ LOCK = "lock"
 FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
+    3: "optimizer state by parameter name (engine/training/trainer.py); config.json has its family's settings alone",
 }
 FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24
 _FACTS = {
     "format": Whole(1),
-    "id?": str,  # of this run and no other, since format 2
+    "id?": str,  # random, since format 2
     "config": dict,
     "data": {"key": str, "folder": str, "name": str, "start": str},
     "vocab_size": Whole(1, MAX_VOCABULARY),
-    "classify?": {"labels": [str]},
-    "instruct?": {"template": str},
+    "command?": str,  # what made it
 }
-_DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # before there is a config.json
+OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size", "command")  # what else is there is the run's task
+_DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # written before config.json
 _OURS = (
     LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
     "generations.jsonl", "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
@@ -47,12 +48,19 @@ _OURS = (
 
 @contextlib.contextmanager
 def create(
-    out: str | None, overwrite: bool, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], **task: Any
+    out: str | None,
+    overwrite: bool,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    data: dict[str, str],
+    command: str = "python train.py",
+    **task: Any,
 ) -> Iterator[Path]:
-    """The directory of a new run, made and described, and locked as long as the context lasts. Never replaces a run
-    unless told to.
+    """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
+    `overwrite`.
 
-    `data` tells the text: its key, name, folder in the cache and start text; `task` what a fine-tuned run is for."""
+    `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
+    besides being a language model; `command` what makes it."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
@@ -63,37 +71,39 @@ def create(
             stack.enter_context(writing(folder))
             _check_free(folder, overwrite)  # another process may have been faster
             _clear(folder)
-            _describe(folder, config, tokenizer, data, task)
-            held = stack.pop_all()
+            _describe(folder, config, tokenizer, data, {"command": command, **task})
+            locked = stack.pop_all()
     except OSError as error:
         with contextlib.suppress(OSError):
             folder.rmdir()  # where it is empty
         if error.errno in FULL:
             raise
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}; choose another --out") from error
-    with held:
+    with locked:
         yield folder
 
 
 def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """The right to write into the run `folder`, which one process has at a time. UserError says who has it."""
+    """A context with the lock of the run `folder`: one process writes into it at a time. Raises UserError with the
+    holder."""
     return hold(folder / LOCK, f"the run {folder}")
 
 
 def _describe(
     folder: Path, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], task: dict[str, Any]
 ) -> None:
-    """Write down what a new run is, and read it back: a run that cannot be read must not begin."""
+    """Write `tokenizer.json` and `config.json` of a new run, and read them back: a run that cannot be read must not
+    begin."""
     facts = {"format": FORMAT, "id": secrets.token_hex(8), "config": config, "data": data}
     facts |= {"vocab_size": tokenizer.vocab_size, **task}
     try:
         replace_file(folder / "tokenizer.json", json.dumps(tokenizer.to_json()).encode())
         write_facts(folder, facts)
-    except BaseException:  # a full disk, Ctrl-C: leave nothing half made
+    except BaseException:  # a full disk, Ctrl-C: leave no incomplete run
         _clear(folder)
         raise
-    read = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
-    if read != (tokenizer.to_json(), json.loads(json.dumps(facts))):
+    read_back = read_tokenizer(folder, tokenizer.vocab_size).to_json(), read_facts(folder)
+    if read_back != (tokenizer.to_json(), as_stored(facts)):
         raise RuntimeError(f"{folder} does not say what was written into it")
 
 
@@ -103,8 +113,8 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a run says: `config`, `data` and `vocab_size`. Raises UserError when there is no
-    run, or one that cannot be read."""
+    """The content of `config.json` of a run: `config`, `data`, `vocab_size` and so on. Raises UserError where there is
+    no run, or one that cannot be read."""
     path = folder / "config.json"
     try:
         is_there, has_file = folder.is_dir(), path.is_file()
@@ -117,14 +127,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path, {"format": Whole(1)})
     if facts["format"] > FORMAT:
         raise UserError(f"{path} has format {facts['format']}; this version reads up to {FORMAT}: take a newer one")
-    check_schema(facts, _FACTS, str(path))
+    check_schema(facts, _FACTS | {name: dict for name in facts if name not in OF_EVERY_RUN}, str(path))
     if Path(facts["data"]["folder"]).name != facts["data"]["folder"] or facts["data"]["folder"] == "..":
         raise UserError(f"{path} is damaged: data.folder is no name of a folder in the cache")
     return facts
 
 
+def task_of(facts: dict[str, Any]) -> str | None:
+    """The task of a fine-tuned run, which is the name of its own entry in `facts`; None for a language model."""
+    return next((name for name in facts if name not in OF_EVERY_RUN), None)
+
+
+def command_of(facts: dict[str, Any]) -> str:
+    """The command that a run is for, as far as it says so: those of old formats do not."""
+    return facts.get("command", "the command that made it")
+
+
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """The run's tokenizer, which has `vocab_size` ids as `config.json` says. Raises UserError naming the file."""
+    """The tokenizer of a run, which has to have `vocab_size` ids. Raises UserError with the file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -144,13 +164,13 @@ def sample_command(folder: Path) -> str:
 
 
 def resume_command(folder: Path, program: str = "train.py") -> str:
-    """The command that goes on with this run."""
+    """The command that resumes this run."""
     return f"python {program} --resume --out {shlex.quote(str(folder))}"
 
 
-def _make_next_free(what: str) -> Path:
-    """The first of runs/<what>-1, -2, ... that is not there, made now: two processes never get the same."""
-    name = "".join(c if c.isalnum() or c in "._" else "-" for c in what)[:80]
+def _make_next_free(base: str) -> Path:
+    """The first free directory of runs/<base>-1, -2, ..., created here, so that two processes never get the same."""
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in base)[:80]
     RUNS.mkdir(exist_ok=True)
     n = 1
     while True:
@@ -163,12 +183,12 @@ def _make_next_free(what: str) -> Path:
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """Raise UserError when there is something in the way of a run in `folder` that may not be removed."""
+    """Raise UserError where `folder` is not free for a new run: it exists, and may not be overwritten."""
     if not folder.is_dir():
         is_free = not folder.exists()
     else:
         names = {path.name for path in folder.iterdir()}
-        was_killed = LOCK in names and names <= _DESCRIPTION  # a start that described its run, and no more
+        was_killed = LOCK in names and names <= _DESCRIPTION  # a start that was killed while it described its run
         is_free = names <= {LOCK} or was_killed
     if is_free:
         return
@@ -182,13 +202,13 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _names() -> set[str]:
-    """Everything that a run may hold by name, left-overs of a crash included."""
+    """The names of all files and folders that a run may have, leftovers of a crash included."""
     return {name + end for name in _OURS for end in ("", ".new")}
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else; `config.json` last, so that a kill in between leaves a run to
-    clear."""
+    """Remove the files of a run, and nothing else; `config.json` last, so that a kill in between leaves a run that can
+    be overwritten."""
     for name in sorted(_names() - {LOCK}, key=lambda name: name == "config.json"):
         remove(folder / name)
 

@@ -1,4 +1,4 @@
-"""Decoding: one token at a time from a model's state, whatever the family; and scoring a given text."""
+"""Decoding, one token at a time from a model's state, whatever the family; and scoring a given text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,20 @@ from engine.run.healing import Healing
 from engine.runtime import widest
 from makemore.base import LanguageModel, State
 
-MAX_TEMPERATURE = 1000.0  # all but uniform
+MAX_TEMPERATURE = 1000.0  # nearly uniform
 SCORED_AT_ONCE = 1 << 20  # tokens of a text
-COLDEST = 1e-30  # takes the likeliest as any lower one does, and logits divided by it are no infinity
+MIN_TEMPERATURE = 1e-30  # greedy, like any lower one, but logits divided by it stay finite
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Raises UserError for values outside their range."""
+    """The settings with which the next token is drawn. Raises UserError for values outside their range."""
 
-    temperature: float = 1.0  # 0: the likeliest
-    top_k: int | None = None  # of the k likeliest only
-    top_p: float | None = None  # of the likeliest that together reach p (Holtzman et al. 2020)
-    min_p: float | None = None  # of those at least min_p times as likely as the likeliest (Nguyen et al. 2024)
-    repetition_penalty: float = 1.0  # divides what occurred before (Keskar et al. 2019)
+    temperature: float = 1.0  # 0: greedy
+    top_k: int | None = None  # from the k likeliest tokens
+    top_p: float | None = None  # from the likeliest that together reach p (Holtzman et al. 2020)
+    min_p: float | None = None  # from those at least min_p times as likely as the likeliest (Nguyen et al. 2024)
+    repetition_penalty: float = 1.0  # divides the positive logits of earlier tokens (Keskar et al. 2019)
 
     def __post_init__(self) -> None:
         demand(
@@ -50,7 +50,7 @@ def generate(
     prompt: Tensor,
     max_new_tokens: int,
     sampling: Sampling,
-    never: list[int],
+    suppressed: list[int],
     eos: int,
     generator: torch.Generator | Sequence[torch.Generator],
     *,
@@ -58,85 +58,85 @@ def generate(
     min_new_tokens: int = 0,
     healing: Sequence[Healing | None] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the next token of each row, (B,), until every row has `max_new_tokens` new ones; a row that has drawn
-    `<eos>` draws only that.
+    """Yield the next token of each row, (B,), until every row has `max_new_tokens` new ones, or all have ended: after
+    `<eos>` a row yields only `<eos>`.
 
-    `prompt` (P, T) with T >= 1 is read once, whatever T, and goes on in as many rows as `copies` says of each prompt
-    (None: one), which are drawn with its own generator where there are P. `never` are ids that are not drawn, nor is
-    `<eos>` among the first `min_new_tokens`. `healing`, of each prompt: tokens that give nothing but what is held are
-    not counted as new ones. Stops early when all rows have ended."""
+    `prompt` (P, T), T >= 1, is read once and continued in `copies` rows for each prompt (None: one), with a generator
+    for each prompt where P are given. The ids `suppressed` are never drawn, nor is `<eos>` among the first
+    `min_new_tokens`. `healing`, for each prompt: tokens that only repeat the dropped end of the prompt do not count as
+    new."""
     logits, state = model.read_last(prompt)
     counts = torch.tensor(copies or [1] * len(prompt), device=prompt.device)
     logits, state = _copied(logits, counts), {name: _copied(part, counts) for name, part in state.items()}
-    read_on = model.decoder(state)
+    step = model.stepper(state)
     generators = [generator] if isinstance(generator, torch.Generator) else generator
     sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     seen = _copied(seen, counts)
-    limits = _Limits(len(logits), never, eos, min_new_tokens, model.vocab_size, prompt.device)
+    limits = _Limits(len(logits), suppressed, eos, min_new_tokens, model.vocab_size, prompt.device)
     if healing:
-        limits.hold([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
+        limits.require([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
     ended = torch.zeros(len(logits), dtype=torch.bool, device=prompt.device)
     while True:
         token = draw(logits + limits.bias(), sampling, generators, seen, sizes)
-        if eos not in never:
+        if eos not in suppressed:
             token = torch.where(ended, eos, token)
             ended = ended | (token == eos)
         limits.count(token)
         yield token
-        if limits.fewest_new == max_new_tokens or (eos not in never and bool(ended.all())):
+        if limits.fewest_new == max_new_tokens or (eos not in suppressed and bool(ended.all())):
             return
         if sampling.repetition_penalty != 1.0:
             seen.scatter_(1, token[:, None], True)
-        logits = read_on(token)
+        logits = step(token)
 
 
 def _copied(part: Tensor, counts: Tensor) -> Tensor:
-    """Each row of `part` as often as `counts` says."""
+    """`part` (P, ...) with each row repeated by `counts` (P,)."""
     return part if bool((counts == 1).all()) else part.repeat_interleave(counts, 0)
 
 
 class _Limits:
-    """What the rows of a batch may not draw: added to their logits, it is -inf there."""
+    """The tokens that the rows of a batch may not draw, as a bias that is -inf for them."""
 
-    def __init__(self, rows: int, never: list[int], eos: int, min_new_tokens: int, vocab_size: int, device):
-        self.eos, self.min_new_tokens = eos, 0 if eos in never else min_new_tokens
+    def __init__(self, rows: int, suppressed: list[int], eos: int, min_new_tokens: int, vocab_size: int, device):
+        self.eos, self.min_new_tokens = eos, 0 if eos in suppressed else min_new_tokens
         self.banned = torch.zeros(vocab_size, dtype=widest(device), device=device)
-        self.banned[never] = -math.inf
+        self.banned[suppressed] = -math.inf
         self.healings: list[Healing | None] = []
-        self.held = [b""] * rows
-        self.repeated = [0] * rows  # tokens that gave nothing but what was held
+        self.required = [b""] * rows
+        self.repeated = [0] * rows  # tokens that only repeated the dropped end of the prompt
         self.drawn = 0
 
-    def hold(self, healings: list[Healing | None]) -> None:
-        """Hold every row to what its prompt's end has lost."""
-        self.healings, self.held = healings, [each.dropped if each else b"" for each in healings]
+    def require(self, healings: list[Healing | None]) -> None:
+        """Require every row to begin with the bytes dropped from its prompt."""
+        self.healings, self.required = healings, [each.dropped if each else b"" for each in healings]
 
     @property
     def fewest_new(self) -> int:
         return self.drawn - max(self.repeated)
 
     def bias(self) -> Tensor:
-        """(V,), or (B, V) where rows differ."""
-        if self.drawn - min(self.repeated) >= self.min_new_tokens and not any(self.held):
+        """The bias to add to the logits, (V,), or (B, V) where rows differ."""
+        if self.drawn - min(self.repeated) >= self.min_new_tokens and not any(self.required):
             return self.banned
-        bias = self.banned.repeat(len(self.held), 1)
-        for i, held in enumerate(self.held):
+        bias = self.banned.repeat(len(self.required), 1)
+        for i, required in enumerate(self.required):
             if self.drawn - self.repeated[i] < self.min_new_tokens:
                 bias[i, self.eos] = -math.inf
-            if held:
-                allowed = torch.from_numpy(self.healings[i].allowed(held)).to(bias.device)
+            if required:
+                allowed = torch.from_numpy(self.healings[i].allowed(required)).to(bias.device)
                 bias[i].masked_fill_(~allowed, -math.inf)
         return bias
 
     def count(self, token: Tensor) -> None:
-        """Note that `token` (B,) was drawn."""
+        """Update the limits after `token` (B,) was drawn."""
         self.drawn += 1
-        if any(self.held):
+        if any(self.required):
             for i, id_ in enumerate(token.tolist()):
-                if held := self.held[i]:
-                    self.repeated[i] += not self.healings[i].is_new(held, id_)
-                    self.held[i] = self.healings[i].after(held, id_)
+                if required := self.required[i]:
+                    self.repeated[i] += not self.healings[i].is_new(required, id_)
+                    self.required[i] = self.healings[i].rest(required, id_)
 
 
 def draw(
@@ -146,17 +146,17 @@ def draw(
     seen: Tensor,
     sizes: Sequence[int] | None = None,
 ) -> Tensor:
-    """One token a row, (B,), from `logits` (B, V); `seen` (B, V) marks tokens that the penalty applies to. Several
-    generators draw as many rows each as `sizes` says."""
+    """One token a row, (B,), drawn from `logits` (B, V); `seen` (B, V) marks the tokens that the repetition penalty
+    applies to. Of several generators each draws as many rows as `sizes` says."""
     if sampling.repetition_penalty != 1.0:
         penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits.topk(1).indices[:, 0]
-    logits = logits / max(sampling.temperature, COLDEST)
+    logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kept = logits.topk(sampling.top_k)  # exactly k, also among equals
-        logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
+        top = logits.topk(sampling.top_k)  # exactly k, also among equals
+        logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
     probabilities = logits.softmax(-1)
     if sampling.min_p is not None:
         unlikely = probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True)
@@ -166,8 +166,8 @@ def draw(
         enough = ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)
         enough[:, 0] = False  # however small p is, the likeliest stays
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
-    # As torch.multinomial draws one of each row: p over an exponential number is the largest with probability p. A
-    # number of 0, however rare, would make 0 / 0 of what is not to be drawn.
+    # One draw a row as in torch.multinomial: p over an exponential random number is the largest with probability p. A
+    # number of 0, however rare, would make 0 / 0 for a token that must not be drawn.
     race = torch.empty_like(probabilities)
     generators = [generators] if isinstance(generators, torch.Generator) else generators
     for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
@@ -177,10 +177,11 @@ def draw(
 
 @torch.inference_mode()
 def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Tensor) -> Evaluation:
-    """The likelihood of `targets` (T,) after `tokens` (T,), read as decoding reads them, any length."""
+    """The negative log-likelihood of `targets` (T,) after `tokens` (T,) of any length, read as in decoding.
+    `characters` (V,): the number of characters of each id."""
     state: State | None = None
     nll = 0.0
-    for some, wanted in zip(tokens.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
-        of_each, state = model.token_nll(some, wanted, state)
-        nll += float(of_each.sum())
+    for part_tokens, part_targets in zip(tokens.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
+        token_nll, state = model.token_nll(part_tokens, part_targets, state)
+        nll += float(token_nll.sum())
     return Evaluation(nll, len(targets), int(characters[targets].sum()))

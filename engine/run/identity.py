@@ -1,7 +1,7 @@
-"""What a checkpoint belongs to: the settings, the tokenizer, the text and the labels of its run.
+"""The identity of a run: its settings, tokenizer, text and labels.
 
-Every checkpoint carries this in its manifest, so that a `config.json` edited by hand, or a tokenizer put in the place
-of another, is noticed before it makes something else of the weights.
+Every checkpoint stores it, so that a `config.json` edited by hand, or a tokenizer of another run, is noticed before the
+weights are used with it.
 """
 
 import hashlib
@@ -10,30 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.json_files import as_stored
 from data.tokenizers import Tokenizer
-from engine.config.sections import CHANGEABLE, GRADIENT_ONLY, WHERE_THE_TEXT_LIES
+from engine.config.sections import Config, gradient_only, marked
 from engine.run import checkpoint
+from engine.run.folder import OF_EVERY_RUN
+from makemore.config import Mark
 
-# What matters to training alone: whoever samples, scores or labels may find it changed.
-_TRAINING_ONLY = GRADIENT_ONLY | {"dropout", "seed", "init"}
-_OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size")  # what else config.json says is what the run is for
+# Settings that matter to training alone: for sampling, scoring and labelling they may differ.
+_TRAINING_ONLY = gradient_only(Config) | {"dropout", "seed", "init"}
+_FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE)  # what a resume may change
 
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Of the run that `config.json` describes with `facts`: what must not change without its weights."""
-    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in CHANGEABLE | WHERE_THE_TEXT_LIES}}
+    """The identity of the run whose `config.json` has these `facts`: everything that belongs to its weights."""
+    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in _FREE}}
     ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
     ours["run"] = facts.get("id")
     ours["text"] = facts["data"]["key"]
     ours["start"] = facts["data"]["start"]
-    ours["task"] = {name: value for name, value in facts.items() if name not in _OF_EVERY_RUN}
-    return json.loads(json.dumps(ours))  # as it comes back from the disk
+    ours["task"] = {name: value for name, value in facts.items() if name not in OF_EVERY_RUN}
+    return as_stored(ours)
 
 
 def check_identity(folder: Path, ours: dict[str, Any], exact: bool = False) -> None:
-    """Raise UserError, with the way out, where checkpoint `folder`, or the `base/` beside it, belongs to another run
-    than `ours`. `exact`: also where only training is another one, which sampling and scoring do not mind. Checkpoints
-    of format 1 do not say."""
+    """Raise UserError where checkpoint `folder`, or the `base/` beside it, belongs to another run than `ours`. `exact`:
+    also where settings of the training differ, which do not matter for sampling and scoring. Checkpoints of format 1
+    store no identity."""
     for part in (folder, folder.parent / "base"):
         theirs = checkpoint.belongs_to(part)
         if isinstance(theirs, dict):
@@ -54,6 +57,6 @@ def _check(folder: Path, theirs: dict[str, Any], ours: dict[str, Any], exact: bo
             )
     if theirs.get("tokenizer") != ours["tokenizer"]:
         raise UserError(f"{run / 'tokenizer.json'} is not the tokenizer that {folder} was trained with: put that back")
-    for key, what in (("task", "labels or template"), ("start", "start text"), ("text", "text")):
+    for key, entry in (("task", "labels or template"), ("start", "start text"), ("text", "text")):
         if theirs.get(key) != ours[key]:
-            raise UserError(f"{run / 'config.json'} has not the {what} that {folder} was trained with: put that back")
+            raise UserError(f"{run / 'config.json'} has not the {entry} that {folder} was trained with: put that back")

@@ -1,16 +1,15 @@
-"""Loading a run, its weights and what they were trained on top of; storing what training leaves alone."""
+"""Loading a run, or GPT-2's published weights, for use."""
 
-import dataclasses
 from pathlib import Path
 
 from data import gpt2
 from data.errors import UserError
 from engine.backends import check_backends
 from engine.config.flags import config_of
-from engine.config.sections import Config
+from engine.config.sections import Config, make, replace
 from engine.registry import build_model, layers
 from engine.run import checkpoint
-from engine.run.folder import read_facts, read_tokenizer
+from engine.run.folder import command_of, read_facts, read_tokenizer, task_of
 from engine.run.identity import check_identity, identity
 from engine.run.run import Run
 from engine.run.weights import check_finite, check_sizes, load_weights
@@ -22,52 +21,52 @@ from nanogpt import pretrained
 def load_gpt2(
     folder: Path, context: int | None, device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:
-    """GPT-2 from a folder in the Hub's layout, its positions cropped to `context`; with the folder's own merges where
-    it has them. Raises UserError for weights that are not GPT-2's, or a context larger than theirs."""
+    """GPT-2 from a folder in the Hub's layout, with its context cropped to `context`, and with the folder's own merges
+    where it has them. Raises UserError for weights that are not GPT-2's, or a larger context than theirs."""
     settings = pretrained.read_settings(folder)
     settings["context"] = context or settings["context"]
-    config = Config(**settings, attention=attention, norm_kernel=norm_kernel)
+    config = make(Config, settings | {"attention": attention, "norm_kernel": norm_kernel})
     tokenizer = gpt2.load(folder / "merges.txt")
     if pretrained.vocab_size(folder) != gpt2.VOCAB_SIZE:
         raise UserError(f"{folder} has {pretrained.vocab_size(folder)} ids; GPT-2's vocabulary has {gpt2.VOCAB_SIZE}")
-    chosen, _ = choose_device(device)
-    check_backends(config, chosen)
+    target, _ = choose_device(device)
+    check_backends(config, target)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    weights = pretrained.read_weights(folder, config.context)
+    weights = pretrained.read_weights(folder, config.net.context)
     check_finite(weights, folder)
     model.load_state_dict(weights)
     facts = {"step": 0, "val_loss": None, "val_bits_per_char": None}
-    return Run(folder, model.to(chosen).eval(), tokenizer, config, "\n", facts, chosen)
+    return Run(folder, model.to(target).eval(), tokenizer, config, "\n", facts, target)
 
 
 def load_parent(config: Config) -> Run:
-    """What `--init` names, on the CPU: a run, or GPT-2 with as much context as `config` has."""
-    if (weights := pretrained.folder_of(config.init)) is not None:
-        return load_gpt2(weights, config.context, "cpu")
-    return load_run(config.init, config.checkpoint or "best", "cpu")
+    """The run that `--init` names, or GPT-2 with the context of `config`, on the CPU."""
+    if (weights := pretrained.folder_of(config.run.init)) is not None:
+        return load_gpt2(weights, config.net.context, "cpu")
+    return load_run(config.run.init, config.run.checkpoint or "best", "cpu")
 
 
 def load_run(
     folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:
-    """Load a run for use: model in evaluation mode, tokenizer, configuration. `which` is 'best' or 'last'; device and
-    kernels are this machine's, not those of the run. 'gpt2:PATH' is GPT-2 itself, from a folder in the Hub's layout.
+    """Load a run for use: its model in evaluation mode, tokenizer and configuration. `which`: 'best' or 'last'. Device
+    and kernels are those given here, not those of the training. `folder` 'gpt2:PATH': GPT-2 itself, from a folder in
+    the Hub's layout.
 
-    Raises UserError naming the file that is missing, damaged or foreign."""
+    Raises UserError, with the file, for one that is missing, damaged or of another run."""
     if (weights := pretrained.folder_of(str(folder))) is not None:
         return load_gpt2(weights, None, device, attention, norm_kernel)
     folder = Path(folder)
     facts = read_facts(folder)
-    if "classify" in facts:
-        raise UserError(
-            f"{folder} labels texts and writes none: python -m finetune.classify --out {folder} --predict TEXT"
-        )
-    config = dataclasses.replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
+    task = facts.get(task_of(facts), {})
+    if "labels" in task:
+        raise UserError(f"{folder} labels texts and writes none: it is for {command_of(facts)}")
+    config = replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
     tokenizer = read_tokenizer(folder, facts["vocab_size"])
-    if not facts["data"]["start"] and config.kind == "stream":
+    if not facts["data"]["start"] and config.text.kind == "stream":
         raise UserError(f"{folder / 'config.json'} is damaged: data.start, which an empty prompt begins with, is empty")
-    chosen, _ = choose_device(device)
-    check_backends(config, chosen)
+    target, _ = choose_device(device)
+    check_backends(config, target)
 
     def build() -> LanguageModel:
         return build_model(config, tokenizer.vocab_size, tokenizer.special)
@@ -76,10 +75,10 @@ def load_run(
         check_identity(folder / which, identity(facts, tokenizer))
         check_sizes(build, layers(config), folder / which)
         model = build()
-        about = load_weights(model, folder / which)
+        metadata = load_weights(model, folder / which)
     except UserError as error:
         other = "last" if which == "best" else "best"
         way_out = f"; --checkpoint {other} takes the other one" if checkpoint.find(folder / other) else ""
         raise UserError(f"{error}{way_out}") from error
-    template = facts["instruct"]["template"] if "instruct" in facts else None
-    return Run(folder, model.to(chosen).eval(), tokenizer, config, facts["data"]["start"], about, chosen, template)
+    start, template = facts["data"]["start"], task.get("template")
+    return Run(folder, model.to(target).eval(), tokenizer, config, start, metadata, target, template)

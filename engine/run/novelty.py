@@ -1,6 +1,6 @@
-"""What of a sample is new: which lines (or documents) training has, and the longest run of characters copied from it.
+"""The novelty of samples: whether a line (or document) is in the training text, and the longest copied substring.
 
-Both need the prepared text, from the cache; a run directory alone has none."""
+Both need the prepared text, from the cache; a run directory has none."""
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ from engine.run.samples import Sample
 CHUNK = 1 << 17  # ids that are looked at together: their hashes stay in a core's cache
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hashes, modulo 2^64; odd
 INVERSE = pow(BASE, -1, 1 << 64)
-TABLE_BITS = 18  # of the table that tells most windows which the sample does not have
-EXTENDED = 64  # equal windows that are followed to their ends at a time
+TABLE_BITS = 18  # of the table that rules out most windows of the text
+EXTENDED = 64  # equal windows that are extended at a time
 
 
 class Novelty:
-    """What of a run's samples stands in its training text; unknown where the cache has that no more."""
+    """The novelty of a run's samples; unknown where its training text is no longer in the cache."""
 
     def __init__(self, run: Run):
         self.run, self.store = run, prepared_text(run.folder)
@@ -36,7 +36,7 @@ class Novelty:
         return KnownLines(self.store.train)
 
     def check(self) -> None:
-        """Raise UserError where a line or a document cannot be told to be new."""
+        """Raise UserError where it is unknown whether a line or document is new."""
         if not self.run.is_lines:
             raise UserError("--only-new is for runs on lines or documents: a stream has none that could be new")
         if self.run.template is not None:
@@ -48,19 +48,19 @@ class Novelty:
             )
 
     def is_known(self, line: str) -> bool:
-        """Whether the training text has that line, or that document."""
+        """Whether the training text has this line, or document."""
         return self.lines.has(self.run.tokenizer.encode(line, "mask"))
 
     def of(self, sample: Sample) -> dict[str, Any]:
-        """What JSON says of a sample, None for what is unknown: whether its line is known, or of a stream the longest
-        run of new characters that was copied."""
+        """The novelty of a sample, for its JSON: whether its line is in the training text, or for a stream the length
+        of the longest copied substring of its new text; None where unknown."""
         if self.run.is_lines:
             return {"in_train": None if self.store is None else self.is_known(sample.text)}
         return {"longest_copied": None if self.store is None else longest_copied(sample.new, self.store)}
 
 
 def prepared_text(folder: Path) -> Store | None:
-    """The training text of the run in `folder`, where the cache has it still, and the same."""
+    """The training text of the run in `folder`; None where the cache no longer has it, or has another one."""
     try:
         data: dict[str, Any] = read_facts(folder)["data"]
         path = cache_folder() / "prepared" / data["folder"]
@@ -73,48 +73,48 @@ def prepared_text(folder: Path) -> Store | None:
 
 
 class KnownLines:
-    """The lines of one side of a prepared text, to be asked for: 16 bytes each."""
+    """A set of the lines of one side of a prepared text, in 16 bytes each."""
 
     def __init__(self, split: Split):
         self.split = split
         starts, ends = split.offsets[:-1], split.offsets[1:] - 1  # without <eos>
         hashes = np.empty(len(starts), np.uint64)
-        first = 0
-        while first < len(starts):
-            last = max(first + 1, int(np.searchsorted(ends, starts[first] + CHUNK)))
-            ids = split.tokens.array()[starts[first] : ends[last - 1]]
-            hashes[first:last] = _line_hashes(ids, starts[first:last] - starts[first], ends[first:last] - starts[first])
-            first = last
+        start = 0
+        while start < len(starts):
+            end = max(start + 1, int(np.searchsorted(ends, starts[start] + CHUNK)))
+            ids = split.tokens.array()[starts[start] : ends[end - 1]]
+            hashes[start:end] = _line_hashes(ids, starts[start:end] - starts[start], ends[start:end] - starts[start])
+            start = end
         self.order = np.argsort(hashes, kind="stable")
         self.hashes = hashes[self.order]
 
     def has(self, ids: Sequence[int]) -> bool:
         """Whether a line has exactly these ids."""
-        wanted = np.asarray(ids, self.split.tokens.dtype)
-        (hashed,) = _line_hashes(wanted, np.zeros(1, np.int64), np.array([len(wanted)]))
+        line = np.asarray(ids, self.split.tokens.dtype)
+        (hashed,) = _line_hashes(line, np.zeros(1, np.int64), np.array([len(line)]))
         first, last = np.searchsorted(self.hashes, hashed), np.searchsorted(self.hashes, hashed, "right")
         text = self.split.tokens.array()
         lines = ((self.split.offsets[i], self.split.offsets[i + 1] - 1) for i in self.order[first:last])
-        return any(np.array_equal(text[start:end], wanted) for start, end in lines)
+        return any(np.array_equal(text[start:end], line) for start, end in lines)
 
 
 def _line_hashes(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """A hash of each of the lines that begin and end there, (lines,): the polynomial of its ids."""
+    """A hash of each of the lines from `starts` to `ends` of `ids`, (lines,): a polynomial of its ids."""
     sums = np.zeros(len(ids) + 1, np.uint64)
     np.cumsum((ids.astype(np.uint64) + np.uint64(1)) * _powers(BASE, len(ids)), out=sums[1:])
     return (sums[ends] - sums[starts]) * _powers(INVERSE, len(ids) + 1)[starts]
 
 
 def _powers(base: int, count: int) -> np.ndarray:
-    """base^0, base^1, ..., modulo 2^64."""
+    """The powers base^0, base^1, ... modulo 2^64, (count,)."""
     powers = np.full(count, base, np.uint64)
     powers[:1] = 1
     return np.cumprod(powers)
 
 
 def longest_copied(text: str, store: Store) -> int:
-    """How many characters the longest run has that stands both in `text` and in the training text, a stream. Time and
-    memory are linear in both; of the training text a chunk at a time is held."""
+    """The number of characters of the longest common substring of `text` and the training text, a stream. Takes linear
+    time and memory; a chunk of the training text is held at a time."""
     if isinstance(store.tokenizer, CharTokenizer):
         return _longest_run(store.tokenizer.encode(text, "mask"), _ids(store.train.tokens))[1]
     sample = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
@@ -128,7 +128,7 @@ def _ids(tokens: TokenFile) -> Iterator[np.ndarray]:
 
 
 def _bytes(tokens: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The training text's UTF-8, of tokens that are bytes or runs of them."""
+    """The UTF-8 of the training text, for tokens of one or more bytes."""
     if not isinstance(tokenizer, BPETokenizer):
         yield from ((ids - N_SPECIALS).astype(np.uint8) for ids in _ids(tokens))
         return
@@ -138,40 +138,41 @@ def _bytes(tokens: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
 
 
 def _longest_run(sample: np.ndarray, chunks: Iterable[np.ndarray]) -> tuple[int, int]:
-    """Where in `sample` its longest run begins that stands in the chunks laid end to end, and how long it is.
+    """The start and length of the longest substring of `sample` that occurs in the concatenated chunks.
 
-    Of each chunk only windows longer than the longest run so far are looked up, by their hashes, and what is found is
+    In each chunk only windows longer than the longest match so far are looked up, by their hashes, and matches are
     compared symbol by symbol."""
     first = length = 0
-    before = sample[:0]
+    overlap = sample[:0]
     for chunk in chunks:
-        text = np.concatenate([before, chunk])
+        text = np.concatenate([overlap, chunk])
         while length < min(len(sample), len(text)):
-            found = _common(sample, text, length + 1)
-            if not found:
+            matches = _common(sample, text, length + 1)
+            if not matches:
                 break
-            first, length = max(((q, _run_length(sample[q:], text[p:])) for q, p in found), key=lambda run: run[1])
-        before = text[max(0, len(text) - len(sample) + 1) :]
+            first, length = max(((q, _run_length(sample[q:], text[p:])) for q, p in matches), key=lambda run: run[1])
+        overlap = text[max(0, len(text) - len(sample) + 1) :]
     return first, length
 
 
 def _common(sample: np.ndarray, text: np.ndarray, length: int) -> list[tuple[int, int]]:
-    """Some places in `sample` and `text` where the same window of that length begins; none only if there are none."""
+    """Some pairs of positions in `sample` and `text` at which equal windows of `length` begin; empty only if there are
+    none."""
     hashes = _window_hashes(sample, length)
     order = np.argsort(hashes, kind="stable")
     table = np.zeros(1 << TABLE_BITS, bool)
     shift = np.uint64(64 - TABLE_BITS)
     table[hashes >> shift] = True
-    wanted = _window_hashes(text, length)
-    places = np.flatnonzero(table[wanted >> shift])
-    nearest = np.searchsorted(hashes[order], wanted[places]).clip(max=len(order) - 1)
-    known = hashes[order][nearest] == wanted[places]
-    found = zip(order[nearest[known]][:EXTENDED].tolist(), places[known][:EXTENDED].tolist(), strict=True)
-    return [(q, p) for q, p in found if np.array_equal(sample[q : q + length], text[p : p + length])]
+    text_hashes = _window_hashes(text, length)
+    candidates = np.flatnonzero(table[text_hashes >> shift])
+    nearest = np.searchsorted(hashes[order], text_hashes[candidates]).clip(max=len(order) - 1)
+    equal = hashes[order][nearest] == text_hashes[candidates]
+    pairs = zip(order[nearest[equal]][:EXTENDED].tolist(), candidates[equal][:EXTENDED].tolist(), strict=True)
+    return [(q, p) for q, p in pairs if np.array_equal(sample[q : q + length], text[p : p + length])]
 
 
 def _window_hashes(symbols: np.ndarray, length: int) -> np.ndarray:
-    """A hash of every window of that length, by doubling: (len(symbols) - length + 1,)."""
+    """A hash of every window of `length` symbols, (len(symbols) - length + 1,), by doubling."""
     symbols = symbols.astype(np.uint64) + np.uint64(1)
     hashes, width = symbols, 1
     for bit in f"{length:b}"[1:]:
@@ -184,7 +185,7 @@ def _window_hashes(symbols: np.ndarray, length: int) -> np.ndarray:
 
 
 def _run_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many symbols both begin with alike."""
+    """The length of the longest common prefix."""
     size = min(len(a), len(b))
     differs = a[:size] != b[:size]
     return int(differs.argmax()) if differs.any() else size

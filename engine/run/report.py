@@ -1,4 +1,4 @@
-"""The end of a run: samples marked by whether the data has them, the summary, the picture of the loss."""
+"""The report at the end of a run: samples, marked where the data has them, the summary, and the picture of the loss."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def finish(
     path: Path,
     metrics: Metrics,
 ) -> None:
-    """Samples of the best weights, summary, picture."""
+    """Write samples of the best weights, the summary and the picture of the loss."""
     facts = load_best(model, path, progress.best_step)
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text, copied = samples(best, store)
@@ -52,7 +52,7 @@ def finish(
 
 
 def describe(model: LanguageModel, progress: Progress, config: Config) -> dict[str, Any]:
-    """What `summary.json` says of a run."""
+    """The entries of `summary.json` for a run."""
     return {
         "model": config.model,
         "params": count_parameters(model),
@@ -70,18 +70,17 @@ def describe(model: LanguageModel, progress: Progress, config: Config) -> dict[s
 
 
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
-    """What the model makes up, and what the summary says of it. Of lines 20, of documents 5, each marked 'in train',
-    'in val' or 'new'; of a stream 500 tokens, and how many characters the longest run of it has that was copied from
-    the training text."""
+    """Samples of the model as text, and their entries of the summary: 20 lines or 5 documents, each marked 'in train',
+    'in val' or 'new'; of a stream 500 tokens, and the length of the longest substring copied from the training text."""
     if not run.is_lines:
         (sample,) = run.samples(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)
         return sample.text.strip("\n"), {"longest_copied": longest_copied(sample.new, store)}
     number = N_DOCUMENTS if run.is_documents else N_LINES
-    drawn = torch.stack(list(run.stream(num=number, seed=SAMPLE_SEED)), 1).tolist()
-    known = {"in train": KnownLines(store.train), "in val": KnownLines(store.val)}
+    rows = torch.stack(list(run.generate_ids(num=number, seed=SAMPLE_SEED)), 1).tolist()
+    sides = {"in train": KnownLines(store.train), "in val": KnownLines(store.val)}
     lines = []
-    for row in (until_end(row, run.tokenizer.special.eos) for row in drawn):
-        mark = next((name for name, side in known.items() if side.has(row)), "new")
+    for row in (until_end(row, run.tokenizer.special.eos) for row in rows):
+        mark = next((name for name, side in sides.items() if side.has(row)), "new")
         text = run.tokenizer.decode(row)
         lines.append(f"--- {mark}\n{text}\n" if run.is_documents else f"{text:<24} {mark}")
     return "\n".join(lines).rstrip("\n"), {}
@@ -93,7 +92,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What `summary.json` says, or nothing where a run has not ended."""
+    """The content of `summary.json`; empty where a run has not ended."""
     try:
         return read_json(folder / "summary.json", dict)
     except UserError:
@@ -121,7 +120,7 @@ def draw_loss(metrics: Metrics, folder: Path) -> None:
         textcoords="offset points", ha="right", color="#0b6e99", arrowprops={"arrowstyle": "-", "color": "#0b6e99"},
     )  # fmt: skip
     axes.set(xlabel="step", ylabel="loss (nats a token)")
-    # A user's name, not mathematics, in characters that the picture's font has.
+    # The name is not mathematics, and the font of the picture has ASCII alone for sure.
     axes.set_title(folder.name.encode("ascii", "replace").decode(), parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -130,7 +129,7 @@ def draw_loss(metrics: Metrics, folder: Path) -> None:
 
 
 def write_picture(path: Path, figure: Any) -> None:
-    """Replace a PNG by what `figure`, of matplotlib, shows."""
+    """Replace the PNG `path` by a `figure` of matplotlib."""
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")
     replace_file(path, content.getvalue())

@@ -19,76 +19,76 @@ from engine.run.healing import Healing, heal
 from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
 from makemore.base import LanguageModel
 
-STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample where nothing else is asked for
-OPTIONS = {field.name for kind in (Request, Sampling) for field in dataclasses.fields(kind)}  # of `Run.request`
+STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample by default
+OPTIONS = {field.name for cls in (Request, Sampling) for field in dataclasses.fields(cls)}  # of `Run.request`
 
 
 @dataclass(repr=False)
 class Run:
-    """A trained model with its tokenizer: what sampling, scoring and fine-tuning start from."""
+    """A trained model with its tokenizer, for sampling, scoring and fine-tuning."""
 
     folder: Path
     model: LanguageModel
     tokenizer: Tokenizer
     config: Config
-    start: str  # what an empty prompt of a stream begins with
+    start: str  # the text that stands for an empty prompt of a stream
     facts: dict[str, Any]  # of the checkpoint: step, val_loss
     device: torch.device
-    template: str | None = None  # how conversations are written down, for a run that was trained on them
+    template: str | None = None  # of conversations, for a run that was trained on them
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.config.model}, step {self.facts['step']:,})"
 
     @property
     def is_lines(self) -> bool:
-        """Whether the run's texts are rows, each with its end: lines or documents."""
-        return self.config.kind != "stream"
+        """Whether the run's texts are rows, each with an end: lines or documents."""
+        return self.config.text.kind != "stream"
 
     @property
     def is_documents(self) -> bool:
-        return self.config.kind == "documents"
+        return self.config.text.kind == "documents"
 
     @property
     def is_single_lines(self) -> bool:
-        """Whether no text of the run has a line end in it."""
-        return self.config.kind == "lines" and self.template is None
+        """Whether no text of the run has several lines."""
+        return self.config.text.kind == "lines" and self.template is None
 
     @property
-    def never(self) -> list[int]:
-        """Ids that are not drawn: all specials but `<eos>`, and that too where training had no ends."""
+    def suppressed(self) -> list[int]:
+        """The ids that are never drawn: all specials but `<eos>`, and `<eos>` too for a stream, which has no ends."""
         special = self.tokenizer.special
         return special.never_predicted + ([] if self.is_lines else [special.eos])
 
     @property
     def longest(self) -> int:
-        """New tokens of a sample where nothing else is asked for: the context for lines, which are not longer, 500 for
-        a stream, 2,000 (or the context, if that is more) for documents, which end before that as a rule."""
+        """The default limit of new tokens of a sample: the context for lines, which are not longer, 500 for a stream,
+        2,000 (or the context, if that is more) for documents, most of which end before."""
         if self.is_documents:
-            return max(DOCUMENT_TOKENS, self.config.context)
-        return self.config.context if self.is_lines else STREAM_TOKENS
+            return max(DOCUMENT_TOKENS, self.config.net.context)
+        return self.config.net.context if self.is_lines else STREAM_TOKENS
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
-        """Ids of a prompt: after `<bos>` for lines and documents; an empty one of a stream is the run's start text."""
+        """The ids of a prompt: for lines and documents after `<bos>`; for an empty one of a stream the start text's."""
         check_text("prompt", prompt, unknown)
         ids = self.tokenizer.encode(prompt, unknown).tolist()
         if self.is_lines:
             return [self.tokenizer.special.bos, *ids]
         return ids or self.tokenizer.encode(self.start).tolist()
 
-    def stream(
+    def generate_ids(
         self, prompt: str = "", num: int = 1, max_new_tokens: int | None = None, seed: int | None = None,
         sampling: Sampling | None = None, unknown: str = "error",
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Yield one token (num,) at a time after the ids of `prompt`, whose end is not healed. `max_new_tokens` None:
-        `longest`."""
+        """Yield the next token of `num` samples, (num,), one at a time, after the ids of `prompt`, which is not healed.
+        `max_new_tokens` None: `longest`."""
         check_num(num)
         request = self.request(max_new_tokens=max_new_tokens, seed=seed, sampling=sampling)
         ids = torch.tensor([self.prompt_ids(prompt, unknown)], device=self.device)
         length, eos, generator = request.max_new_tokens, self.tokenizer.special.eos, seeded(seed, self.device)
-        return generate(self.model, ids, length, request.sampling, self.never, eos, generator, copies=[num])
+        return generate(self.model, ids, length, request.sampling, self.suppressed, eos, generator, copies=[num])
 
     def generate(self, prompt: str | Iterable[str] = "", num: int = 1, **options: Any) -> list[str]:
-        """The texts of `samples`, prompts included."""
+        """The texts of `samples`, which begin with their prompts."""
         return [sample.text for sample in self.samples(prompt, num, **options)]
 
     def samples(
@@ -97,31 +97,31 @@ class Run:
         num: int = 1,
         *,
         unknown: str = "error",
-        wanted: Callable[[Sample], bool] | None = None,
+        accept: Callable[[Sample], bool] | None = None,
         **options: Any,
     ) -> Iterator[Sample]:
-        """`num` samples that go on after `prompt`, or after each of several prompts, one prompt after the other: those
-        that each has by itself with the same seed. They are drawn in batches that memory has room for.
+        """`num` samples that continue `prompt`, or each of several prompts in order. The samples of a prompt are the
+        same alone and among others. They are drawn in batches that fit into memory.
 
-        `unknown`: what to do with characters outside the vocabulary, as in `Tokenizer.encode`. `wanted`: as in
-        `Drawing`. Other options as of `request`."""
-        check_names(options, OPTIONS | {"prompt", "num", "unknown", "wanted"})
+        `unknown`: as in `Tokenizer.encode`, for characters outside the vocabulary. `accept`: as in `Drawing`. Other
+        options as in `request`."""
+        check_names(options, OPTIONS | {"prompt", "num", "unknown", "accept"})
         check_num(num)
         demand(isinstance(prompt, Iterable), "prompt", prompt, "a text, or several")
-        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options), wanted)
+        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, self.request(**options), accept)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return drawing.draw(self._prompt(drawing, text, unknown, num) for text in prompts)
 
     def pieces(self, prompt: str = "", *, unknown: str = "error", **options: Any) -> Iterator[str]:
-        """What one sample adds to `prompt`, piece by piece as it becomes certain: never half a character, nothing of
-        the stop text. Options as of `request`."""
+        """Yield the text of one sample after `prompt` in pieces, as soon as each is final: no incomplete character,
+        nothing of the stop text. Options as in `request`."""
         check_names(options, OPTIONS | {"prompt", "unknown"})
-        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, self.request(**options))
+        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, self.request(**options))
         return drawing.pieces(self._prompt(drawing, prompt, unknown, 1))
 
     def answer(self, ids: list[int], request: Request, healing: Healing | None = None) -> Generator[str, None, str]:
-        """What one sample adds to these ids, piece by piece. Returns why it ended."""
-        drawing = Drawing(self.model, self.tokenizer, self.never, self.device, request)
+        """Yield the text of one sample after `ids` in pieces. Returns the reason of its end."""
+        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, request)
         return drawing.pieces(drawing.prompt("", ids, 1, healing))
 
     def request(
@@ -135,12 +135,11 @@ class Run:
         sampling: Sampling | None = None,
         **knobs: Any,
     ) -> Request:
-        """How samples are drawn. A sample ends with its line, before the text `stop`, or after `max_new_tokens` (None:
-        `longest`); neither of the first two comes within `min_new_tokens`. The same `seed`, the same samples; None:
-        different ones each time. `heal`: see engine/run/healing.py. `knobs` are fields of `Sampling`, as in
-        `temperature=0.5`.
+        """A request for samples. A sample ends with its line, before the text `stop`, or after `max_new_tokens` (None:
+        `longest`); the first two not within `min_new_tokens`. The same `seed` gives the same samples; None: different
+        ones each time. `heal`: see engine/run/healing.py. `knobs`: fields of `Sampling`, as in `temperature=0.5`.
 
-        Raises UserError for what cannot be, TypeError for an unknown name."""
+        Raises UserError for an invalid value, TypeError for an unknown name."""
         check_names(knobs, OPTIONS)
         if min_new_tokens and not self.is_lines and stop is None:
             raise UserError("--min-new-tokens goes with lines, or with --stop: a stream does not end by itself")
@@ -156,14 +155,15 @@ class Run:
         return drawing.prompt(text, ids, num, healing)
 
     def score(self, text: str, unknown: str = "error") -> Evaluation:
-        """The likelihood of `text`, for lines with its end included. Its `bits_per_char` is what `--score` prints."""
+        """The negative log-likelihood of `text`, for lines with its end included; `--score` prints its
+        `bits_per_char`."""
         total = self.score_or_nothing(text, unknown)
         if not total.n_tokens:
             raise UserError("there is nothing to score: the text is empty, or nothing of it is in the vocabulary")
         return total
 
     def score_or_nothing(self, text: str, unknown: str = "error") -> Evaluation:
-        """The same; of no tokens where nothing can be scored."""
+        """The same; an Evaluation of no tokens where there is nothing to score."""
         check_text("score", text, unknown)
         total = Evaluation(0.0, 0, 0)
         for part in text.split("\n") if self.is_single_lines else [text]:
@@ -173,7 +173,7 @@ class Run:
 
     def _score(self, ids: list[int]) -> Evaluation:
         special = self.tokenizer.special
-        before = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
-        tokens = torch.tensor([before, *ids] + [special.eos] * self.is_lines, device=self.device)
+        first = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
+        tokens = torch.tensor([first, *ids] + [special.eos] * self.is_lines, device=self.device)
         characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
         return score(self.model, tokens[:-1], tokens[1:], characters)

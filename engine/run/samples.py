@@ -1,4 +1,4 @@
-"""Many samples of a run: which rows are drawn together, in bounded memory, and what is known of each."""
+"""Drawing many samples of a run: in batches, with bounded memory."""
 
 import functools
 from collections import defaultdict
@@ -15,15 +15,15 @@ from engine.run.healing import Healing
 from engine.run.writing import Writer
 from makemore.base import LanguageModel
 
-BATCH_BYTES = 512 << 20  # of all rows that are drawn together
-VOCABULARY_BYTES = 40  # of a row for each token of the vocabulary: logits, probabilities, what is drawn, their order
-FIRST_BATCH = 10  # rows that are always drawn together
-REDRAWS = 20  # how many times as many samples as wanted are drawn, where some are not
+BATCH_BYTES = 512 << 20  # of a batch of rows
+VOCABULARY_BYTES = 40  # of a row for each token of the vocabulary: logits, probabilities, random numbers, their order
+FIRST_BATCH = 10  # rows that always fit into one batch
+REDRAWS = 20  # draws for each sample at most, where some are not accepted
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text that goes on after `prompt`, the prompt included, and why it ended: 'eos', 'stop' or 'length'."""
+    """A sample: its prompt, the new text, and the reason of its end: 'eos', 'stop' or 'length'."""
 
     prompt: str
     new: str
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Request:
-    """How samples are drawn. Raises UserError for what cannot be."""
+    """The options with which samples are drawn. Raises UserError for an invalid value."""
 
     max_new_tokens: int
     sampling: Sampling = Sampling()
@@ -61,69 +61,69 @@ class Request:
 
 @dataclass
 class Prompt:
-    """A prompt, and what is still to be drawn after it."""
+    """A prompt, and the samples that are still to be drawn."""
 
     text: str
     ids: list[int]
     healing: Healing | None
     generator: torch.Generator
-    missing: int  # samples that are still wanted
-    left: int  # samples that may still be drawn
+    missing: int  # samples that are still missing
+    draws_left: int
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def is_open(self) -> bool:
-        return self.missing > 0 and self.left > 0
+        return self.missing > 0 and self.draws_left > 0
 
 
 class Drawing:
-    """Draws samples of `model` as `request` says, as many rows at a time as memory has room for.
+    """Draws samples of `model` as `request` says, as many rows at a time as fit into memory.
 
-    Prompts of one length are drawn together, each with its own generator, so that its samples are those that it has by
-    itself. `wanted` says which samples are kept; others are drawn again, REDRAWS times as many as there are to be at
-    most: then there are fewer."""
+    Prompts of one length are drawn together, each with its own generator, so that its samples do not depend on the
+    other prompts. Samples that `accept` rejects are drawn again, up to REDRAWS draws for each sample; then some are
+    missing."""
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        never: list[int],
+        suppressed: list[int],
         device: torch.device,
         request: Request,
-        wanted: Callable[[Sample], bool] | None = None,
+        accept: Callable[[Sample], bool] | None = None,
     ):
-        self.model, self.tokenizer, self.never, self.device = model, tokenizer, never, device
-        self.request, self.wanted = request, wanted
+        self.model, self.tokenizer, self.suppressed, self.device = model, tokenizer, suppressed, device
+        self.request, self.accept = request, accept
 
     @functools.cached_property
     def rows(self) -> int:
-        """How many are drawn at a time."""
+        """The number of rows that are drawn at a time."""
         return max(FIRST_BATCH, BATCH_BYTES // self._row_bytes())
 
     def prompt(self, text: str, ids: list[int], num: int, healing: Healing | None) -> Prompt:
-        """A prompt of these `ids`, or of those that healing keeps; each of its `num` samples shows `text` first."""
-        left = num * REDRAWS if self.wanted else num
+        """A prompt of these `ids`, shortened by `healing`, for `num` samples that begin with `text`."""
+        draws_left = num * REDRAWS if self.accept else num
         generator = seeded(self.request.seed, self.device)
-        return Prompt(text, healing.kept if healing else ids, healing, generator, num, left)
+        return Prompt(text, healing.shortened if healing else ids, healing, generator, num, draws_left)
 
     def draw(self, prompts: Iterable[Prompt]) -> Iterator[Sample]:
         """The samples of each prompt, in order."""
-        for some in self._portions(prompts):
-            while some:
-                of_length: dict[int, list[Prompt]] = defaultdict(list)
-                for prompt in filter(lambda prompt: prompt.is_open, some):
-                    of_length[len(prompt.ids)].append(prompt)
-                for together in of_length.values():
-                    self._draw_once(together)
-                while some:
-                    yield from some[0].samples
-                    some[0].samples.clear()
-                    if some[0].is_open:
+        for batch in self._portions(prompts):
+            while batch:
+                by_length: dict[int, list[Prompt]] = defaultdict(list)
+                for prompt in filter(lambda prompt: prompt.is_open, batch):
+                    by_length[len(prompt.ids)].append(prompt)
+                for group in by_length.values():
+                    self._draw_once(group)
+                while batch:
+                    yield from batch[0].samples
+                    batch[0].samples.clear()
+                    if batch[0].is_open:
                         break
-                    some.pop(0)
+                    batch.pop(0)
 
     def pieces(self, prompt: Prompt) -> Generator[str, None, str]:
-        """What one sample adds to the prompt, piece by piece as it becomes certain. Returns why it ended."""
+        """Yield the new text of one sample in pieces, as soon as each is final. Returns the reason of its end."""
         writer = self._writer(prompt)
         for token in self._tokens([prompt], [1]):
             yield writer.write(int(token))
@@ -133,8 +133,8 @@ class Drawing:
         return writer.end
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
-        """What is missing of prompts of one length, as far as it goes into one batch."""
-        counts = [min(prompt.missing, prompt.left, self.rows) for prompt in prompts]
+        """Draw one batch of the samples that prompts of one length are missing."""
+        counts = [min(prompt.missing, prompt.draws_left, self.rows) for prompt in prompts]
         rows = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
         writers, texts = [self._writer(prompt) for prompt in rows], [[] for _ in rows]
         for token in self._tokens(prompts, counts):
@@ -145,8 +145,8 @@ class Drawing:
                 break
         for prompt, text, writer in zip(rows, texts, writers, strict=True):
             sample = Sample(prompt.text, "".join(text), writer.end)
-            prompt.left -= 1
-            if self.wanted is None or self.wanted(sample):
+            prompt.draws_left -= 1
+            if self.accept is None or self.accept(sample):
                 prompt.missing -= 1
                 prompt.samples.append(sample)
 
@@ -157,7 +157,7 @@ class Drawing:
             torch.tensor([prompt.ids for prompt in prompts], device=self.device),
             request.max_new_tokens,
             request.sampling,
-            self.never,
+            self.suppressed,
             self.tokenizer.special.eos,
             [prompt.generator for prompt in prompts],
             copies=counts,
@@ -170,26 +170,26 @@ class Drawing:
         return Writer(self.tokenizer, request.stop, request.max_new_tokens, request.min_new_tokens, prompt.healing)
 
     def _portions(self, prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
-        """Prompts that are drawn at the same time."""
-        some: list[Prompt] = []
+        """The prompts in groups that are drawn at the same time."""
+        batch: list[Prompt] = []
         for prompt in prompts:
-            if some and sum(each.missing for each in some) + prompt.missing > self.rows:
-                yield some
-                some = []
-            some.append(prompt)
-        if some:
-            yield some
+            if batch and sum(each.missing for each in batch) + prompt.missing > self.rows:
+                yield batch
+                batch = []
+            batch.append(prompt)
+        if batch:
+            yield batch
 
     @torch.inference_mode()
     def _row_bytes(self) -> int:
-        """What a row takes: its state when it is longest, numbers for each token of the vocabulary, its text."""
+        """The bytes that a row takes: its longest state, numbers for each token of the vocabulary, its ids."""
         state = self.model.read_last(torch.full((1, 1), self.tokenizer.special.eos, device=self.device))[1]
-        of_token = sum(part.numel() * part.element_size() for part in state.values())
-        return of_token * self.model.held + self.model.vocab_size * VOCABULARY_BYTES + self.request.max_new_tokens * 8
+        state_bytes = self.model.held * sum(part.numel() * part.element_size() for part in state.values())
+        return state_bytes + self.model.vocab_size * VOCABULARY_BYTES + self.request.max_new_tokens * 8
 
 
 def seeded(seed: int | None, device: torch.device) -> torch.Generator:
-    """A fresh generator; None: another one each time."""
+    """A new generator with this seed; None: with a random one."""
     generator = torch.Generator(device)
     generator.seed() if seed is None else generator.manual_seed(int(seed))
     return generator

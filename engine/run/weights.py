@@ -1,4 +1,4 @@
-"""Weights between a model and the checkpoints of its run: what is stored where, and what may be loaded."""
+"""Storing the weights of a model in the checkpoints of its run, and loading them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +13,14 @@ from engine.training.lora import LoRALinear, fold
 
 
 def load_weights(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Load checkpoint `folder` into `model` and return its facts. Raises UserError when the two do not fit."""
+    """Load checkpoint `folder` into `model` and return its facts. Raises UserError where they do not fit."""
     tensors, facts = checkpoint.load(folder, ("model",))
     load_state(model, tensors["model"], folder)
     return facts
 
 
 def load_best(model: nn.Module, path: Path, best_step: int) -> dict[str, Any]:
-    """Load the `best/` of the run `path`, which training says is of `best_step`, and return its facts."""
+    """Load the `best/` of the run `path` and return its facts. Raises UserError unless it is of `best_step`."""
     facts = load_weights(model, path / "best")
     if facts.get("step") != best_step:
         raise UserError(f"{path / 'best'} is of step {facts.get('step')}, where the run says {best_step}: not its own")
@@ -28,23 +28,24 @@ def load_best(model: nn.Module, path: Path, best_step: int) -> dict[str, Any]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of `model`: all but what training leaves alone (that is in `base/`)."""
+    """The tensors of `model` that every checkpoint holds: all but those that training does not change, which are in
+    `base/`."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     fixed = getattr(model, "fixed", ())
     return {n: tensor for n, tensor in model.state_dict().items() if n not in frozen and not n.startswith(fixed)}
 
 
 def keep_frozen(model: nn.Module, path: Path, belongs_to: dict[str, Any] | None) -> None:
-    """Store what training leaves alone once, in `base/`; checkpoints hold the rest."""
-    if len(kept := trained_weights(model)) < len(model.state_dict()):
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+    """Store the tensors of `model` that training does not change, if any, in `base/`."""
+    if len(trained := trained_weights(model)) < len(model.state_dict()):
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
         checkpoint.save(path / "base", {"model": frozen}, {}, belongs_to)
 
 
 def load_state(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Put `weights`, read from checkpoint `folder` of a run, and those of the run's `base/` into `model`; UserError
-    naming `folder` when they are another model's, or not finite. Adapters go into the weights of a model that has
-    none."""
+    """Load `weights`, of checkpoint `folder` of a run, and those of the run's `base/` into `model`. LoRA updates are
+    added to the weights of a model without LoRA. Raises UserError, with `folder`, where the weights are of another
+    model, or not finite."""
     if checkpoint.find(folder.parent / "base"):
         weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
     check_finite(weights, folder)
@@ -53,17 +54,16 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> No
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        first = str(error).splitlines()[1:3]
+        problems = str(error).splitlines()[1:3]
         missing = "" if checkpoint.find(folder.parent / "base") else f"; {folder.parent / 'base'} is not there"
         raise UserError(
-            f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, first))}"
-            f"{missing if 'Missing' in first[0] else ''}"
+            f"{folder} is not a checkpoint of this run's model: {' '.join(map(str.strip, problems))}"
+            f"{missing if 'Missing' in problems[0] else ''}"
         ) from error
 
 
 def check_finite(weights: dict[str, Tensor], folder: Path) -> None:
-    """Raise UserError naming a weight that is infinite or no number: nothing that is computed with it is worth
-    showing."""
+    """Raise UserError for a weight that is infinite or NaN."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             wrong = int((~torch.isfinite(tensor)).sum())
@@ -74,23 +74,23 @@ def check_finite(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Path) -> None:
-    """Raise UserError when the model that `build` makes has other shapes than checkpoint `folder` and its `base/`, by
-    the files' headers, before any memory is taken for it. `n_layer`: the layers that it would have, if it has any."""
-    there = checkpoint.shapes(folder.parent / "base") | checkpoint.shapes(folder)
+    """Raise UserError where the model that `build` makes has other shapes than checkpoint `folder` and its `base/`, by
+    the headers of the files, before memory is allocated for it. `n_layer`: its number of layers, if it has any."""
+    stored = checkpoint.shapes(folder.parent / "base") | checkpoint.shapes(folder)
     config = folder.parent / "config.json"
-    if not there:
-        return  # said by whoever loads it
-    if n_layer is not None and n_layer > len(there):
-        raise UserError(f"{config} asks for {n_layer:,} layers, and {folder} has {len(there)} tensors in all")
+    if not stored:
+        return  # loading it raises the error
+    if n_layer is not None and n_layer > len(stored):
+        raise UserError(f"{config} asks for {n_layer:,} layers, and {folder} has {len(stored)} tensors in all")
     try:
         with torch.device("meta"):
             model = build()
     except UserError as error:
         raise UserError(f"{config} is damaged: {error}") from error
     for name, tensor in model.state_dict().items():
-        # A model wrapped for training calls its parts otherwise, and counts are as many as were seen.
-        if name in there and tuple(tensor.shape) != there[name] and tensor.numel():
+        # A wrapped model (LoRA and the like) has other names, and empty counts get their sizes when loaded.
+        if name in stored and tuple(tensor.shape) != stored[name] and tensor.numel():
             raise UserError(
-                f"{folder} is not a checkpoint of this run's model: {name} has the shape {there[name]}, {config} asks "
+                f"{folder} is not a checkpoint of this run's model: {name} has the shape {stored[name]}, {config} asks "
                 f"for {tuple(tensor.shape)}"
             )

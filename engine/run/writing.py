@@ -1,15 +1,15 @@
-"""Drawn ids into text: what is certain so far, where it ends, and why."""
+"""Turning drawn ids into text: the text that is final so far, its end, and the reason for its end."""
 
 from data.tokenizers import Tokenizer
 from engine.run.healing import CONTEXT, Healing
 
 
 class Writer:
-    """Turns the ids of one sample into the text that may be shown so far: never half a character, nothing of the prompt
-    that was healed, and what could still become the stop text is held back.
+    """Turns the ids of one sample into the text that is final so far: no incomplete character, nothing that may become
+    the stop text, and not the end of a healed prompt, which is shown already.
 
     `end` is None while the sample goes on, then 'eos', 'stop' or 'length'. In the first `min_new_tokens` the stop text
-    is not looked for."""
+    is ignored."""
 
     def __init__(
         self,
@@ -22,14 +22,14 @@ class Writer:
         self.decoder, self.eos, self.stop = tokenizer.decoder(), tokenizer.special.eos, stop
         self.min_new_tokens, self.max_new_tokens, self.n_new = min_new_tokens, max_new_tokens, 0
         self.end: str | None = None
-        self._pending = ""  # perhaps the beginning of the stop text
-        self._healing, self._held, self._hidden = healing, b"", 0
+        self._pending = ""  # what may be the beginning of the stop text
+        self._healing, self._required, self._hidden = healing, b"", 0
         if healing is not None:
-            self._held, self._hidden = healing.dropped, healing.shown
-            self.decoder.feed(healing.kept[-CONTEXT:])
+            self._required, self._hidden = healing.dropped, healing.shown
+            self.decoder.feed(healing.shortened[-CONTEXT:])
 
     def write(self, id_: int) -> str:
-        """The text that is certain after one more id; nothing after the end."""
+        """The text that one more id makes final; empty after the end."""
         if self.end:
             return ""
         if id_ == self.eos:
@@ -40,20 +40,20 @@ class Writer:
             text += self.close("length")
         return text
 
-    def close(self, why: str = "length") -> str:
-        """The rest of the text, where no more ids come."""
+    def close(self, reason: str = "length") -> str:
+        """The rest of the text, after the last id."""
         if self.end:
             return ""
         text = self._show(self.decoder.flush())
-        self.end = self.end or why
-        rest, self._pending = self._pending, ""
-        return text + rest
+        self.end = self.end or reason
+        pending, self._pending = self._pending, ""
+        return text + pending
 
     def _count(self, id_: int) -> bool:
-        if not self._held:
+        if not self._required:
             return True
-        is_new = self._healing.is_new(self._held, id_)
-        self._held = self._healing.after(self._held, id_)
+        is_new = self._healing.is_new(self._required, id_)
+        self._required = self._healing.rest(self._required, id_)
         return is_new
 
     def _show(self, text: str) -> str:
@@ -65,9 +65,10 @@ class Writer:
         if self.stop in text:
             self.end, self._pending = "stop", ""
             return text[: text.index(self.stop)]
-        keep = next((n for n in range(min(len(self.stop) - 1, len(text)), 0, -1) if self.stop.startswith(text[-n:])), 0)
-        self._pending = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        lengths = range(min(len(self.stop) - 1, len(text)), 0, -1)
+        n_pending = next((n for n in lengths if self.stop.startswith(text[-n:])), 0)
+        self._pending = text[len(text) - n_pending :]
+        return text[: len(text) - n_pending]
 
 
 def until_end(row: list[int], eos: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""The training loop and its parts. Knows models by their contract alone: no family, no registry."""
+"""The training loop and its parts. It knows models by their contract alone, no family and no registry."""

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 
-HEAD = "lm_head"  # never adapted: where it is the embedding table too, its update would have two meanings
+HEAD = "lm_head"  # never adapted: its weight may be tied to the embedding table, which an update would change too
 
 
 class LoRALinear(nn.Module):
-    """In the place of `base`, an nn.Linear, whose parameters it freezes. Takes and gives what that does."""
+    """A linear layer `base`, which is frozen, with a trained update of low rank: x (..., in) -> (..., out)."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__()
@@ -32,22 +32,22 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to the weight: from now on a plain linear layer's cost."""
+        """Add the update to the weight, so that the layer costs no more than a plain one."""
         if not self.merged:
             self.base.weight += _update(self.lora_a, self.lora_b, self.lora_scale)
         self.merged = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take it out again."""
+        """Subtract the update from the weight again."""
         if self.merged:
             self.base.weight -= _update(self.lora_a, self.lora_b, self.lora_scale)
         self.merged = False
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, layers: str = "all") -> None:
-    """Freeze `model` and put a LoRALinear in the place of its linear layers but the head: of all, or of those whose
-    dotted names have one of the parts that `layers` lists ('attn,mlp.c_fc'). UserError where there is none."""
+    """Freeze `model` and replace its linear layers, except for the head, by a LoRALinear: all of them, or those whose
+    dotted names contain one of the parts that `layers` lists ('attn,mlp.c_fc'). UserError where there is none."""
     model.requires_grad_(False)
     linear = {
         name: layer
@@ -67,7 +67,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, layers: str = "all") -> 
 
 
 def fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a model with LoRALinear layers as that of the plain one: each update added to its weight."""
+    """The state dict of a model with LoRALinear layers as that of the plain model: each update added to its weight."""
     adapted = {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}
     plain = {}
     for name, tensor in weights.items():

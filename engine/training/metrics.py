@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl, and TensorBoard or Weights & Biases when asked."""
+"""The metrics that a run records: metrics.jsonl, and with --log TensorBoard or Weights & Biases."""
 
 import importlib.util
 import json
@@ -13,23 +13,24 @@ LINE = {"step": Whole(), "train_loss": (float, None), "val_loss": float}
 
 
 class Metrics:
-    """One flushed JSON line an evaluation, in `metrics.jsonl`, passed on to `log` ('none', 'tensorboard', 'wandb')."""
+    """The metrics of a run: one flushed JSON line an evaluation in `metrics.jsonl`, also sent to `log` ('none',
+    'tensorboard' or 'wandb')."""
 
     def __init__(self, folder: Path, log: str = "none", config: dict[str, Any] | None = None):
         self.path = folder / "metrics.jsonl"
         self._send = _LOGGERS[log](folder, config or {})
 
     def cut_back(self, step: int) -> None:
-        """Drop lines after `step`, and torn ones, with a warning: what happened after the save that a run resumes
-        from."""
+        """Remove the lines after `step`, the step of the save that a run resumes from, and torn lines, with a
+        warning."""
         lines, torn = self._lines()
         if torn:
             warn(f"{self.path}: {torn} torn line{'s' * (torn > 1)} dropped")
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        replace_file(self.path, "".join(kept).encode())
+        remaining = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        replace_file(self.path, "".join(remaining).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines so far."""
+        """All complete lines so far."""
         return self._lines()[0]
 
     def write(self, line: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ class Metrics:
         self._send(line)
 
     def _lines(self) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines, and how many others there are."""
+        """The complete lines, and the number of torn ones."""
         whole, torn = [], 0
         text = self.path.read_text("utf-8", "replace") if self.path.exists() else ""
         for line in text.split("\n"):

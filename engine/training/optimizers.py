@@ -1,19 +1,20 @@
-"""The optimizers: torch's, Muon, and which parameters get what."""
+"""The optimizers: torch's and Muon, and the parameters of each."""
 
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
-from engine.config.sections import Config
+from engine.config.sections import Optim
 from makemore.layers import embedding_names, sparse_parameters
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal by a Newton-Schulz iteration, for matrices (more dimensions are
-    flattened into the second). Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """Muon: SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for matrices (further
+    dimensions are flattened into the second). Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
+    2024.
 
-    Matrices of one shape go through the iteration together."""
+    Matrices of one shape are orthogonalised in one batch."""
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
@@ -45,11 +46,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """Near the closest semi-orthogonal matrix of each of `matrices` (N, R, C): singular values end in about 0.7
-    .. 1.2. In float32.
+    """Approximately the closest semi-orthogonal matrix of each of `matrices` (N, R, C), computed in float32: singular
+    values end between about 0.7 and 1.2.
 
-    Each iteration multiplies x by a polynomial p(g) of its Gram matrix g = x x', and so g by p(g)². So all of them are
-    done on the small square g, and x is multiplied once, at the end: half the time on CPU."""
+    Each iteration multiplies x by a polynomial p(g) of its Gram matrix g = x x', and so g by p(g)². So all iterations
+    work on the small square g, and x is multiplied once, at the end: half the time on CPU."""
     a, b, c = coefficients
     x = matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -67,10 +68,11 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two under muon, and one more for tables with sparse gradients: Adam, whatever the others are.
-    Weight decay goes to matrices that multiply; biases, gains and embedding tables get none. Each group's `peak_lr` is
-    what the schedule scales."""
+def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimizer]:
+    """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
+
+    Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the matrices but the head's and
+    the gate's, AdamW the rest. The schedule scales each group's `peak_lr`."""
     tables, sparse = embedding_names(model), sparse_parameters(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
@@ -79,29 +81,29 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
         heads = {name for name in matrices if {"lm_head", "head", "gate"} & set(name.split("."))}
         inner = [p for name, p in matrices.items() if name not in heads]
         outer = [matrices[name] for name in matrices if name in heads]
-        made = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
+        optimizers = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
         if groups := _groups(outer, others, config):
-            made.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
+            optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
-        made = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
-    if few := [p for p in sparse.values() if p.requires_grad]:  # only the rows that a batch has met move
-        made.append(torch.optim.SparseAdam(few, lr=config.lr, betas=_betas(config)))
-    for optimizer in made:
+        optimizers = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
+    if sparse_trained := [p for p in sparse.values() if p.requires_grad]:  # only the rows that a batch has met move
+        optimizers.append(torch.optim.SparseAdam(sparse_trained, lr=config.lr, betas=_betas(config)))
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    return made
+    return optimizers
 
 
-def _groups(decayed: list[Tensor], others: list[Tensor], config: Config) -> list[dict]:
+def _groups(decayed: list[Tensor], others: list[Tensor], config: Optim) -> list[dict]:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def _betas(config: Config) -> tuple[float, float]:
+def _betas(config: Optim) -> tuple[float, float]:
     return config.beta1, config.beta2
 
 
-def _torch_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer:
+def _torch_optimizer(groups: list[dict], config: Optim) -> torch.optim.Optimizer:
     lr = config.lr
     match config.optimizer:
         case "sgd":
@@ -114,5 +116,5 @@ def _torch_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimize
             return torch.optim.RMSprop(groups, lr=lr, alpha=config.beta2)
         case "adam":
             return torch.optim.Adam(groups, lr=lr, betas=_betas(config), fused=True)
-        case _:  # fused: one pass over all weights, several times faster than a loop over tensors on CPU too
+        case _:  # fused: one pass over all weights, on CPU too several times faster than a loop over tensors
             return torch.optim.AdamW(groups, lr=lr, betas=_betas(config), fused=True)

@@ -1,16 +1,16 @@
-"""The learning rate over the steps or the time, as a factor of its peak."""
+"""The learning rate over the steps or the time, as a fraction of its peak."""
 
 import math
 
-WSD_DECAY = 0.2  # the last part of warmup-stable-decay (Hu et al. 2024)
+WSD_DECAY = 0.2  # the part of warmup-stable-decay that is the decay (Hu et al. 2024)
 
 
 def lr_factor(schedule: str, step: int, steps: int | None, warmup: int, floor: float, time_used: float = 0.0) -> float:
-    """The factor at `step` (0-based) of `steps`: up over `warmup` steps, then 'constant', 'linear' or 'cosine' down to
-    `floor`, 'step' (a tenth after each third) or 'wsd' (constant, then linear down to `floor` over the last fifth).
+    """The factor at `step` (0-based) of `steps`: rising over `warmup` steps, then 'constant', 'linear' or 'cosine' down
+    to `floor`, 'step' (a tenth after each third) or 'wsd' (constant, then linear down to `floor` over the last fifth).
 
-    Where time is limited too, `time_used` is the part of it that is gone: whichever is further counts, also against a
-    warm-up. `steps` None: time alone."""
+    `time_used`: the part of the time limit that is used. The schedule follows the steps or the time, whichever is
+    further; during the warm-up the factor is at most that of the time. `steps` None: time alone."""
     time_used = min(1.0, time_used)
     if step < warmup:
         return min((step + 1) / (warmup + 1), _fall(schedule, time_used, floor))

@@ -1,4 +1,4 @@
-"""The one training loop, and everything about it that a checkpoint has to hold to go on exactly."""
+"""The one training loop, and its state, which a checkpoint stores to resume exactly."""
 
 import contextlib
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.batches import Batch, Loader
 from data.errors import UserError
@@ -28,7 +29,7 @@ from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 
 _NUMBER = (float, None)
-TRAINER_FACTS = {  # of a `last/`, beside those that every checkpoint has
+TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
     "progress": {
         "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
         "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
@@ -37,21 +38,22 @@ TRAINER_FACTS = {  # of a `last/`, beside those that every checkpoint has
     "loader": {"epoch": Whole(), "position": Whole()},
     "optimizer": dict,
 }  # fmt: skip
-CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for it
+CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 @dataclass
 class Progress:
-    """Where a run stands: plain numbers, stored as JSON."""
+    """The progress of a run: plain numbers, stored as JSON."""
 
     step: int = 0
     tokens: int = 0  # targets trained on
     seconds: float = 0.0  # spent in training steps
-    elapsed: float = 0.0  # seconds spent in training steps and evaluations: what --minutes allows
+    elapsed: float = 0.0  # seconds spent in training steps and evaluations, which --minutes limits
     evaluated: int = -1  # step of the last evaluation
     train_loss: float | None = None  # mean over the steps between the last two evaluations
-    nll_sum: float = 0.0  # training loss since the last evaluation ...
-    nll_tokens: int = 0  # ... and over how many targets
+    nll_sum: float = 0.0  # of the training since the last evaluation, in nats ...
+    nll_tokens: int = 0  # ... and its number of targets
     best_val: float | None = None
     best_bits: float | None = None
     best_step: int = 0
@@ -60,10 +62,10 @@ class Progress:
 
 
 class Trainer:
-    """Trains `model` on `loader`'s batches as `config` says, evaluates, saves into `folder`, and resumes exactly.
+    """Trains `model` on the batches of `loader` as `config` says, evaluates, saves into `folder`, and resumes exactly.
 
-    `belongs_to` is the run's identity, which goes into every checkpoint. `judge` measures whatever else is wanted at an
-    evaluation, by names that go into `metrics.jsonl`."""
+    `belongs_to`: the identity of the run, stored in every checkpoint. `extra_metrics` returns further metrics of an
+    evaluation, by their names in `metrics.jsonl`."""
 
     def __init__(
         self,
@@ -75,26 +77,27 @@ class Trainer:
         folder: Path,
         device: torch.device,
         metrics: Metrics,
-        judge: Callable[[], dict[str, float]] = dict,
+        extra_metrics: Callable[[], dict[str, float]] = dict,
         belongs_to: dict[str, Any] | None = None,
     ):
         self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
-        self.config, self.folder, self.device, self.metrics, self.judge = config, folder, device, metrics, judge
-        self.belongs_to = belongs_to
+        self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
+        self.extra_metrics, self.belongs_to = extra_metrics, belongs_to
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
-        self.optimizers = make_optimizers(model, config)
-        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.dtype, device)[0])
+        self.optimizers = make_optimizers(model, config.optim)
+        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.machine.dtype, device)[0])
         self.progress = Progress()
+        self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
+        self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
         self._unchecked: list[tuple[int, float, Tensor, int]] = []
 
     def train(self) -> None:
-        """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted after saving when a
-        signal came, and UserError when the loss stops being finite."""
-        config, progress = self.config, self.progress
+        """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted, after saving, on a
+        signal, and UserError when the loss is not finite."""
         self.model.train()
-        self.budget = Budget(config, progress)
+        self.budget = Budget(self.config.optim, self.progress)
         with runtime.Signals() as signals, self.budget.bar() as self.bar:
             while True:
                 self.budget.read_clock()
@@ -106,57 +109,63 @@ class Trainer:
                     raise runtime.Interrupted(signals.received)
                 if self.budget.used >= 1 or self._is_out_of_patience():
                     return
-                started = time.perf_counter()
-                lr = self._set_lr()
-                batches = [self.loader.next() for _ in range(config.grad_accum)]
-                n_tokens = sum(batch.n_tokens for batch in batches)
-                nll_sum = self._backward(batches, n_tokens)
-                norm = self._clip()
-                self._note_loss(lr, nll_sum, norm, n_tokens)
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                progress.step += 1
-                progress.tokens += n_tokens
-                progress.seconds += time.perf_counter() - started
+                self.step()
                 self.budget.show(self.bar)
 
-    def _backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
-        """Gradients of the mean over all targets of the step; returns the sum of their losses."""
+    def step(self) -> None:
+        """One optimizer step, on as many batches as it accumulates."""
+        started = time.perf_counter()
+        lr = self.set_lr()
+        batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
+        n_tokens = sum(batch.n_tokens for batch in batches)
+        nll_sum = self.backward(batches, n_tokens)
+        norm = self.clip()
+        self.note_loss(lr, nll_sum, norm, n_tokens)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.tokens += n_tokens
+        self.progress.seconds += time.perf_counter() - started
+
+    def backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
+        """Compute the gradients of the mean loss over all targets of the step; returns the sum of their losses."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
-            here = batch.to(self.device)
-            state = self._start(here) if here.fresh else self.carried
+            batch = batch.to(self.device)
+            state = self._start(batch) if batch.fresh else self.carried
             with self.autocast:
-                out = self.model(here.tokens, here.targets, state, want_logits=False)
+                out = self.model(batch.tokens, batch.targets, state, want_logits=False)
             (out.nll_sum / max(1, n_tokens)).backward()
             nll_sum += out.nll_sum.detach()
-            if self.config.carry_state:
+            if self.carries_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return nll_sum
 
     def _start(self, batch: Batch) -> State | None:
-        """What the model begins a batch of a text with; rows of a fine-tuning set stand in none."""
-        return None if batch.place is None else self.model.start(None, batch.place)
+        """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
+        return None if batch.position is None else self.model.start(None, batch.position)
 
-    def _set_lr(self) -> float:
-        config = self.config
-        step, time_used = self.progress.step, self.budget.time_used
-        factor = lr_factor(config.schedule, step, config.steps, config.warmup, config.lr_floor, time_used)
+    def set_lr(self) -> float:
+        """Set every group's learning rate to this step's, and return the peak one's."""
+        optim, step, time_used = self.config.optim, self.progress.step, self.budget.time_used
+        factor = lr_factor(optim.schedule, step, optim.steps, optim.warmup, optim.lr_floor, time_used)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        return config.lr * factor
+        return optim.lr * factor
 
-    def _clip(self) -> Tensor | None:
-        if not self.config.grad_clip:
+    def clip(self) -> Tensor | None:
+        """Shorten the gradient to its largest norm; its norm before, or None where it is not clipped."""
+        if not self.config.optim.grad_clip:
             return None
-        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.grad_clip)
+        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
 
-    def _note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
-        # An infinite gradient under a finite loss ruins the weights all the same: it counts as a non-finite loss.
-        seen = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
-        self._unchecked.append((self.progress.step, lr, seen, n_tokens))
+    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+        """Add a step's loss to the progress, on a GPU a few steps later."""
+        # An infinite gradient ruins the weights even where the loss is finite: it counts as a non-finite loss.
+        checked = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
+        self._unchecked.append((self.progress.step, lr, checked, n_tokens))
         if self.device.type == "cpu" or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
 
@@ -174,79 +183,80 @@ class Trainer:
             self.bar.set_postfix_str(f"loss {float(value) / max(1, n_tokens):.3f}, {rate:,.0f} tokens/s", refresh=False)
         self._unchecked.clear()
 
-    def _diverged(self, step: int, lr: float, what: str) -> UserError:
-        kept = checkpoint.find(self.folder / "last")
-        saved = f"; {kept} keeps the last good checkpoint" if kept else ""
-        muon = " and --muon-lr" if self.config.optimizer == "muon" else ""
-        clip = "" if self.config.grad_clip else ", --grad-clip 1"
+    def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
+        last = checkpoint.find(self.folder / "last")
+        saved = f"; {last} keeps the last good checkpoint" if last else ""
+        muon = " and --muon-lr" if self.config.optim.optimizer == "muon" else ""
+        clip = "" if self.config.optim.grad_clip else ", --grad-clip 1"
         return UserError(
-            f"the {what} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
+            f"the {quantity} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
             f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
         )
 
     def _evaluation_is_due(self) -> bool:
-        step, config = self.progress.step, self.config
-        due = step % config.eval_interval == 0 or self.budget.used >= 1
+        step = self.progress.step
+        due = step % self.config.optim.eval_interval == 0 or self.budget.used >= 1
         return due and self.progress.evaluated != step and not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.progress.worse >= self.config.patience
+        return self.config.optim.patience is not None and self.progress.worse >= self.config.optim.patience
 
     def _evaluate_and_save(self, signals: runtime.Signals) -> None:
-        """Evaluate, write a metrics line, save `best/` when it is one, save `last/`. Nothing of it when a
-        signal comes."""
+        """Evaluate, write a line of metrics, save `best/` where the loss is the lowest so far, and `last/`. A signal
+        during the evaluation leaves all of it out."""
         self._check_losses()
         with self.autocast:
-            found = evaluate(self.model, self.val_batches, self.characters, self.device, signals.stop)
-        if found is None:
+            evaluation = evaluate(self.model, self.val_batches, self.characters, self.device, signals.stop)
+        if evaluation is None:
             return
         progress = self.progress
-        if not math.isfinite(found.loss):
-            raise self._diverged(progress.step, self._set_lr(), "validation loss")
+        if not math.isfinite(evaluation.loss):
+            raise self._diverged(progress.step, self.set_lr(), "validation loss")
         if progress.nll_tokens:
             progress.train_loss = progress.nll_sum / progress.nll_tokens
         progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
-        progress.val_tokens = found.n_tokens
-        is_best = progress.best_val is None or found.loss < progress.best_val
+        progress.val_tokens = evaluation.n_tokens
+        is_best = progress.best_val is None or evaluation.loss < progress.best_val
         if is_best:
-            progress.best_val, progress.best_bits, progress.best_step = found.loss, found.bits_per_char, progress.step
+            progress.best_val, progress.best_bits = evaluation.loss, evaluation.bits_per_char
+            progress.best_step = progress.step
         progress.worse = 0 if is_best else progress.worse + 1
-        judged = self.judge()
-        self._write_metrics(found, judged)
+        extra = self.extra_metrics()
+        self._write_metrics(evaluation, extra)
         self.budget.read_clock()
         if is_best:
-            self.save_best(found)
+            self.save_best(evaluation)
         self.save_last()
-        self._show(found, judged, is_best)
+        self._show(evaluation, extra, is_best)
 
-    def _write_metrics(self, found: Evaluation, judged: dict[str, float]) -> None:
+    def _write_metrics(self, evaluation: Evaluation, extra: dict[str, float]) -> None:
         progress = self.progress
         self.metrics.write(
             {
                 "step": progress.step,
                 "train_loss": progress.train_loss,
-                "val_loss": found.loss,
-                "val_bits_per_char": found.bits_per_char,
-                "lr": self._set_lr(),
+                "val_loss": evaluation.loss,
+                "val_bits_per_char": evaluation.bits_per_char,
+                "lr": self.set_lr(),
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
-                **judged,
+                **extra,
             }
         )
 
-    def _show(self, found: Evaluation, judged: dict[str, float], is_best: bool) -> None:
+    def _show(self, evaluation: Evaluation, extra: dict[str, float], is_best: bool) -> None:
         progress = self.progress
         train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
         mark = "  best" if is_best else ""
-        with contextlib.suppress(OSError):  # who read the output has left: train on
+        with contextlib.suppress(OSError):  # the reader of the output has closed it: the training goes on
             self.bar.write(
-                f"step {progress.step:5d}  {train}val {found.loss:.4f}  "
-                + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in judged.items())
+                f"step {progress.step:5d}  {train}val {evaluation.loss:.4f}  "
+                + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in extra.items())
                 + f"{progress.seconds:6.1f} s{mark}"
             )
 
-    def save_best(self, found: Evaluation) -> None:
-        facts = {"step": self.progress.step, "val_loss": found.loss, "val_bits_per_char": found.bits_per_char}
+    def save_best(self, evaluation: Evaluation) -> None:
+        facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
         checkpoint.save(self.folder / "best", {"model": trained_weights(self.model)}, facts, self.belongs_to)
 
     def save_last(self) -> None:
@@ -255,61 +265,71 @@ class Trainer:
         checkpoint.save(self.folder / "last", parts, facts, self.belongs_to)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that `load_state` needs besides the weights: tensors by name, and JSON."""
+        """The state that `resume` loads besides the weights: tensors by name, and JSON."""
         tensors = {"rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         numbers: dict[str, Any] = {}
-        for n, optimizer in enumerate(self.optimizers):
-            for i, kept in optimizer.state_dict()["state"].items():
-                for name, value in kept.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{n}.{i}.{name}"] = value
-                    else:
-                        numbers[f"optimizer.{n}.{i}.{name}"] = value
+        for name, parameter in self.model.named_parameters():
+            for optimizer in self.optimizers:
+                for quantity, value in optimizer.state.get(parameter, {}).items():
+                    place = tensors if isinstance(value, Tensor) else numbers
+                    place[f"state.{name}.{quantity}"] = value
         for name, vector in (self.carried or {}).items():
             tensors[f"carried.{name}"] = vector
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
         return tensors, {"step": self.progress.step, "val_loss": None, **facts}
 
     def resume(self, folder: Path) -> None:
-        """Go on where the checkpoint `folder` (a `last/`) was saved, bit for bit."""
+        """Load the checkpoint `folder` (a `last/`), so that training continues bit for bit."""
         tensors, facts = checkpoint.load(folder, ("model", "trainer"))
         check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
         load_state(self.model, tensors["model"], folder)
-        kept = tensors["trainer"]
+        stored = tensors["trainer"]
         try:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
-            self._load_optimizers(kept, facts["optimizer"])
-            torch.set_rng_state(kept["rng.cpu"])
+            self._load_optimizers(stored | facts["optimizer"])
+            torch.set_rng_state(stored["rng.cpu"])
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
-        if self.device.type == "cuda" and "rng.cuda" in kept:
-            torch.cuda.set_rng_state(kept["rng.cuda"], self.device)
-        carried = {
-            name.removeprefix("carried."): v.to(self.device) for name, v in kept.items() if name.startswith("carried.")
-        }
+        if self.device.type == "cuda" and "rng.cuda" in stored:
+            torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
+        carried = {}
+        for name, vector in _under(stored, "carried.").items():
+            *path, part = name.split(".")  # of a mixture's neural model: neural.history
+            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
         self.carried = carried or None
         self.metrics.cut_back(self.progress.evaluated)
 
-    def _load_optimizers(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def _load_optimizers(self, stored: dict[str, Any]) -> None:
+        """Load what each optimizer remembers of each parameter, by the parameter's name; before format 3 by number."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        unknown = {key for key in stored if key.startswith(("state.", "optimizer."))}
         for n, optimizer in enumerate(self.optimizers):
-            whole = optimizer.state_dict()
-            whole["state"] = {}
-            for key, value in (tensors | numbers).items():
-                part, *path = key.split(".", 3)
-                if part == "optimizer" and path[0] == str(n):
-                    whole["state"].setdefault(int(path[1]), {})[path[2]] = value
+            state_dict = optimizer.state_dict() | {"state": {}}
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for i, kept in whole["state"].items():
-                _check_moments(kept, parameters[i])
-            optimizer.load_state_dict(whole)
+            for i, parameter in enumerate(parameters):
+                for prefix in (f"state.{names[id(parameter)]}.", f"optimizer.{n}.{i}."):
+                    if moments := _under(stored, prefix):
+                        break
+                unknown -= {prefix + quantity for quantity in moments}
+                _check_moments(moments, parameter)
+                if moments:
+                    state_dict["state"][i] = moments
+            optimizer.load_state_dict(state_dict)
+        if unknown:
+            raise ValueError(f"there is no parameter for {min(unknown)}")
 
 
-def _check_moments(kept: dict[str, Any], parameter: Tensor) -> None:
-    """Raise ValueError unless what an optimizer remembers of `parameter` has its shape, or is one finite number."""
-    for name, value in kept.items():
+def _under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+
+
+def _check_moments(moments: dict[str, Any], parameter: Tensor) -> None:
+    """Raise ValueError unless an optimizer's state of `parameter` has its shape, or is one number."""
+    for name, value in moments.items():
         if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
             raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weights {tuple(parameter.shape)}")
         if not isinstance(value, Tensor | int | float | None):

@@ -7,19 +7,16 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.config.flags import parse
-    from finetune.classify.options import ClassifyConfig, check, defaults
-    from finetune.options import start_or_resume, without_scratch
+    from finetune.classify.options import ClassifyConfig
 
-    config, given = parse(sys.argv[1:], ClassifyConfig, "python -m finetune.classify", defaults)
-    config = without_scratch(config)
-    check(config, given)
-    from finetune.classify import labeller, session  # torch loads only now
+    config, explicit = parse(sys.argv[1:], ClassifyConfig)
+    from engine.session import run  # torch loads only now
+    from finetune.classify import labeller
+    from finetune.classify.task import Classification
 
-    if config.predict is not None:
-        return labeller.predict(config, given)
-    if config.eval_only:
-        return labeller.evaluate_run(config, given)
-    return start_or_resume(session, config, given)
+    if config.run.predict is not None:
+        return labeller.predict(config, explicit)
+    return run(Classification(), config, explicit)
 
 
 if __name__ == "__main__":

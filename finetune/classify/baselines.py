@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.classify.examples import Labelled
 from finetune.classify.measure import measure
-from finetune.classify.task import Task
 
 NGRAMS = range(1, 5)
 BUCKETS = 1 << 18
@@ -28,7 +28,7 @@ class TookTooLong(Exception):
     """The regression was not done by its deadline."""
 
 
-def measure_baselines(task: Task, seconds_of_training: float) -> dict[str, dict[str, Any]]:
+def measure_baselines(task: Labelled, seconds_of_training: float) -> dict[str, dict[str, Any]]:
     """Accuracy and macro-F1 of each baseline on the test side, by name. The regression may take twice as long as the
     training did, and at least `MIN_SECONDS`; one that is left out has the reason alone, as `left_out`."""
     train, actual, n = task.numbers("train"), task.numbers("test"), len(task.labels)

@@ -21,17 +21,20 @@ def class_weights(power: float, labels: np.ndarray, n_classes: int) -> torch.Ten
 
 def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch.Tensor) -> Classifier:
     """The classifier of `config` on `body`, with the weights that `--train` leaves alone frozen."""
-    if not config.lm_weight and getattr(body, "lm_head", None) is not None:
+    tuning = config.tuning
+    if not tuning.lm_weight and getattr(body, "lm_head", None) is not None:
         body.lm_head = None  # predicts no token any more
     model = Classifier(
-        body, len(weights), pooling=config.pooling, ngrams=config.ngrams, dropout=config.dropout, class_weights=weights,
-        lm_weight=config.lm_weight, label_smoothing=config.label_smoothing,
+        body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams,
+        dropout=getattr(config.net, "dropout", 0.0), class_weights=weights,
+        lm_weight=tuning.lm_weight,
+        label_smoothing=config.net.label_smoothing,
     )  # fmt: skip
-    if config.train == "lora":
-        add_lora(body, config.lora_rank, config.lora_alpha, config.lora_layers)
-    elif config.train != "all":
-        freeze_all_but(body, last_layers(config.train) or 0)
-    if config.extend_vocabulary:
+    if tuning.train == "lora":
+        add_lora(body, tuning.lora_rank, tuning.lora_alpha, tuning.lora_layers)
+    elif tuning.train != "all":
+        freeze_all_but(body, last_layers(tuning.train) or 0)
+    if config.run.extend_vocabulary:
         train_tables(body)
     return model
 

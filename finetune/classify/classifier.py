@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches import IGNORE
+from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
 from makemore.hashing import longer, row_of
+from makemore.layers import widened
 
 POOLINGS = ("last", "mean", "max")
 BUCKETS = 1 << 16  # rows that n-grams are hashed into
@@ -59,7 +61,7 @@ class Classifier(nn.Module):
             features = torch.cat([features, self.bag(tokens, read)], 1)
         logits = self.head(features)  # (B, n_classes)
         labels = targets.amax(1)  # IGNORE is less than any
-        precise = logits if logits.dtype == torch.float64 else logits.float()
+        precise = widened(logits)
         nll_sum = F.cross_entropy(
             precise,
             labels,
@@ -83,7 +85,7 @@ class Classifier(nn.Module):
         """The mean loss over next tokens, times the number of rows, as the class losses are a sum over rows."""
         follows = read[:, 1:]
         logits = self.body.head(hidden[:, :-1]).flatten(0, 1)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = widened(logits)
         following = tokens[:, 1:].masked_fill(~follows, IGNORE).flatten()
         nll = F.cross_entropy(logits, following, ignore_index=IGNORE, reduction="sum")
         return nll * labelled.sum() / follows.sum().clamp_min(1)
@@ -116,9 +118,6 @@ class NGramBag(nn.Module):
 
 def feature_width(model: LanguageModel) -> int:
     """C of the features (B, T, C) that `model` makes."""
-    training = model.training
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    with torch.no_grad():
-        width = model.eval().hidden(token, None, None)[0].shape[-1]
-    model.train(training)
-    return width
+    with in_evaluation_mode(model):
+        return model.hidden(token, None, None)[0].shape[-1]

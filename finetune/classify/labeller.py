@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import UserError, warn
+from data.errors import UserError, flag, warn
 from data.examples import Columns, read_examples
 from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
@@ -19,6 +19,8 @@ from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
 from engine.config import flags
+from engine.config.sections import replace
+from engine.evaluate import in_evaluation_mode
 from engine.registry import build_model, layers
 from engine.run import folder
 from engine.run.identity import check_identity, identity
@@ -26,9 +28,9 @@ from engine.run.weights import check_sizes, load_weights
 from finetune.classify import measure
 from finetune.classify.build import build_classifier
 from finetune.classify.classifier import Classifier
-from finetune.classify.options import USE_FLAGS, ClassifyConfig, check
-from finetune.classify.task import encode, read_task
-from finetune.start import UNKNOWN_ALLOWED
+from finetune.classify.examples import encode, read_labelled
+from finetune.classify.options import USE_FLAGS, ClassifyConfig
+from finetune.task import UNKNOWN_ALLOWED, backends_of, refuse_edited, refuse_useless_here
 
 
 @dataclasses.dataclass
@@ -43,9 +45,9 @@ class Labeller:
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Probabilities (texts, classes), in the order of `labels`. Warns of texts that are cut."""
-        rows, cut, unknown = encode(texts, self.tokenizer, self.config.context)
+        rows, cut, unknown = encode(texts, self.tokenizer, self.config.net.context)
         if cut:
-            warn(f"{cut:,} of {len(texts):,} texts are longer than {self.config.context} tokens: cut")
+            warn(f"{cut:,} of {len(texts):,} texts are longer than {self.config.net.context} tokens: cut")
         if unknown > UNKNOWN_ALLOWED * sum(map(len, texts)):
             hint = self.tokenizer.other_form("\n".join(texts)) or "expect little"
             warn(f"{unknown:,} of {sum(map(len, texts)):,} characters are not in the vocabulary: {hint}")
@@ -57,7 +59,7 @@ def load_labeller(path: str | Path, which: str = "best", device: str = "auto", *
     path = Path(path)
     facts = read_classifier_facts(path)
     labels = facts["classify"]["labels"]
-    config = dataclasses.replace(flags.config_of(path, ClassifyConfig, check), **backends)
+    config = replace(flags.config_of(path, ClassifyConfig), **backends)
     tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     chosen, _ = runtime.choose_device(device)
     check_backends(config, chosen)
@@ -82,22 +84,19 @@ def read_classifier_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-@torch.no_grad()
 def probabilities(model: Classifier, rows: list[Row], pad: int, device: torch.device) -> np.ndarray:
     """The probability of each class for each row, (rows, n_classes), the model in evaluation mode meanwhile."""
-    training = model.training
-    model.eval()
     found = np.zeros((len(rows), model.head.out_features), np.float32)
-    for numbers in by_length(rows):
-        batch = collate([rows[i] for i in numbers], pad).to(device)
-        found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
-    model.train(training)
+    with in_evaluation_mode(model):
+        for numbers in by_length(rows):
+            batch = collate([rows[i] for i in numbers], pad).to(device)
+            found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
     return found
 
 
-def predict(config: ClassifyConfig, given: set[str]) -> int:
+def predict(config: ClassifyConfig, explicit: set[str]) -> int:
     """`--predict`: one JSON line for each text, as soon as it is read."""
-    labeller = _labeller(config, given, {"predict"})
+    labeller = _labeller(config, explicit, {"predict"})
     for text in _texts(config):
         (p,) = labeller([text])
         ordered = sorted(zip(labeller.labels, p.tolist(), strict=True), key=lambda pair: -pair[1])
@@ -106,19 +105,19 @@ def predict(config: ClassifyConfig, given: set[str]) -> int:
     return 0
 
 
-def evaluate_run(config: ClassifyConfig, given: set[str]) -> int:
-    """`--eval-only`: one JSON line on the run's own test examples, or on all of the given data."""
-    labeller = _labeller(config, given, {"eval_only", "data", "text_column", "label_column"})
-    if "data" in given:
-        columns = Columns(config.text_column, config.label_column)
-        name, examples = read_examples(config.data, columns, config.encoding)
+def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
+    """What `--eval-only` says: of the run's own test examples, or of all of the given data."""
+    labeller = _labeller(config, explicit, {"eval_only", "data", "text_column", "label_column"})
+    if "data" in explicit:
+        text = config.text
+        name, examples = read_examples(text.data, Columns(text.text_column, text.label_column), text.encoding)
     else:
-        if useless := sorted(given & {"text_column", "label_column", "encoding"}):
-            raise UserError(f"--{useless[0].replace('_', '-')} goes with --data here")
-        task = read_task(labeller.config)
-        if task.key != read_classifier_facts(Path(config.out))["data"]["key"]:
-            raise UserError(f"the examples of {labeller.config.data} have changed since the run; name some with --data")
-        name, examples = task.name, task.sides["test"]
+        if useless := sorted(explicit & {"text_column", "label_column", "encoding"}):
+            raise UserError(f"{flag(useless[0])} goes with --data here")
+        labelled = read_labelled(labeller.config)
+        facts = read_classifier_facts(Path(config.run.out))
+        refuse_edited(labeller.config, labelled.key, facts, "name some with --data")
+        name, examples = labelled.name, labelled.sides["test"]
     if foreign := sorted({e.label for e in examples} - set(labeller.labels)):
         where = next(e.where for e in examples if e.label == foreign[0])
         raise UserError(
@@ -126,30 +125,27 @@ def evaluate_run(config: ClassifyConfig, given: set[str]) -> int:
         )
     predicted = labeller([e.text for e in examples]).argmax(1)
     actual = np.array([labeller.labels.index(e.label) for e in examples])
-    print(json.dumps({"data": name, "examples": len(actual), **measure.measure(predicted, actual, labeller.labels)}))
-    return 0
+    return {"data": name, "examples": len(actual), **measure.measure(predicted, actual, labeller.labels)}
 
 
-def _labeller(config: ClassifyConfig, given: set[str], mode: set[str]) -> Labeller:
-    if useless := sorted(given - USE_FLAGS - mode - {"out"}):
-        raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
-    threads.use(config.threads if "threads" in given else None)
-    backends = {name: getattr(config, name) for name in ("attention", "norm_kernel")}
-    return load_labeller(config.out, config.checkpoint or "best", config.device, **backends)
+def _labeller(config: ClassifyConfig, explicit: set[str], mode: set[str]) -> Labeller:
+    refuse_useless_here(explicit, USE_FLAGS | mode | {"out"})
+    threads.use(config.machine.threads if "threads" in explicit else None)
+    return load_labeller(config.run.out, config.run.checkpoint or "best", config.machine.device, **backends_of(config))
 
 
 def _texts(config: ClassifyConfig) -> Iterator[str]:
-    wanted = config.predict
+    wanted = config.run.predict
     if wanted == "-":
         for n, line in enumerate(sys.stdin.buffer, 1):
             try:
-                text = line.decode(config.encoding).rstrip("\r\n")
+                text = line.decode(config.text.encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise UserError(f"standard input is not {config.encoding}: line {n}; see --encoding") from error
+                raise UserError(f"standard input is not {config.text.encoding}: line {n}; see --encoding") from error
             yield from filter(str.strip, text.split("\r"))  # a "\r" alone is a line end too
         return
     file, text = file_or_text(wanted)
     if file is not None:
-        yield from read_lines(read_chunks([file], config.encoding))
+        yield from read_lines(read_chunks([file], config.text.encoding))
     else:
         yield text

@@ -1,74 +1,108 @@
-"""A classification task: its examples on their sides, and the rows of tokens that they become."""
+"""The classification task: from labelled examples to a trained classifier and its report."""
 
-import dataclasses
-import hashlib
-import json
+import shlex
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.batches import IGNORE
-from data.errors import warn
-from data.examples import Columns, Example, drop_duplicates, labels_of, read_examples, split_examples
-from data.rows import Row
+from data.terminal import show
 from data.tokenizers import Tokenizer
-from finetune.classify.options import ClassifyConfig
-from finetune.start import check_unknown, warn_if_few
+from engine.config.sections import replace
+from engine.registry import build_model
+from engine.run import report
+from engine.run.load import Run
+from engine.run.weights import load_best
+from engine.task import Session
+from engine.training.extend import load_extended
+from engine.training.trainer import Progress
+from finetune.classify import baselines, labeller, measure
+from finetune.classify.build import build_classifier, class_weights
+from finetune.classify.classifier import Classifier
+from finetune.classify.examples import ClassifierData, Labelled, encode_sides, read_labelled
+from finetune.classify.options import ClassifyConfig, rarity_power
+from finetune.task import FineTuning, refuse_edited, tokenizer_for
+from makemore.base import LanguageModel
+
+LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 
 
-@dataclasses.dataclass
-class Task:
-    """Everything about the texts: the sides of the split, their rows, and what a run keeps of them."""
+class Classification(FineTuning):
+    """Its data is a `ClassifierData`."""
 
-    name: str
-    labels: list[str]
-    sides: dict[str, list[Example]]
-    key: str
+    config = ClassifyConfig
 
-    def numbers(self, side: str) -> np.ndarray:
-        """The class of each example of a side, (examples,)."""
-        number = {label: n for n, label in enumerate(self.labels)}
-        return np.array([number[example.label] for example in self.sides[side]], np.int64)
+    def read(
+        self, config: ClassifyConfig, explicit: set[str], parent: Run | None
+    ) -> tuple[ClassifyConfig, ClassifierData]:
+        labelled = read_labelled(config)
+        tokenizer = tokenizer_for(config, [e.text for e in labelled.sides["train"]], parent)
+        config = settled(config, explicit, labelled, tokenizer, parent and parent.model)
+        return config, encode_sides(labelled, tokenizer, config)
+
+    def read_again(
+        self, config: ClassifyConfig, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer
+    ) -> ClassifierData:
+        labeller.read_classifier_facts(Path(config.run.out))
+        labelled = read_labelled(config)
+        refuse_edited(config, labelled.key, facts, "start a new run")
+        return encode_sides(labelled, tokenizer, config)
+
+    def build(self, config: ClassifyConfig, data: ClassifierData, parent: Run | None = None) -> Classifier:
+        body = build_model(config, data.tokenizer.vocab_size, data.tokenizer.special)
+        if parent:
+            load_extended(body, parent.model)
+        labelled, power = data.labelled, rarity_power(config.tuning.class_weights)
+        return build_classifier(config, body, class_weights(power, labelled.numbers("train"), len(labelled.labels)))
+
+    def characters(self, config: ClassifyConfig, data: ClassifierData) -> np.ndarray:
+        return np.zeros(len(data.labelled.labels), np.int64)  # a label has no characters
+
+    def facts(self, config: ClassifyConfig, data: ClassifierData) -> dict[str, Any]:
+        return {"labels": data.labelled.labels}
+
+    def extra_metrics(self, session: Session) -> dict[str, float]:
+        scores = _scores(session, "val")
+        return {"val_accuracy": scores["accuracy"], "val_macro_f1": scores["macro_f1"]}
+
+    def finish(self, session: Session, progress: Progress) -> None:
+        path, labelled = session.folder, session.data.labelled
+        load_best(session.model, path, progress.best_step)
+        summary = report.describe(session.model, progress, session.config) | {"labels": labelled.labels}
+        summary |= {side: _scores(session, side) for side in ("val", "test")} | {"baselines": None}
+        report.write_summary(path, summary)  # the run is whole: whoever stops what follows loses the baselines alone
+        report.draw_loss(session.metrics, path)
+        measure.draw_confusion(summary["test"], path / "confusion.png")
+        show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
+        summary["baselines"] = baselines.measure_baselines(labelled, progress.seconds)
+        report.write_summary(path, summary)
+        for name, scores in summary["baselines"].items():
+            print(baselines.line(name, scores))
+        print(
+            f"\non {len(session.data.rows['test']):,} test examples, best weights of step {summary['best_step']}; "
+            f"confusion matrix in {path / 'confusion.png'}\n"
+            f"label a text: python {ClassifyConfig.program} --out {shlex.quote(str(path))} --predict 'a text'"
+        )
+
+    def evaluate(self, config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
+        return labeller.evaluate(config, explicit)
 
 
-def read_task(config: ClassifyConfig) -> Task:
-    """The examples of `config`, split. Warns of duplicates."""
-    columns = Columns(config.text_column, config.label_column)
-    name, examples = read_examples(config.data, columns, config.encoding)
-    distinct = drop_duplicates(examples)
-    if repeats := len(examples) - len(distinct):
-        kept = "dropped" if config.duplicates == "drop" else "kept, all copies on one side of the split"
-        warn(f"{repeats:,} of {len(examples):,} examples are duplicates: {kept}")
-    examples = distinct if config.duplicates == "drop" else examples
-    labels = labels_of(examples, name)
-    digest = hashlib.sha256(json.dumps([(e.text, e.label) for e in examples]).encode()).hexdigest()[:16]
-    return Task(name, labels, split_examples(examples, config.split_seed), digest)
+def _scores(session: Session, side: str) -> dict[str, Any]:
+    data = session.data
+    p = labeller.probabilities(session.model, data.rows[side], data.tokenizer.special.pad, session.device)
+    return measure.measure(p.argmax(1), data.labelled.numbers(side), data.labelled.labels)
 
 
-def encode_task(task: Task, tokenizer: Tokenizer, config: ClassifyConfig) -> dict[str, list[Row]]:
-    """The rows of each side. Warns of texts that are cut; UserError for texts that the vocabulary does not fit."""
-    rows = {}
-    for side, examples in task.sides.items():
-        numbers = task.numbers(side)
-        rows[side], cut, unknown = encode([e.text for e in examples], tokenizer, config.context, numbers)
-        check_unknown(unknown, (e.text for e in examples), side, config, tokenizer)
-        warn_if_few(len(examples), side)
-        if cut:
-            warn(f"{cut:,} of {len(examples):,} {side} texts are longer than {config.context} tokens: cut")
-    return rows
-
-
-def encode(
-    texts: list[str], tokenizer: Tokenizer, context: int, numbers: np.ndarray | None = None
-) -> tuple[list[Row], int, int]:
-    """One row a text: `<bos>`, then its first tokens, its class at the last of them (0 where `numbers` is None). Also
-    how many texts were cut and how many unknown characters there were."""
-    rows, cut, unknown = [], 0, 0
-    for i, text in enumerate(texts):
-        ids = tokenizer.encode(text, "mask")
-        unknown += int((ids == tokenizer.special.unk).sum())
-        cut += len(ids) + 1 > context
-        tokens = np.concatenate([[tokenizer.special.bos], ids])[:context].astype(np.int64)
-        targets = np.full(len(tokens), IGNORE, np.int64)
-        targets[-1] = 0 if numbers is None else numbers[i]
-        rows.append(Row(tokens, targets))
-    return rows, cut, unknown
+def settled(
+    config: ClassifyConfig, explicit: set[str], labelled: Labelled, tokenizer: Tokenizer, parent: LanguageModel | None
+) -> ClassifyConfig:
+    """With the defaults that follow the data: n-grams where the model starts from nothing, and how many tokens of a
+    text are read, what was asked for or the longest training text, but never more than the model takes."""
+    if config.tuning.ngrams is None:
+        config = replace(config, ngrams=4 if parent is None else 0)
+    if parent is not None and parent.context is not None:
+        return replace(config, context=parent.context)
+    longest = max(len(tokenizer.encode(e.text, "mask")) for e in labelled.sides["train"]) + 1
+    asked = config.net.context if parent is None or "context" in explicit else None
+    return replace(config, context=asked or min(longest, LONGEST))

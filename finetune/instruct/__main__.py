@@ -7,18 +7,14 @@ from data.errors import run_command
 
 def main() -> int:
     from engine.config.flags import parse
-    from finetune.instruct.options import InstructConfig, check, defaults
-    from finetune.options import start_or_resume, without_scratch
+    from finetune.instruct.options import InstructConfig
 
-    config, given = parse(sys.argv[1:], InstructConfig, "python -m finetune.instruct", defaults)
-    config = without_scratch(config)
-    check(config, given)
-    from finetune.instruct import session  # torch loads only now
-    from finetune.instruct.evaluation import evaluate_run
+    config, explicit = parse(sys.argv[1:], InstructConfig)
+    from engine.session import run  # torch loads only now
+    from finetune.instruct.preference_task import Preferences
+    from finetune.instruct.task import Instructions
 
-    if config.eval_only:
-        return evaluate_run(config, given)
-    return start_or_resume(session, config, given)
+    return run(Preferences() if config.tuning.dpo else Instructions(), config, explicit)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from data.conversations import Conversation
 from data.disk import replace_file
 from data.rows import Row, by_length, collate
 from data.tokenizers import Special
+from engine.evaluate import in_evaluation_mode
 from engine.run.generate import Sampling, generate
 from engine.run.writing import until_end
 from finetune.instruct.templates import Template
@@ -24,20 +25,17 @@ SHOWN = 8  # answers printed at the end of a run
 GREEDY = Sampling(temperature=0)
 
 
-@torch.no_grad()
 def exactly_right(model: LanguageModel, rows: list[Row], special: Special, device: torch.device) -> np.ndarray:
     """Of which rows every target is the likeliest token, (rows,) bool: exact match of greedy decoding, answer after
     answer, at the price of one reading."""
-    training = model.training
-    model.eval()
     found = np.zeros(len(rows), bool)
-    for numbers in by_length(rows):
-        batch = collate([rows[i] for i in numbers], special.pad).to(device)
-        logits = model(batch.tokens).logits
-        logits[..., special.never_predicted] = -torch.inf
-        right = (logits.argmax(-1) == batch.targets) | (batch.targets == IGNORE)
-        found[numbers] = right.all(1).cpu().numpy()
-    model.train(training)
+    with in_evaluation_mode(model):
+        for numbers in by_length(rows):
+            batch = collate([rows[i] for i in numbers], special.pad).to(device)
+            logits = model(batch.tokens).logits
+            logits[..., special.never_predicted] = -torch.inf
+            right = (logits.argmax(-1) == batch.targets) | (batch.targets == IGNORE)
+            found[numbers] = right.all(1).cpu().numpy()
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from data.conversations import Turn
 from data.errors import UserError
 from data.terminal import for_stream, show
-from engine.config.checks import MAX_SEED
+from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_text
 from engine.run.generate import Sampling
 from engine.run.healing import Healing, heal
@@ -43,7 +43,7 @@ class Chat:
         if run.template is None:
             raise UserError(f"{run.folder} never learned to answer; python -m finetune.instruct with --init teaches it")
         self.run, self.template = run, Template(run.template, run.tokenizer)
-        longest = run.config.context + 1 if max_new_tokens is None else max_new_tokens
+        longest = run.config.net.context + 1 if max_new_tokens is None else max_new_tokens
         self.request, self.unknown = Request(longest, sampling or Sampling(temperature=0), seed, stop), unknown
         self.reset()
 
@@ -64,7 +64,7 @@ class Chat:
             raise UserError("the message is empty, or the model knows none of its characters")
         turns = (*self.turns, Turn("user", known))
         ids, turns = self._within_context(turns)
-        room = self.run.config.context + 1 - len(ids)
+        room = self.run.config.net.context + 1 - len(ids)
         length, seed = min(self.request.max_new_tokens, room), self.request.seed
         seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
         request = dataclasses.replace(self.request, max_new_tokens=length, seed=seed)
@@ -88,7 +88,7 @@ class Chat:
         return heal(self.run.tokenizer, ids, ids[:1]) if ends_blank else None
 
     def _within_context(self, turns: tuple[Turn, ...]) -> tuple[list[int], tuple[Turn, ...]]:
-        context = self.run.config.context
+        context = self.run.config.net.context
         while len(ids := self.template.prompt(turns)) > context - context // REPLY_ROOM:
             fewer = without_oldest(turns)
             if fewer is None:

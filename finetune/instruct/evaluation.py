@@ -1,6 +1,5 @@
 """Measuring a model that answers: loss, exact match and its answers; `--eval-only`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,18 @@ import torch
 from data.conversations import Pair
 from data.errors import UserError
 from data.rows import eval_rows
-from engine import threads
 from engine.config import flags
-from engine.config.sections import BACKENDS
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, in_evaluation_mode
 from engine.run import folder
 from engine.run.load import load_run
 from engine.run.weights import load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import answer_all, by_task, exact, write_generations
-from finetune.instruct.material import Material, Side, encode, read_all, read_material
-from finetune.instruct.options import USE_FLAGS, InstructConfig, check
+from finetune.instruct.material import Side, encode, own_material, read_all
+from finetune.instruct.options import USE_FLAGS, InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
+from finetune.task import backends_of, refuse_useless_here
 
 
 def evaluate_side(
@@ -39,35 +37,22 @@ def evaluate_side(
     if isinstance(model, Preference):
         found |= preference.measure(model, side.rows, special.pad, device)
         speaker = model.model
-    training = speaker.training
-    speaker.eval()
-    answers = answer_all(speaker, side.conversations, template, config.context, config.max_answer, device)
-    speaker.train(training)
+    with in_evaluation_mode(speaker):
+        answers = answer_all(speaker, side.conversations, template, config.net.context, config.text.max_answer, device)
     wanted = [conversation.answer for conversation in side.conversations]
     return found | by_task(side.conversations, map(exact, answers, wanted)), answers
 
 
-def own_material(config: InstructConfig, facts: dict[str, Any]) -> Material:
-    """The examples of the run with these facts. UserError when they are others now."""
-    material = read_material(config)
-    if material.key != facts["data"]["key"]:
-        raise UserError(f"the examples of {config.data} have changed since the run; name some with --data")
-    return material
-
-
-def evaluate_run(config: InstructConfig, given: set[str]) -> int:
-    """`--eval-only`: one JSON line on the run's own test examples, or on all of the given data."""
-    if useless := sorted(given - USE_FLAGS - {"out"}):
-        raise UserError(f"--{useless[0].replace('_', '-')} means nothing here; everything comes from --out")
-    path = Path(config.out)
-    if config.generations is not None and (
-        Path(config.generations).is_dir() or not Path(config.generations).parent.is_dir()
-    ):
-        raise UserError(f"cannot write --generations {config.generations}: name a file in a folder that is there")
-    threads.use(config.threads if "threads" in given else None)
-    run = load_run(path, config.checkpoint or "best", config.device, *(getattr(config, name) for name in BACKENDS))
-    own, template = flags.config_of(path, InstructConfig, check), Template(run.template, run.tokenizer)
-    if "data" in given:
+def evaluate_run(config: InstructConfig, explicit: set[str]) -> dict[str, Any]:
+    """What `--eval-only` says: of the run's own test examples, or of all of the given data."""
+    refuse_useless_here(explicit, USE_FLAGS | {"out"})
+    path, which = Path(config.run.out), config.run.checkpoint or "best"
+    generations = None if config.run.generations is None else Path(config.run.generations)
+    if generations is not None and (generations.is_dir() or not generations.parent.is_dir()):
+        raise UserError(f"cannot write --generations {generations}: name a file in a folder that is there")
+    run = load_run(path, which, config.machine.device, **backends_of(config))
+    own, template = flags.config_of(path, InstructConfig), Template(run.template, run.tokenizer)
+    if "data" in explicit:
         name, items = read_all(config)
     else:
         material = own_material(own, folder.read_facts(path))
@@ -76,13 +61,12 @@ def evaluate_run(config: InstructConfig, given: set[str]) -> int:
     model: torch.nn.Module = run.model
     if isinstance(items[0], Pair):
         load_weights(model, path / "base")
-        model = Preference(model, own.dpo_beta).to(run.device)
-        load_weights(model, path / (config.checkpoint or "best"))
+        model = Preference(model, own.tuning.dpo_beta).to(run.device)
+        load_weights(model, path / which)
     found, answers = evaluate_side(model, side, template, own, run.device)
-    if config.generations:
+    if generations:
         try:
-            write_generations(Path(config.generations), side.conversations, answers)
+            write_generations(generations, side.conversations, answers)
         except OSError as error:
-            raise UserError(f"cannot write --generations {config.generations}: {error.strerror}") from error
-    print(json.dumps({"data": name, **found}))
-    return 0
+            raise UserError(f"cannot write --generations {generations}: {error.strerror}") from error
+    return {"data": name, **found}

@@ -1,8 +1,7 @@
 """What a run of `finetune.instruct` learns from: conversations or pairs on their sides, and their rows of tokens."""
 
 import dataclasses
-import hashlib
-import json
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +9,12 @@ from data import string_tasks
 from data.conversations import Conversation, Pair, drop_duplicates, read_conversations, read_pairs
 from data.errors import UserError, warn
 from data.examples import split_examples
+from data.json_files import content_key
 from data.rows import PairRow, Row
+from data.tokenizers import Tokenizer
 from finetune.instruct.options import STRINGS, InstructConfig
 from finetune.instruct.templates import Template, without_oldest, written
-from finetune.start import check_unknown, warn_if_few
+from finetune.task import check_unknown, refuse_edited, warn_if_few
 
 
 @dataclasses.dataclass
@@ -47,41 +48,77 @@ class Side:
         return [both(item)[0] for item in self.items]
 
 
+@dataclasses.dataclass
+class InstructData:
+    """All that a run has in memory of its examples."""
+
+    material: Material
+    template: Template
+    sides: dict[str, Side]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.template.tokenizer
+
+    @property
+    def rows(self) -> dict[str, list[Row] | list[PairRow]]:
+        """Rows of tokens of each side."""
+        return {name: side.rows for name, side in self.sides.items()}
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a run says of its examples."""
+        return {"key": self.material.key, "folder": "", "name": self.material.name, "start": ""}
+
+    @property
+    def what(self) -> str:
+        """The examples in words."""
+        sizes = ", ".join(f"{len(side.items):,} {name}" for name, side in self.sides.items())
+        return f"{self.material.name}: {sizes}, template {self.template.name}"
+
+
 def read_material(config: InstructConfig) -> Material:
     """The examples of `config`, split. Warns of duplicates."""
-    if config.data == STRINGS:
-        sides = string_tasks.string_tasks(config.split_seed)
+    if config.text.data == STRINGS:
+        sides = string_tasks.string_tasks(config.text.split_seed)
         return Material(STRINGS, sides, _key([c for side in sides.values() for c in side]))
     name, items = read_all(config)
     distinct = drop_duplicates(items)
     if repeats := len(items) - len(distinct):
-        kept = "dropped" if config.duplicates == "drop" else "kept, all copies on one side of the split"
+        kept = "dropped" if config.text.duplicates == "drop" else "kept, all copies on one side of the split"
         warn(f"{repeats:,} of {len(items):,} examples are duplicates: {kept}")
-    items = distinct if config.duplicates == "drop" else items
-    return Material(name, split_examples(items, config.split_seed), _key(items))
+    items = distinct if config.text.duplicates == "drop" else items
+    return Material(name, split_examples(items, config.text.split_seed), _key(items))
 
 
 def read_all(config: InstructConfig) -> tuple[str, list[Conversation] | list[Pair]]:
     """The short name of `--data` and all that is in the file; of the bundled strings the test side."""
-    if config.data == STRINGS:
+    if config.text.data == STRINGS:
         return STRINGS, read_material(config).sides["test"]
-    return (read_pairs if config.dpo else read_conversations)(config.data, config.encoding)
+    return (read_pairs if config.tuning.dpo else read_conversations)(config.text.data, config.text.encoding)
 
 
-def encode_material(material: Material, template: Template, config: InstructConfig) -> dict[str, Side]:
+def own_material(config: InstructConfig, facts: dict[str, Any]) -> Material:
+    """The examples of the run with these facts. UserError when they are others now."""
+    material = read_material(config)
+    refuse_edited(config, material.key, facts, "name some with --data")
+    return material
+
+
+def encode_sides(material: Material, template: Template, config: InstructConfig) -> InstructData:
     """The rows of each side. Warns of what does not fit; UserError where nothing is left, or the vocabulary is
     another's."""
     sides = {}
     for name, items in material.sides.items():
         sides[name] = encode(items, template, config, name)
         warn_if_few(len(sides[name].items), name)
-    return sides
+    return InstructData(material, template, sides)
 
 
 def encode(items: list[Conversation] | list[Pair], template: Template, config: InstructConfig, name: str) -> Side:
     """Rows of `items`, none longer than the context. From a conversation that is longer the oldest turns go; an example
     whose last turns alone are longer is left out. Warns of both, and of characters that the vocabulary lacks."""
-    kept = [within(item, template, config.context) for item in items]
+    kept = [within(item, template, config.net.context) for item in items]
     fit = [item for item in kept if item is not None]
     shortened = sum(after is not None and after != before for before, after in zip(items, kept, strict=True))
     answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
@@ -90,10 +127,10 @@ def encode(items: list[Conversation] | list[Pair], template: Template, config: I
     check_unknown(sum(_unknown(text, template) for text in texts), texts, name, config, template.tokenizer)
     if not fit:
         raise UserError(
-            f"all {len(items):,} {name} examples are longer than the context of {config.context} tokens; raise "
+            f"all {len(items):,} {name} examples are longer than the context of {config.net.context} tokens; raise "
             "--context, or start from a model with a longer one"
         )
-    of = f"of {len(items):,} {name} examples are longer than the context of {config.context}"
+    of = f"of {len(items):,} {name} examples are longer than the context of {config.net.context}"
     if side.left_out:
         warn(f"{side.left_out:,} {of}: left out")
     if shortened:
@@ -132,4 +169,4 @@ def both(item: Conversation | Pair) -> tuple[Conversation, ...]:
 
 def _key(items: list[Conversation] | list[Pair]) -> str:
     said = [[c.label, c.turns] for item in items for c in both(item)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return content_key(said)

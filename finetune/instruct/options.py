@@ -1,11 +1,13 @@
 """The flags of `python -m finetune.instruct`: those of train.py that mean something here, and its own; no torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal
 
-from data.errors import UserError
+from data.errors import UserError, flag
 from engine.config.presets import Defaults
-from finetune.options import FinetuneConfig, check_shared, check_start
+from engine.config.sections import Net
+from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
+from makemore.config import UNSET, Mark, Range
 
 STRINGS = "strings"
 # What --eval-only takes besides --out.
@@ -15,71 +17,91 @@ USE_FLAGS = {
 _COMMON: Defaults = {"kind": "lines", "n_embd": 128}
 _STRINGS: Defaults = {"steps": 4000, "batch_size": 32, "eval_interval": 500}  # as long as it takes to learn them all
 _OTHERS: Defaults = {"steps": 1500, "batch_size": 16, "eval_interval": 100, "dropout": 0.2}
-# What has learned already is to change less.
+# A pretrained model gets a smaller learning rate.
 _WITH_INIT: Defaults = {"optimizer": "adamw", "lr": 5e-4, "steps": 500, "weight_decay": 0.1}
 _WITH_DPO: Defaults = {"optimizer": "adamw", "lr": 5e-5, "steps": 200, "eval_interval": 50, "dropout": 0.0}
 
 
-def defaults(wanted: Defaults) -> Defaults:
-    """The defaults of a command line that says this of model, data, init and dpo."""
-    layer = _COMMON | {"data": STRINGS} | (_STRINGS if wanted.get("data", STRINGS) == STRINGS else _OTHERS)
-    if wanted.get("init"):
-        layer |= _WITH_DPO if wanted.get("dpo") else _WITH_INIT
-    return layer
+@dataclass
+class Conversations(Examples):
+    """The conversations, and how they are read."""
+
+    data: Annotated[str, Mark.PLACE] = STRINGS
+    """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
+    completion; with --dpo of prompt, chosen and rejected."""
+    template: Annotated[Literal["chatml", "alpaca", "plain"] | None, UNSET] = None
+    """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
+    plain (the texts alone); default: as the run of --init, else chatml."""
+    max_answer: Annotated[int | None, Range(1), UNSET] = None
+    """Longest answer when examples are answered at the end, in tokens (default: what the context leaves)."""
 
 
 @dataclass
-class InstructConfig(FinetuneConfig):
+class AnswererFlags(Tuning):
+    """What is trained, and how."""
+
+    train: Literal["all", "lora"] = "all"
+    """What is trained: all, or low-rank updates (LoRA)."""
+    dpo: bool = False
+    """Learn which of two answers is preferred (direct preference optimization); needs --init."""
+    dpo_beta: Annotated[float, Range(0, above=0, below=float("inf"), says="above 0 and finite")] = 0.1
+    """How strongly the model is held to what it was before --dpo."""
+
+
+@dataclass
+class InstructRun(TuneRun):
+    """The run directory, and what the run starts from."""
+
+    generations: Annotated[str | None, UNSET] = None
+    """Where --eval-only writes its answers, as JSON lines."""
+
+
+@dataclass
+class InstructConfig(TuneConfig[Net], Generic[Net]):
     """Fine-tune a model to answer instructions, or train one from nothing; then talk to it: sample.py RUN --chat.
 
     Without a flag: a Transformer from nothing on the bundled tasks on strings. Defaults follow the model and the
     data; the ones shown are those of this command line.
     """
 
-    data: str = STRINGS
-    """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
-    completion; with --dpo of prompt, chosen and rejected."""
-    template: Literal["chatml", "alpaca", "plain"] | None = None
-    """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
-    plain (the texts alone); default: as the run of --init, else chatml."""
-    train: Literal["all", "lora"] = "all"
-    """What is trained: all, or low-rank updates (LoRA)."""
-    dpo: bool = False
-    """Learn which of two answers is preferred (direct preference optimization); needs --init."""
-    dpo_beta: float = 0.1
-    """How strongly the model is held to what it was before --dpo."""
-    max_answer: int | None = None
-    """Longest answer when examples are answered at the end, in tokens (default: what the context leaves)."""
-    generations: str | None = None
-    """Where --eval-only writes its answers, as JSON lines."""
+    text: Conversations
+    run: InstructRun
+    tuning: AnswererFlags
 
     task: ClassVar[str | None] = "instruct"
+    program: ClassVar[str] = "-m finetune.instruct"
 
+    @classmethod
+    def usual(cls, wanted: dict[str, Any]) -> Defaults:
+        layer = _COMMON | {"data": STRINGS} | (_STRINGS if wanted.get("data", STRINGS) == STRINGS else _OTHERS)
+        if wanted.get("init"):
+            layer |= (_WITH_DPO if wanted.get("dpo") else _WITH_INIT) | extending(wanted, STRINGS)
+        return layer
 
-def check(config: InstructConfig, given: set[str]) -> None:
-    """Raise UserError for what cannot be or does not go together."""
-    check_shared(config, given)
-    if config.max_answer is not None and config.max_answer < 1:
-        raise UserError(f"--max-answer is {config.max_answer}; it has to be at least 1")
-    if not 0 < config.dpo_beta < float("inf"):
-        raise UserError(f"--dpo-beta is {config.dpo_beta}; it has to be above 0 and finite")
-    for condition, flags, needs in (
-        (config.dpo, {"dpo_beta"}, "--dpo"),
-        (config.eval_only, {"generations"}, "--eval-only; a run writes generations.jsonl"),
-    ):
-        if not condition and (useless := sorted(given & flags)):
-            raise UserError(f"--{useless[0].replace('_', '-')} means nothing without {needs}")
-    if config.generations == "":
-        raise UserError("--generations is empty; name a file")
-    if config.eval_only or config.resume:
-        return
-    check_start(config)
-    if config.dpo and (config.init is None or config.data == STRINGS):
-        missing = "--init, a run that answers already" if config.init is None else "--data, a file of pairs"
-        raise UserError(f"--dpo needs {missing}")
-    if config.dpo and config.label_smoothing:
-        raise UserError("--label-smoothing means nothing to --dpo")
-    if config.data == STRINGS and (useless := sorted(given & {"duplicates", "encoding"})):
-        raise UserError(f"--{useless[0]} means nothing to the bundled strings")
-    if config.dpo and config.norm == "batch":
-        raise UserError("--dpo compares two models, and with --norm batch a model is another one while it trains")
+    def check(self, explicit: set[str]) -> None:
+        super().check(explicit)
+        text, run, tuning = self.text, self.run, self.tuning
+        for condition, names, needs in (
+            (tuning.dpo, {"dpo_beta"}, "--dpo"),
+            (run.eval_only, {"generations"}, "--eval-only; a run writes generations.jsonl"),
+        ):
+            if not condition and (useless := sorted(explicit & names)):
+                raise UserError(f"{flag(useless[0])} means nothing without {needs}")
+        if run.generations == "":
+            raise UserError("--generations is empty; name a file")
+        if run.eval_only or run.resume:
+            return
+        self.check_start()
+        if text.data == STRINGS and (useless := sorted(explicit & {"duplicates", "encoding"})):
+            raise UserError(f"--{useless[0]} means nothing to the bundled strings")
+        if tuning.dpo:
+            self._check_preference()
+
+    def _check_preference(self) -> None:
+        if self.run.init is None or self.text.data == STRINGS:
+            missing = "--init, a run that answers already" if self.run.init is None else "--data, a file of pairs"
+            raise UserError(f"--dpo needs {missing}")
+        if getattr(self.net, "label_smoothing", 0):
+            raise UserError("--label-smoothing means nothing to --dpo")
+        if getattr(self.net, "norm", None) == "batch":
+            raise UserError("--dpo compares two models, and with --norm batch a model is another one while it trains")

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from data.rows import PairRow, by_length, collate
+from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
+from makemore.layers import widened
 
 
 class Preference(nn.Module):
@@ -65,20 +67,17 @@ def _likelihoods(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tenso
     wanted = targets != IGNORE
     hidden, _ = model.hidden(tokens, None, wanted)
     logits = model.head(hidden[wanted])  # (N, V)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = widened(logits)
     nll = F.cross_entropy(logits, targets[wanted], reduction="none")
     rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
     return -torch.zeros(len(tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
 
 
-@torch.no_grad()
 def measure(model: Preference, rows: list[PairRow], pad: int, device: torch.device) -> dict[str, float]:
     """The share of pairs whose chosen answer gained on the rejected one, and the mean margin in nats."""
-    training = model.training
-    model.eval()
     margins = np.zeros(len(rows))
-    for numbers in by_length(rows):
-        batch = collate([rows[i] for i in numbers], pad).to(device)
-        margins[numbers] = model.margins(batch.tokens, batch.targets).double().cpu().numpy()
-    model.train(training)
+    with in_evaluation_mode(model):
+        for numbers in by_length(rows):
+            batch = collate([rows[i] for i in numbers], pad).to(device)
+            margins[numbers] = model.margins(batch.tokens, batch.targets).double().cpu().numpy()
     return {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}

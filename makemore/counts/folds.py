@@ -1,70 +1,72 @@
-"""What counts would say of their own text: each part of it judged by the counts of all the other parts.
+"""Leave-one-out probabilities: each target of a text under the counts of all other folds of the text.
 
-Counts remember: they know every target of the text they were taken from. So whoever is to learn how far they can be
-trusted has to see them without the part, or fold, that the target is in (leave-one-out, with folds as what is left
-out). Nothing is counted anew: what a fold put into the tables is taken out again, place by place.
+Counts of a text contain every target of it. A gate that learns how far to trust them has to see the counts without the
+fold that the target is in. Nothing is counted again: the counts of a fold are subtracted.
 """
 
 import numpy as np
 
-from makemore.counts.ngram import Level, backwards, discounts
+from makemore.counts.ngram import Level, context_token, discounts
 
 
-def elsewhere(
+def leave_one_out(
     levels: list[Level],
     inputs: np.ndarray,
     targets: np.ndarray,
     position: np.ndarray,
     fold: np.ndarray,
     vocab_size: int,
-    base: float,
+    uniform: float,
     bos: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The likelihood (N,) of each target that was counted into `levels`, and the confidence (N, 2 * order) of each
-    context, as `NGram` has them, without the counts of its `fold` (N,). `base`: the probability of any token.
+    """The likelihood (N,) of each target that was counted into `levels`, and the confidence (N, 2 * order) of its
+    context, as `NGram` computes them, without the counts of the target's `fold` (N,). `uniform`: the probability of a
+    token under the uniform distribution.
 
-    Discounts stay those of all counts."""
+    The discounts are those of all counts."""
     order, n_folds = len(levels), int(fold.max()) + 1
-    shares, freed, totals = (np.empty((order, len(targets)), np.float32) for _ in range(3))
-    grams = _places(levels, inputs, targets, position, vocab_size, bos)
-    only_here = None  # of the level below: a target of each n-gram that no other fold has
+    discounted, backoff_weight, log_counts = (np.empty((order, len(targets)), np.float32) for _ in range(3))
+    grams = _gram_indices(levels, inputs, targets, position, vocab_size, bos)
+    only_in_fold = None  # of the level of longer contexts: a target of each n-gram that no other fold has
     for k in reversed(range(order)):
         level = levels[k]
-        # Every n-gram with every fold that it occurs in, and which of these pairs each target is
-        pairs, first, pair, raw = np.unique(grams[k] * n_folds + fold, True, True, True)
+        # The pairs of an n-gram and a fold that it occurs in, a target and the number of targets of each pair, and the
+        # pair of each target.
+        pairs, first, pair, occurrences = np.unique(grams[k] * n_folds + fold, True, True, True)
         gram = pairs // n_folds
-        counts = level.counts if only_here is None else level.continuations
-        lost = raw if only_here is None else np.bincount(pair[only_here], minlength=len(pairs))
-        left = counts[gram] - lost
-        taken = discounts(counts)
+        counts = level.counts if only_in_fold is None else level.continuations
+        removed = occurrences if only_in_fold is None else np.bincount(pair[only_in_fold], minlength=len(pairs))
+        remaining = counts[gram] - removed
+        discount = discounts(counts)
         context = level.grams // vocab_size
         total = np.bincount(context, counts, len(level.contexts))
-        mass = np.bincount(context, taken[np.minimum(counts, 3)], len(level.contexts))
-        # The same for each context with each fold
-        keys, within = np.unique(context[gram] * n_folds + pairs % n_folds, return_inverse=True)
-        total = total[keys // n_folds] - np.bincount(within, lost, len(keys))
-        change = taken[np.minimum(left, 3)] - taken[np.minimum(counts[gram], 3)]
-        mass = mass[keys // n_folds] + np.bincount(within, change, len(keys))
-        seen = total > 0
-        share = (left - taken[np.minimum(left, 3)]) / np.maximum(total, 1)[within]
-        shares[k] = np.where(seen[within], share, 0)[pair]
-        freed[k] = np.where(seen, mass / np.maximum(total, 1), 1)[within[pair]]
-        totals[k] = np.log1p(total)[within[pair]]
-        only_here = first[raw == level.counts[gram]]
-    likelihood = np.full(len(targets), base)
+        discount_mass = np.bincount(context, discount[np.minimum(counts, 3)], len(level.contexts))
+        # The same for the pairs of a context and a fold; `row` is the one of each pair of an n-gram.
+        keys, row = np.unique(context[gram] * n_folds + pairs % n_folds, return_inverse=True)
+        total = total[keys // n_folds] - np.bincount(row, removed, len(keys))
+        change = discount[np.minimum(remaining, 3)] - discount[np.minimum(counts[gram], 3)]
+        discount_mass = discount_mass[keys // n_folds] + np.bincount(row, change, len(keys))
+        is_known = total > 0
+        frequency = (remaining - discount[np.minimum(remaining, 3)]) / np.maximum(total, 1)[row]
+        discounted[k] = np.where(is_known[row], frequency, 0)[pair]
+        backoff_weight[k] = np.where(is_known, discount_mass / np.maximum(total, 1), 1)[row[pair]]
+        log_counts[k] = np.log1p(total)[row[pair]]
+        only_in_fold = first[occurrences == level.counts[gram]]
+    likelihood = np.full(len(targets), uniform)
     for k in range(order):
-        likelihood = shares[k] + freed[k] * likelihood
-    return likelihood.astype(np.float32), np.stack([totals, freed], 1).reshape(2 * order, -1).T.copy()
+        likelihood = discounted[k] + backoff_weight[k] * likelihood
+    confidence = np.stack([log_counts, backoff_weight], 1).reshape(2 * order, -1).T.copy()
+    return likelihood.astype(np.float32), confidence
 
 
-def _places(
+def _gram_indices(
     levels: list[Level], inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, vocab_size: int, bos: int
 ) -> list[np.ndarray]:
-    """Which n-gram of each level every target ends, (N,) each."""
+    """The index, in each level, of the n-gram that ends in each target, (N,) each."""
     targets = targets.astype(np.int64)
-    node, found = np.zeros(len(targets), np.int64), []
+    node, indices = np.zeros(len(targets), np.int64), []
     for k, level in enumerate(levels):
         if k:
-            node = np.searchsorted(level.contexts, node * vocab_size + backwards(inputs, position, k, bos))
-        found.append(np.searchsorted(level.grams, node * vocab_size + targets))
-    return found
+            node = np.searchsorted(level.contexts, node * vocab_size + context_token(inputs, position, k, bos))
+        indices.append(np.searchsorted(level.grams, node * vocab_size + targets))
+    return indices

@@ -1,0 +1,134 @@
+"""The task of `train.py`: a language model of a text, by any family."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.batches import Batch, counting_arrays, eval_batches
+from data.errors import UserError
+from data.prepare import VAL_FRACTION, prepare, print_notes
+from data.store import Store
+from data.tables import is_table
+from data.tokenizers import Tokenizer
+from engine import runtime
+from engine.config.checks import refuse_contradictions
+from engine.config.sections import Config, get, marked, shape, stored
+from engine.evaluate import evaluate
+from engine.registry import build_model
+from engine.run import folder, report
+from engine.run.load import Run, load_parent, load_run
+from engine.task import Batches, Session, Task
+from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
+from engine.training import extend
+from engine.training.trainer import Progress
+from makemore.base import LanguageModel, count_parameters
+from makemore.config import Mark
+from makemore.counts.mixture import Mixture
+
+_EVALUATION_MAY_CHANGE = {
+    "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",
+    *marked(Config, Mark.BACKEND),
+}  # fmt: skip
+
+
+class Pretraining(Task):
+    """Its data is a `Store`: a prepared text."""
+
+    config = Config
+
+    def parent(self, config: Config, explicit: set[str]) -> Run:
+        parent = load_parent(config)
+        refuse_contradictions(config, explicit & shape(Config), stored(parent.config), set(), "--init")
+        if parent.config.net.is_counted:
+            raise UserError(f"{config.run.init} is a model that counts: there are no weights to start from")
+        extend.check_extendable(config, parent.tokenizer)
+        return parent
+
+    def read(self, config: Config, explicit: set[str], parent: Run | None) -> tuple[Config, Store]:
+        store = prepare_text(config, parent.tokenizer if parent else None, extend=config.run.extend_vocabulary)
+        if parent and config.run.extend_vocabulary:
+            extend.tell_added(parent.tokenizer, store.tokenizer)
+        return with_context(config, store), store
+
+    def read_again(self, config: Config, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer) -> Store:
+        store = store_of_run(config, facts, tokenizer, explicit)
+        if store.tokenizer.to_json() != tokenizer.to_json():
+            raise UserError(f"{Path(config.run.out) / 'tokenizer.json'} is not the tokenizer of the run's text")
+        return store
+
+    def build(self, config: Config, data: Store, parent: Run | None = None) -> LanguageModel:
+        model = build_model(config, data.tokenizer.vocab_size, data.tokenizer.special)
+        if parent:
+            extend.load_extended(model, parent.model)
+        return model
+
+    def trained(self, config: Config, data: Store, model: LanguageModel, folder: Path | None) -> LanguageModel:
+        if isinstance(model, Mixture):  # what each part's counts say of the others is not stored but counted again
+            model.count(*counting_arrays(data.train))
+        return model
+
+    def batches(self, config: Config, data: Store, model: LanguageModel) -> Batches:
+        def val() -> Iterator[Batch]:  # what counts knows its history only once it has counted
+            return eval_batches(data.val, config.net.context, config.text.eval_tokens, model.history)()
+
+        loader = None if config.net.is_counted else make_loader(config, data)
+        return Batches(loader, val, data.tokenizer.characters())
+
+    def notes(self, config: Config, data: Store, parent: Run | None) -> list[str]:
+        found = data.meta["notes"] + long_lines(config, data)
+        if parent and not config.run.extend_vocabulary and (hint := extend.unknown_hint(config, parent.tokenizer)):
+            found += [hint] if data.train.tokens.has(parent.tokenizer.special.unk) else []
+        return found
+
+    def introduce(self, session: Session) -> str:
+        config, store, model = session.config, session.data, session.model
+        size = "counts" if config.net.is_counted else f"{count_parameters(model):,} parameters"
+        rows = "" if store.train.offsets is None else f" in {len(store.train.offsets) - 1:,} {store.kind}"
+        return (
+            f"{config.model} ({size}) on {store.meta['name']}: {len(store.train.tokens):,} training tokens{rows}, "
+            f"{len(store.val.tokens):,} for validation, {store.tokenizer.vocab_size} ids"
+        )
+
+    def finish(self, session: Session, progress: Progress) -> None:
+        report.finish(
+            session.model, progress, session.config, session.data, session.device, session.folder, session.metrics
+        )
+        print(f"\nrun directory: {session.folder}\nmore samples:  {folder.sample_command(session.folder)}")
+
+    def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
+        """The validation loss of the run in `--out`, on its own text or another."""
+        path = Path(config.run.out)
+        facts = folder.read_facts(path)
+        refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
+        backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
+        run = load_run(path, config.run.checkpoint or "best", config.machine.device, **backends)
+        split = _split_to_evaluate(config, explicit, facts, run).val
+        batches = eval_batches(split, run.config.net.context, config.text.eval_tokens, run.model.history)
+        with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
+            loss = evaluate(run.model, batches, run.tokenizer.characters(), run.device)
+        known = report.read_summary(path)
+        summary = report.describe(run.model, Progress(), run.config)
+        summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
+        summary |= {name: known[name] for name in ("longest_copied",) if name in known}
+        return summary | {
+            "val_loss": loss.loss, "val_bits_per_char": loss.bits_per_char, "val_tokens": loss.n_tokens,
+            "best_step": run.facts.get("step"),
+        }  # fmt: skip
+
+
+def _split_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:
+    """The text whose validation split `--eval-only` takes: the run's own, or the one given."""
+    if not explicit & {"data", "val_data"}:
+        return store_of_run(config, facts, run.tokenizer)
+    if {"data", "val_data"} <= explicit:
+        raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
+    text = config.text
+    data, part = (text.val_data, 1) if "val_data" in explicit else (text.data, VAL_FRACTION)
+    files = map(Path, [data] if isinstance(data, str) else data)
+    column = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
+    store = prepare(
+        data, kind=text.kind, separator=text.separator, text_column=column, encoding=text.encoding,
+        vocabulary=run.tokenizer, val_fraction=part,
+    )  # fmt: skip
+    print_notes(store.meta["notes"])
+    return store

@@ -1,0 +1,80 @@
+"""Loading the checkpoint that a run goes on from."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from data.errors import UserError, warn
+from engine.config.sections import Config
+from engine.registry import layers
+from engine.run import checkpoint
+from engine.run.identity import check_identity
+from engine.run.weights import check_sizes, load_weights
+from engine.training.trainer import Progress, Trainer
+
+
+def check_sizes_to_go_on(build: Callable[[], nn.Module], config: Any, path: Path) -> None:
+    """Raise UserError when the model that `build` makes has not the sizes of the checkpoint to go on from."""
+    which = config.run.checkpoint or "last"
+    with _offering_best(path) if which == "last" else contextlib.nullcontext():
+        check_sizes(build, layers(config), path / which)
+
+
+def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable[[], None]) -> None:
+    """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only). A run that was
+    never saved begins: `keep` stores what its checkpoints leave out."""
+    path = trainer.folder
+    if config.run.checkpoint == "best":
+        _restore_best(trainer)
+    elif checkpoint.find(path / "last") is None and _was_never_saved(path):
+        if config.run.init:  # the weights it started from are not in it
+            raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
+        trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
+        keep()
+    else:
+        for which in ("last", "best"):
+            check_identity(path / which, trainer.belongs_to, exact=True)
+        with _offering_best(path):
+            trainer.resume(path / "last")
+    _check_budget(trainer, config, explicit)
+
+
+def _restore_best(trainer: Trainer) -> None:
+    best = trainer.folder / "best"
+    check_identity(best, trainer.belongs_to)
+    facts = load_weights(trainer.model, best)
+    step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]
+    trainer.progress = Progress(step=step, evaluated=step, best_step=step, best_val=loss, best_bits=bits)
+    trainer.metrics.cut_back(step)
+    warn(f"going on from {best} at step {step}: optimizer and data order start anew")
+
+
+def _check_budget(trainer: Trainer, config: Config, explicit: set[str]) -> None:
+    """Raise UserError where fewer steps or minutes are asked for than the run has used."""
+    path, steps, minutes = trainer.folder, config.optim.steps, config.optim.minutes
+    if "steps" in explicit and steps is not None and steps < trainer.progress.step:
+        raise UserError(
+            f"--steps {steps} is less than the {trainer.progress.step} that {path} has done already; give at least as "
+            "many"
+        )
+    used = trainer.progress.elapsed / 60
+    if "minutes" in explicit and minutes is not None and minutes <= used:
+        raise UserError(f"--minutes {minutes:g}, but {path} has used {used:.2g} minutes already; give more")
+
+
+@contextlib.contextmanager
+def _offering_best(path: Path) -> Iterator[None]:
+    """Inside, what is wrong with `last/` is said with the way out, where there is one."""
+    try:
+        yield
+    except UserError as error:
+        way_out = "; --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
+        raise UserError(f"{error}{way_out}") from error
+
+
+def _was_never_saved(path: Path) -> bool:
+    """Whether there is no checkpoint, or only the `best/` of the very beginning, which is saved just before `last/`."""
+    return checkpoint.find(path / "best") is None or checkpoint.load(path / "best", ())[1].get("step") == 0

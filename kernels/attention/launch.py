@@ -1,0 +1,162 @@
+"""Launching the attention kernels: their tiles, their compile-time arguments, their grid."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.attention.backward import dkv_kernel, dq_kernel
+from kernels.attention.call import Call
+from kernels.attention.forward import forward_kernel
+from kernels.dispatch import on_its_device, target_of
+
+
+class Tiles(NamedTuple):
+    """Queries and keys a tile, warps a program, stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
+
+# (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without options, tiles with some (window,
+# ALiBi, dropout, packed). The first row that fits is taken. Chosen by what compiles without spilling (python -m
+# kernels.aot), not yet timed on a GPU.
+_NV, _HIP = ("sm80", "sm90"), ("hip",)
+_TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tiles, Tiles]]] = {
+    (False, "forward"): [
+        (_NV, (16, 32, 64), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2)),
+        (_NV, (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
+        (_HIP, (16, 32, 64), Tiles(128, 64, 4, 1), Tiles(128, 64, 4, 1)),
+        (_HIP, (128,), Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 1)),
+    ],
+    (False, "dq"): [
+        (("sm80",), (128,), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
+        (_NV, (16, 32, 64, 128), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+        (_HIP, (16, 32, 64, 128), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
+    ],
+    (False, "dkv"): [
+        (("sm80",), (128,), Tiles(32, 128, 8, 2), Tiles(64, 64, 8, 2)),
+        (_NV, (128,), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
+        (_NV, (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
+        (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 128, 8, 1)),
+        (_HIP, (128,), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
+    ],
+    (True, "forward"): [
+        (_NV, (16, 32), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
+        (_NV, (64,), Tiles(64, 32, 4, 2), Tiles(64, 32, 8, 2)),
+        (_NV, (128,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
+        (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
+    ],
+    (True, "dq"): [
+        (("sm80",), (64,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
+        (_NV, (16, 32, 64), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
+        (("sm90",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)),
+        (("sm80",), (128,), Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
+        (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
+    ],
+    (True, "dkv"): [
+        (_NV, (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2)),
+        (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(64, 32, 8, 1)),
+        (_NV, (128,), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
+        (_HIP, (16, 32, 64), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
+        (_HIP, (128,), Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),
+    ],
+}
+
+
+def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: bool) -> Tiles:
+    """The tiles of `kernel` ("forward", "dq" or "dkv") for a padded head size, on "sm80", "sm90", "hip" or
+    "interpreter", without (`plain`) or with options besides the causal mask.
+
+    A fixed table, because a search by time may choose other tiles in the next run, and other tiles give other bits."""
+    if target == "interpreter":  # whose cost is the number of programs
+        return Tiles(64, 64, 4, 1)
+    for targets, sizes, without, with_options in _TILES[dtype == torch.float32, kernel]:
+        if target in targets and block_d in sizes:
+            return without if plain else with_options
+    raise ValueError(f"no tiles for {kernel} with head size {block_d} on {target}")
+
+
+@on_its_device
+def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor, softmax_stats: Tensor) -> None:
+    """Fill `out` (B, H, Tq, D) laid out (B, Tq, H, D), `lse` (B, H, Tq) and `softmax_stats` (2, B, H, Tq)."""
+    row_max, inv_sum = softmax_stats
+    arguments = (q, k, v, out, lse, row_max, inv_sum, *_optional(call, q), *_strides(q, k, v))
+    launch("forward", call.longest_q, q, k, call, arguments)
+
+
+@on_its_device
+def backward(
+    dout: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_stats: Tensor,
+    call: Call,
+    gradients: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Fill `gradients`, those of q, k and v, each laid out (B, T, H, D)."""
+    dq, dk, dv = gradients
+    row_max, inv_sum = softmax_stats
+    delta = torch.empty_like(row_max)
+    stats = row_max, inv_sum, delta
+    arguments = (q, k, v, out, dout, dlse, *stats, dq, *_optional(call, q), *_strides(q, k, v, out, dout))
+    launch("dq", call.longest_q, q, k, call, arguments)
+    B, H, _, D = q.shape
+    heads, T = k.shape[1:3]
+    if heads == H:
+        parts = dk, dv
+    else:
+        parts = tuple(k.new_empty(2, B, T, H, D, dtype=row_max.dtype).transpose(2, 3))
+    arguments = (q, k, v, dout, *stats, *parts, *_optional(call, q), *_strides(q, k, v, dout))
+    launch("dkv", call.longest_k, q, k, call, arguments)
+    if heads < H:
+        for whole, part in zip((dk, dv), parts, strict=True):
+            whole.copy_(part.unflatten(1, (heads, H // heads)).sum(2))
+
+
+def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, arguments: tuple) -> None:
+    """Run `kernel` on one program for each tile and head. Nothing to do for empty tensors."""
+    B, H, Tq, D = q.shape
+    heads, Tk = k.shape[1:3]
+    sequences = B if call.starts_q is None else len(call.starts_q) - 1
+    settings = constants(kernel, D, q.dtype, target_of(q.device), call)
+    block = settings["BLOCK_N" if kernel == "dkv" else "BLOCK_M"]
+    programs = -(-longest // block) * sequences * H
+    if programs == 0:
+        return
+    KERNELS[kernel][(programs,)](
+        *arguments, H, H // heads, Tq, Tk, longest, call.scale, call.window or 0, round(call.dropout * 2**24),
+        1.0 / (1.0 - call.dropout), **settings,
+    )  # fmt: skip
+
+
+def constants(kernel: str, head_size: int, dtype: torch.dtype, target: str, call: Call) -> dict:
+    """The compile-time arguments and the launch options of `kernel`."""
+    block_d = max(16, triton.next_power_of_2(head_size))
+    plain = call.window is None and call.slopes is None and call.dropout == 0 and call.starts_q is None
+    block_m, block_n, num_warps, num_stages = tiles(kernel, block_d, dtype, target, plain)
+    return {
+        "D": head_size, "BLOCK_D": block_d, "BLOCK_M": block_m, "BLOCK_N": block_n, "CAUSAL": call.causal,
+        "WINDOWED": call.window is not None, "ALIBI": call.slopes is not None, "DROPOUT": call.dropout > 0,
+        "VARLEN": call.starts_q is not None, "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "PRECISION": "tf32x3" if target.startswith("sm") else "ieee",
+        "num_warps": num_warps, "num_stages": num_stages,
+    }  # fmt: skip
+
+
+def _optional(call: Call, q: Tensor) -> tuple[Tensor, ...]:
+    """The optional tensors of a call. For one that is not there q's pointer is passed, and never read."""
+    return tuple(q if x is None else x for x in (call.starts_q, call.starts_k, call.slopes, call.seed))
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])

@@ -1,0 +1,138 @@
+"""What the attention kernels share: where a tile lies, which keys a query sees, which weights dropout keeps.
+
+A tile of queries loops over the tiles of keys that it sees, and a tile of keys over those of queries. Only tiles at the
+edge of what is seen need a mask: [lo, full_lo) masked, [full_lo, full_hi) seen whole, [full_hi, hi) masked.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels import interpreter
+from kernels.dispatch import interpreting
+
+if interpreting():
+    interpreter.repair()
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+PHILOX_ROUNDS = tl.constexpr(7)  # Salmon et al. 2011: the fewest that pass BigCrush
+
+
+@triton.jit
+def wide(number):
+    """A number as int64, for offsets into a tensor of more than 2^31 elements."""
+    return tl.zeros([], tl.int64) + number
+
+
+@triton.jit
+def locate(starts, sequence, total, batch_stride, row_stride, VARLEN: tl.constexpr):
+    """A sequence's first row: its offset in elements, the rows before it in a packed batch, and how many it has."""
+    if VARLEN:
+        start = tl.load(starts + sequence)
+        length = tl.load(starts + sequence + 1) - start
+        return wide(start) * row_stride, start, length
+    return wide(sequence) * batch_stride, 0, total
+
+
+@triton.jit
+def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr):
+    """The key tiles of queries at positions first..last: lo, full_lo, full_hi, hi, as above. "Whole" means that every
+    one of these queries sees all keys of the tile."""
+    hi = n_keys
+    whole = n_keys
+    if CAUSAL:
+        hi = tl.minimum(n_keys, last + 1)
+        whole = tl.minimum(n_keys, first + 1)
+    elif WINDOWED:
+        hi = tl.minimum(n_keys, last + window)
+        whole = tl.minimum(n_keys, first + window)
+    hi = tl.maximum(hi, 0)
+    lo = 0
+    full_lo = 0
+    if WINDOWED:
+        lo = tl.maximum(first - window + 1, 0) // BLOCK * BLOCK
+        full_lo = tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK) * BLOCK
+        full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK) * BLOCK)
+    full_hi = tl.maximum(tl.maximum(whole, 0) // BLOCK * BLOCK, full_lo)
+    return lo, full_lo, full_hi, hi
+
+
+@triton.jit
+def queries_of(
+    first, last, offset, n_queries, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The query tiles that see keys first..last, in the same four numbers; query i has position i + offset."""
+    lo = 0
+    full_lo = 0
+    if CAUSAL:
+        lo = tl.maximum(first - offset, 0) // BLOCK * BLOCK
+        full_lo = tl.cdiv(tl.maximum(last - offset, 0), BLOCK) * BLOCK
+    elif WINDOWED:
+        lo = tl.maximum(first - window + 1 - offset, 0) // BLOCK * BLOCK
+        full_lo = tl.cdiv(tl.maximum(last - window + 1 - offset, 0), BLOCK) * BLOCK
+    hi = n_queries
+    whole = n_queries
+    if WINDOWED:
+        hi = tl.maximum(tl.minimum(n_queries, last + window - offset), 0)
+        whole = tl.maximum(tl.minimum(n_queries, first + window - offset), 0)
+    full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK) * BLOCK)
+    full_hi = tl.maximum(whole // BLOCK * BLOCK, full_lo)
+    return lo, full_lo, full_hi, hi
+
+
+@triton.jit
+def sees(position, key, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
+    """Whether the query at `position` attends to the key at position `key`."""
+    seen = key < n_keys
+    if CAUSAL:
+        seen = seen & (key <= position)
+    if WINDOWED:
+        seen = seen & (key > position - window)
+        if not CAUSAL:
+            seen = seen & (key < position + window)
+    return seen
+
+
+@triton.jit
+def dropout_keeps(seed, query, key, head, threshold):
+    """Whether dropout keeps the weight of a query and a key, from a counter: the backward draws the same again."""
+    zero = query * 0 + key * 0
+    bits, _, _, _ = tl.philox(seed, zero + key, zero + query, zero + head, zero, PHILOX_ROUNDS)
+    return (bits >> 8).to(tl.int32) >= threshold
+
+
+@triton.jit
+def rows(pointer, row, stride, column, n_rows, n_columns, MASK_ROWS: tl.constexpr, MASK_COLUMNS: tl.constexpr):
+    """A tile (R, C) of a matrix, zeros past its last row and column."""
+    pointers = pointer + row[:, None] * stride + column[None, :]
+    if MASK_ROWS and MASK_COLUMNS:
+        return tl.load(pointers, (row[:, None] < n_rows) & (column[None, :] < n_columns), 0.0)
+    if MASK_ROWS:
+        return tl.load(pointers, row[:, None] < n_rows, 0.0)
+    if MASK_COLUMNS:
+        return tl.load(pointers, column[None, :] < n_columns, 0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def stats_offset(b, h, H, row0, n_rows, VARLEN: tl.constexpr):
+    """The index of a head's first row where there is one number a row, laid out (B, H, T), or (H, T) if packed."""
+    if VARLEN:
+        return wide(h) * n_rows + row0
+    return (wide(b) * H + h) * n_rows
+
+
+@triton.jit
+def store_rows(
+    OUT, tile, b, h, H, row0, first_row, n_rows, T,
+    D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """Store a tile of rows of one head into a tensor laid out (B, T, H, D) without gaps."""
+    r = tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)
+    before = row0 if VARLEN else wide(b) * T
+    base = OUT + (wide(before + first_row) * H + h) * D
+    inside = (first_row + r < n_rows)[:, None]
+    if BLOCK_D != D:
+        inside = inside & (d < D)[None, :]
+    tl.store(base + r[:, None] * (H * D) + d[None, :], tile.to(OUT.dtype.element_ty), inside)

@@ -1,0 +1,113 @@
+"""Attention in plain torch: what the kernels are tested against, in any floating dtype.
+
+Slow and plain: the whole table of scores is held, and autograd differentiates it. Dropout draws from the same Philox
+generator as the kernels, so that it keeps the same weights.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+PHILOX_ROUNDS = 7
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    slopes: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output (B, H, Tq, D) and log-sum-exp (B, H, Tq) of `kernels.attention`, in the dtype of q."""
+    Tq, Tk = q.shape[2], k.shape[2]
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    s = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)  # (B, H, Tq, Tk)
+    if slopes is not None:
+        s = s - slopes.to(s)[:, None, None] * _positions(Tq, Tk, q.device)[2].abs()
+    s = s.masked_fill(~sees(Tq, Tk, causal, window, q.device), -math.inf)
+    if Tk == 0:
+        return q.new_zeros(q.shape) + s.sum(), q.new_full(q.shape[:3], -math.inf)
+    row_max = s.amax(-1, keepdim=True).detach()
+    unseen = row_max == -math.inf
+    e = torch.exp(s - row_max.masked_fill(unseen, 0.0))
+    row_sum = e.sum(-1, keepdim=True)
+    lse = (row_max + row_sum.masked_fill(unseen, 1.0).log())[..., 0]
+    p = e / row_sum.masked_fill(unseen, 1.0)
+    if dropout > 0:
+        p = p * dropout_keeps(q.shape[:2], Tq, Tk, seed, dropout) / (1 - dropout)
+    return p @ v, lse
+
+
+def attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, *, dropout=0.0, seed=None, **options
+) -> tuple[Tensor, Tensor]:
+    """The same for sequences laid end to end in q (1, H, total, D) and k, v, as in `kernels.attention_packed`."""
+    outs, lses = [q[:, :, :0]], [q[:, :, :0, 0]]
+    ends_q, ends_k = starts_q.tolist(), starts_k.tolist()
+    for i in range(len(ends_q) - 1):
+        rows, keys = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
+        part = q[:, :, rows]
+        if dropout > 0:  # the generator counts heads over the batch: make this sequence the i-th of one
+            part = part.expand(i + 1, *part.shape[1:])
+        out, lse = attention(part, k[:, :, keys], v[:, :, keys], dropout=dropout, seed=seed, **options)
+        outs.append(out[-1:])
+        lses.append(lse[-1:])
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def sees(Tq: int, Tk: int, causal: bool, window: int | None, device) -> Tensor:
+    """Whether a query attends to a key, (Tq, Tk) bool."""
+    query, key, _ = _positions(Tq, Tk, device)
+    seen = torch.ones(Tq, Tk, dtype=torch.bool, device=device)
+    if causal:
+        seen = seen & (key <= query)
+    if window is not None:
+        seen = seen & (key > query - window)
+        if not causal:
+            seen = seen & (key < query + window)
+    return seen
+
+
+def sdpa_mask(Tq: int, Tk: int, causal: bool, window: int | None, slopes: Tensor | None, device, dtype) -> Tensor:
+    """The mask for torch's scaled_dot_product_attention: (Tq, Tk) bool, or with ALiBi (H, Tq, Tk) to add."""
+    seen = sees(Tq, Tk, causal, window, device)
+    if slopes is None:
+        return seen
+    distance = _positions(Tq, Tk, device)[2].abs()
+    alibi_bias = -slopes.to(device)[:, None, None] * distance
+    return alibi_bias.masked_fill(~seen, -math.inf).to(dtype)
+
+
+def _positions(Tq: int, Tk: int, device) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions of queries (Tq, 1) and keys (1, Tk), and their differences (Tq, Tk)."""
+    query = torch.arange(Tk - Tq, Tk, device=device)[:, None]
+    key = torch.arange(Tk, device=device)[None, :]
+    return query, key, query - key
+
+
+def dropout_keeps(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
+    """Whether dropout keeps a weight, (B, H, Tq, Tk) bool, for `heads` (B, H). Philox-4x32 (Salmon et al. 2011) with 7
+    rounds and the counter (key, query, head of the batch, 0)."""
+    B, H = heads
+    device = seed.device
+    words = [
+        torch.arange(Tk, device=device),
+        torch.arange(Tq, device=device)[:, None],
+        torch.arange(B * H, device=device).view(B, H, 1, 1),
+        torch.zeros((), dtype=torch.int64, device=device),
+    ]
+    c0, c1, c2, c3 = (word.expand(B, H, Tq, Tk) for word in words)
+    low = 0xFFFFFFFF
+    k0, k1 = seed.reshape(()) & low, (seed.reshape(()) >> 32) & low
+    for _ in range(PHILOX_ROUNDS):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return (c0 >> 8) >= round(dropout * 2**24)

@@ -1,0 +1,32 @@
+"""What the Transformer can be asked for. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from makemore.config import SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
+
+
+@dataclass
+class TransformerConfig(LayeredConfig):
+    """Blocks of causal self-attention and an MLP: GPT-2's, with later parts as options."""
+
+    n_head: Annotated[int, SIZE] = 4
+    """Attention heads."""
+    n_kv_head: Annotated[int | None, SIZE, UNSET] = None
+    """Key-value heads, fewer than --n-head for grouped attention (default: as many)."""
+    positions: Literal["learned", "sinusoidal", "rope", "alibi"] = "learned"
+    """How the Transformer knows where a token stands."""
+    window: Annotated[int | None, SIZE, UNSET] = None
+    """Sliding window: attend to this many last tokens only (default: to all of the context)."""
+    activation: Activation = "gelu"
+    """Activation."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    tie_head: bool = True
+    """Use the embedding table as the output head too."""
+    bias: bool = True
+    """Biases in the Transformer's layers."""
+    zero_init: Annotated[bool, Mark.OWN] = False
+    """Start the Transformer's residual projections at zero."""
+    attention: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"
+    """Whose attention kernels it runs on; auto: Triton's where they were measured to win."""

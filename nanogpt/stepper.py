@@ -1,0 +1,269 @@
+"""One step of a Transformer, a token of each row: what decoding runs, thousands of times.
+
+A token of a small model is some hundred operations of a few microseconds, so that what surrounds them costs more than
+they do: calls of modules, checks, masks, dropout that drops nothing, a cache that is copied to grow. Here is the same
+sum as in `Transformer.hidden` without them, for one token; tests hold both equal. It is taken only where every module
+is exactly the known one, when the stepper is made: what is changed after that, the next stepper hears. On a GPU, where
+each operation also waits to be launched, the step is captured once as a CUDA graph and replayed.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import warn
+from makemore.base import LanguageModel, State
+from makemore.exact import are_exact, needs_gradients, note
+from makemore.hashing import HashedNGrams
+from makemore.small_work import for_small_work, without_gradients
+from nanogpt.attention import rotary_cos_sin, sinusoids
+from nanogpt.stepper_layer import (
+    CacheIndex,
+    Layer,
+    StaticCacheIndex,
+    evaluates,
+    norm_class,
+    norm_evaluates,
+    norm_of,
+    parts_of,
+)
+
+WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the last window is copied to the front.
+EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
+INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
+
+note(nn.Embedding, nn.Linear, HashedNGrams)
+
+_lock = threading.Lock()  # one capture at a time
+
+
+def make_stepper(model: LanguageModel, state: State) -> "TransformerStepper | None":
+    """The fast stepper for `model`, a Transformer whose own methods are the known ones; None where a part of it is not,
+    in training, and where a gradient is wanted, which the fast one does not have."""
+    if not _knows(model) or needs_gradients(model, state):
+        return None
+    return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
+
+
+def _knows(model: LanguageModel) -> bool:
+    """Whether the fast stepper computes what the modules of `model` do."""
+    return not model.training and are_exact(_parts_of(model)) and _evaluates(model)
+
+
+def _parts_of(model: LanguageModel) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
+    tables = (model.wte, nn.Embedding), (model.wpe, nn.Embedding)
+    optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
+    yield from (part for part in optional if part[0] is not None)
+    yield model.drop, nn.Dropout
+    yield model.ln_f, norm_class(model.ln_f)
+    for block in model.h:
+        yield from parts_of(block)
+
+
+def _evaluates(model: LanguageModel) -> bool:
+    """Whether those modules are set as the fast stepper computes them."""
+    slopes = [block.attn.attend.slopes for block in model.h]
+    if model.positions == "alibi":
+        has_usual_slopes = all(each is not None and torch.equal(each, slopes[0]) for each in slopes)
+    else:
+        has_usual_slopes = all(each is None for each in slopes)
+    return (
+        not model.drop.training
+        and norm_evaluates(model.ln_f)
+        and all(evaluates(block, model.window) for block in model.h)
+        and has_usual_slopes
+        and all(table is None or table.max_norm is None for table in (model.wte, model.wpe))
+    )
+
+
+class TransformerStepper:
+    """token (B,) -> logits (B, V) after `state`, which `Transformer.read` gave for the rows so far, and all tokens
+    since.
+
+    Its tables of keys, values and tokens have room for `capacity` tokens, hold `length` and grow up to `max_len`. The
+    first of these tokens stands at `position` of the text."""
+
+    def __init__(self, model: LanguageModel, state: State):
+        self.model, self.context = model, model.context
+        self.max_len = model.context or WINDOWS * model.window
+        self.window = model.window or self.max_len  # how many keys a query sees, its own included
+        self.layers = [Layer(block) for block in model.h]
+        self.ln_f = norm_of(model.ln_f)
+        slopes = model.h[0].attn.attend.slopes
+        self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
+        self.capacity, self.length, self.position = 0, 0, None
+        self.tokens = self.position_embeddings = self.cos_sin = self.alibi_bias = None
+        self.history: State = {}  # the last tokens, where hashed n-grams read them
+        self._load(state)
+
+    @without_gradients
+    def __call__(self, token: Tensor) -> Tensor:
+        x = self.features(token)
+        with for_small_work(len(token)):
+            return self.model.head(x)
+
+    @without_gradients
+    def features(self, token: Tensor) -> Tensor:
+        """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        if self.layers[0].kv.is_inference() and not torch.is_inference_mode_enabled():
+            self._leave_inference_mode()
+        if self.length == self.capacity:
+            self._make_room()
+        with for_small_work(len(token)):
+            x = self._step(token)
+        self.length += 1
+        return x
+
+    def _step(self, token: Tensor) -> Tensor:
+        index, first = self.length, max(0, self.length + 1 - self.window)
+        bias = None if self.alibi_bias is None else self.alibi_bias[..., self.max_len - (index + 1 - first) :]
+        return self._read(token, CacheIndex(index, first, bias))
+
+    def _read(self, token: Tensor, cache_index: CacheIndex | StaticCacheIndex) -> Tensor:
+        x = self._embed(token, cache_index)  # (B, C)
+        cos_sin = None if self.cos_sin is None else cache_index.row(self.cos_sin).unbind(-2)
+        for layer in self.layers:
+            x = layer(x, cache_index, cos_sin)
+        return self.ln_f(x)
+
+    def _embed(self, token: Tensor, cache_index: CacheIndex | StaticCacheIndex) -> Tensor:
+        if self.model.ngrams is None:
+            x = F.embedding(token, self.model.wte.weight)
+        else:
+            x, after = self.model.embed(token[:, None], self.history)
+            x, self.history = x[:, 0], {name: _into(self.history[name], part) for name, part in after.items()}
+        if self.tokens is not None:
+            cache_index.write(self.tokens, 1, token)
+        return x if self.position_embeddings is None else x + cache_index.row(self.position_embeddings)
+
+    def _make_room(self) -> None:
+        """Double the capacity, up to `max_len`. Once that is full, with a context its last half is encoded anew from
+        position 0, as `Transformer.read` does; without, what the window still sees moves to the front."""
+        if self.capacity < self.max_len:
+            self.capacity = min(2 * self.capacity, self.max_len)
+            for layer in self.layers:
+                layer.grow(self.capacity)
+        elif self.context is not None:
+            self._load(self.model.keep_half(self.tokens))
+        else:
+            for layer in self.layers:
+                layer.keep_last(self.window - 1)
+            self._begin_at(self.position + self.length - (self.window - 1), self.window - 1)
+
+    def _load(self, state: State | None) -> None:
+        """Go on after `state`; None: from the beginning."""
+        if state is None:
+            for part in self.history.values():
+                part.fill_(self.model.special.pad)
+            self.length = 0
+            return
+        length = state["k0"].shape[2]
+        self.capacity = max(self.capacity, min(max(INITIAL_CAPACITY, 2 * length), self.max_len))
+        if "history" in state:
+            self.history = {"history": _into(self.history.get("history"), state["history"].clone())}
+        for i, layer in enumerate(self.layers):
+            layer.load(state[f"k{i}"], state[f"v{i}"], self.capacity)
+        if self.context is not None:
+            self.tokens = _into(self.tokens, F.pad(state["tokens"], (0, self.max_len - length)))
+        self._begin_at(0 if self.context is not None else int(state["position"][0]) - length, length)
+
+    def _leave_inference_mode(self) -> None:
+        """Copy the tables: those that were made in inference mode cannot be written to outside of it."""
+        self.tokens, self.cos_sin, self.position_embeddings = (
+            None if table is None else table.clone() for table in (self.tokens, self.cos_sin, self.position_embeddings)
+        )
+        self.history = {name: part.clone() for name, part in self.history.items()}
+        for layer in self.layers:
+            layer.copy()
+
+    def _begin_at(self, position: int, length: int) -> None:
+        """The tables hold `length` tokens, of which the first stands at `position` of the text."""
+        self.length = length
+        if position == self.position:
+            return
+        self.position = position
+        model, weight = self.model, self.model.wte.weight
+        positions = torch.arange(position, position + self.max_len, device=weight.device)
+        if model.wpe is not None:
+            self.position_embeddings = model.wpe.weight
+        elif model.positions == "sinusoidal":
+            self.position_embeddings = _into(
+                self.position_embeddings, sinusoids(positions, model.n_embd).type_as(weight)
+            )
+        elif model.positions == "rope":
+            cos, sin = rotary_cos_sin(positions, model.head_size)
+            table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
+            self.cos_sin = _into(self.cos_sin, table)  # (max_len, 2, hs)
+        else:
+            distance = torch.arange(1 - self.max_len, 1, device=weight.device)
+            self.alibi_bias = (self.slopes * distance).type_as(weight)  # (1, n_kv_head, group, max_len)
+
+
+class GraphStepper(TransformerStepper):
+    """The same on a GPU. The captured step has fixed shapes: attention is to the whole capacity, what is not to be seen
+    masked. It is captured anew where the capacity has grown. Where it cannot be captured, a warning says so, and the
+    operations are launched one by one."""
+
+    def __init__(self, model: LanguageModel, state: State):
+        self.captured, self.taken = 0, 0  # the capacity that the graph has; steps so far
+        self.eager = EAGER  # of them without a graph
+        super().__init__(model, state)
+
+    def _step(self, token: Tensor) -> Tensor:
+        self.taken += 1
+        if self.taken > self.eager and self.captured != self.capacity:
+            self._capture(token)
+        if self.taken <= self.eager:
+            return super()._step(token)
+        self.token.copy_(token)
+        self.index.fill_(self.length)
+        self.replay()
+        return self.result
+
+    def _capture(self, token: Tensor) -> None:
+        self.token, self.index = token.clone(), token.new_full((1,), self.length)
+        history = {name: part.clone() for name, part in self.history.items()}
+        try:
+            self.replay, self.result = capture(self._static_step, token.device)
+        except RuntimeError as error:  # CUDA's errors and too little memory are RuntimeErrors too
+            reason = str(error).partition("\n")[0]
+            warn(f"decoding goes on without a CUDA graph, which is slower: capturing a step failed with '{reason}'")
+            self.eager, self.history = math.inf, history
+        else:
+            self.history = {name: _into(self.history[name], part) for name, part in history.items()}
+            self.captured = self.capacity
+
+    def _leave_inference_mode(self) -> None:
+        super()._leave_inference_mode()
+        self.captured = 0  # the graph reads the old tables
+
+    def _static_step(self) -> Tensor:
+        back = self.index - torch.arange(self.capacity, device=self.index.device)
+        bias = torch.zeros_like(back) if self.slopes is None else -self.slopes * back
+        bias = bias.type_as(self.model.wte.weight).masked_fill((back < 0) | (back >= self.window), -torch.inf)
+        return self._read(self.token, StaticCacheIndex(self.index, bias.view(1, *bias.shape[-3:-1], self.capacity)))
+
+
+def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """`step` as a CUDA graph: what replays it, and the tensor that then holds its result."""
+    with _lock, torch.cuda.device(device):
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):  # libraries choose kernels and allocate at first, which cannot be captured
+            for _ in range(2):
+                step()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            result = step()
+    return graph.replay, result
+
+
+def _into(old: Tensor | None, new: Tensor) -> Tensor:
+    """`new` in the memory of `old`, which a captured graph reads."""
+    return new if old is None or old.shape != new.shape else old.copy_(new)
