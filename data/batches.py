@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         """The batch on `device`; a copy to a GPU is asynchronous."""
         if device.type == "cpu":
             return self
-        tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
         if device.type == "cuda":
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return self._replace(
@@ -166,9 +166,10 @@ class Pieces(NamedTuple):
     end: np.ndarray
 
 
-def cut_lines(offsets: np.ndarray, context: int) -> Pieces:
+def cut_lines(offsets: np.ndarray | None, context: int) -> Pieces:
     """The pieces of all lines: one a line, or several where it is longer than `context` tokens (its `<eos>`
     included)."""
+    assert offsets is not None  # a stream has no lines
     lengths = np.diff(offsets)
     count = -(-lengths // context)
     row = np.repeat(offsets[:-1], count)

@@ -123,7 +123,7 @@ def _zst(file: _Readable, size: int) -> Iterator[bytes]:
 _UNPACKERS = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}
 
 
-def _streams(file: BinaryIO, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
+def _streams(file: _Readable, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
     """The content of all compressed streams of a file, one after the other, `size` bytes or a little more at a time."""
     decompressor, buffer = make(), bytearray()
     while True:

@@ -73,7 +73,7 @@ class TokenFile:
             while size := file.readinto(buffer.data):
                 ids = buffer[: size // self.dtype.itemsize]
                 if crc is not None:
-                    computed = zlib.crc32(ids, computed)
+                    computed = zlib.crc32(ids.data, computed)
                 if limit is not None and len(ids) and int(ids.max()) >= limit:
                     raise ValueError(f"{self.path.name} holds the id {int(ids.max())}, the vocabulary has {limit}")
         if crc is not None and computed != crc:

@@ -137,7 +137,7 @@ class CharTokenizer(Tokenizer):
         )
 
     def other_form(self, text: str) -> str:
-        for form, placement in (("NFC", "part of their letters"), ("NFD", "apart from their letters")):
+        for form, placement in _FORMS.items():
             other = unicodedata.normalize(form, text)
             if other != text and self._count_unknown(other) < self._count_unknown(text):
                 return f"it was trained on accents {placement} ({form}), so write the text in that form"
