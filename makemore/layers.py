@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from makemore.constants import INIT_STD, NORM_EPS
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -27,7 +28,7 @@ class BatchNorm(nn.Module):
 
     Uses the batch's statistics in training and running ones in evaluation, so causality holds in evaluation only."""
 
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = NORM_EPS):
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
@@ -101,7 +102,7 @@ def make_norm(kind: str, width: int, bias: bool = True, backend: str = "auto") -
     makers = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
-        "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
+        "layer": lambda: LayerNorm(width, NORM_EPS, bias, backend),
         "rms": lambda: RMSNorm(width, backend=backend),
     }
     return makers[kind]()
@@ -122,9 +123,9 @@ def initialise(model: nn.Module, how: str, activation: str = "tanh") -> None:
             continue
         if name in tables:
             if how == "normal":
-                nn.init.normal_(weight, std=0.02)
+                nn.init.normal_(weight, std=INIT_STD)
         elif how == "normal":
-            nn.init.normal_(weight, std=0.02)
+            nn.init.normal_(weight, std=INIT_STD)
         elif how == "xavier":
             nn.init.xavier_uniform_(weight)
         elif how == "kaiming":
