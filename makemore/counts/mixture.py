@@ -73,6 +73,9 @@ class Mixture(LanguageModel):
     def held(self) -> int:
         return self.neural.held
 
+    def output_layers(self) -> list[nn.Module]:
+        return [self.gate, *self.neural.output_layers()]
+
     def count(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count a training text, as `NGram.fit` does, and note what its other parts say of each target: for lines all
         others, for a stream the other tenths."""
