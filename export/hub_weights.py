@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from makemore.constants import ROPE_BASE
 from nanogpt.block import Block
 from nanogpt.model import Transformer
 from nanogpt.pretrained import TRANSPOSED
@@ -23,7 +24,6 @@ from nanogpt.pretrained import TRANSPOSED
 OF_GPT2 = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 OF_GATES = {"swiglu": "silu", "relu2": "relu"}
 QK_EPS = torch.finfo(torch.float32).eps
-ROPE_BASE = 10000.0
 
 Counterpart = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -55,7 +55,7 @@ def _gpt2(model: Transformer, settings: dict[str, Any]) -> Counterpart:
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": settings["n_layer"],
         "n_head": settings["n_head"], "n_embd": settings["n_embd"], "n_positions": settings["context"],
-        "activation_function": OF_GPT2[settings["activation"]], "layer_norm_epsilon": 1e-5,
+        "activation_function": OF_GPT2[settings["activation"]], "layer_norm_epsilon": model.ln_f.eps,
         "tie_word_embeddings": model.lm_head is None,
         "resid_pdrop": settings["dropout"], "embd_pdrop": settings["dropout"], "attn_pdrop": settings["dropout"],
     }, weights  # fmt: skip

@@ -90,6 +90,12 @@ class LanguageModel(nn.Module):
         head = getattr(self, "lm_head", None)
         return None if head is None else (head.weight, head.bias)
 
+    def output_layers(self) -> list[nn.Module]:
+        """The layers between the features and the outputs. Their matrices are no hidden ones, so Muon leaves them to
+        AdamW."""
+        head = getattr(self, "lm_head", None)
+        return [] if head is None else [head]
+
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
     ) -> Output:

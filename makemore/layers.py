@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import kernels
 from makemore.config import LayeredConfig
+from makemore.constants import INIT_STD, NORM_EPS
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -42,7 +43,7 @@ class BatchNorm(nn.Module):
     It uses the statistics of the batch in training and running ones in evaluation, so it is causal in evaluation
     only."""
 
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = NORM_EPS):
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
@@ -117,7 +118,7 @@ def make_norm(config: LayeredConfig, width: int, bias: bool = True) -> nn.Module
     makers = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
-        "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
+        "layer": lambda: LayerNorm(width, NORM_EPS, bias, backend),
         "rms": lambda: RMSNorm(width, backend=backend),
     }
     return makers[config.norm]()
@@ -138,9 +139,9 @@ def initialise(model: nn.Module, scheme: str, activation: str = "tanh") -> None:
             continue
         if name in tables:
             if scheme == "normal":
-                nn.init.normal_(weight, std=0.02)
+                nn.init.normal_(weight, std=INIT_STD)
         elif scheme == "normal":
-            nn.init.normal_(weight, std=0.02)
+            nn.init.normal_(weight, std=INIT_STD)
         elif scheme == "xavier":
             nn.init.xavier_uniform_(weight)
         elif scheme == "kaiming":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Attention
+from makemore.constants import ROPE_BASE
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing
 
@@ -64,17 +65,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).type_as(x)
 
 
-def rotary_cos_sin(positions: Tensor, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_cos_sin(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
     """cos and sin of the RoPE angles at `positions` (T,): (T, head_size / 2) each, float32."""
-    frequency = base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)
+    frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)
     angle = positions.float()[:, None] * frequency
     return angle.cos(), angle.sin()
 
 
-def sinusoids(positions: Tensor, n_embd: int, base: float = 10000.0) -> Tensor:
+def sinusoids(positions: Tensor, n_embd: int) -> Tensor:
     """The fixed embeddings of `positions` (T,): sines in the first half of (T, n_embd), cosines in the second."""
     half = (n_embd + 1) // 2
-    frequency = base ** (-torch.arange(half, device=positions.device).float() / half)
+    frequency = ROPE_BASE ** (-torch.arange(half, device=positions.device).float() / half)
     angle = positions.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :n_embd]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
+from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
 from makemore.layers import initialise, make_norm
 from makemore.segments import Take, read_in_order
@@ -196,11 +197,11 @@ class Transformer(LanguageModel):
             weight_init = "normal"
         if weight_init != "torch" or self.lm_head is None:  # a table that is also the head must start small
             for table in filter(None, (self.wte, self.wpe)):
-                nn.init.normal_(table.weight, std=0.02)
+                nn.init.normal_(table.weight, std=INIT_STD)
         initialise(self, weight_init, activation)
         for projection in (layer for block in self.h for layer in (block.attn.c_proj, block.mlp.c_proj)):
             if weight_init == "normal":
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.h)))
+                nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * len(self.h)))
             if zero_init:
                 nn.init.zeros_(projection.weight)
 

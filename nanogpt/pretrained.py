@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
 from data.tokenizers import N_SPECIALS
+from makemore.constants import NORM_EPS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "gpt2:"
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 # The Hub's layers of these names hold their matrices the other way round; one is square, so shapes do not tell.
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 # Masks, which some files hold besides.
@@ -43,8 +44,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if wrong := [name for name, value in {**found, "vocab_size": vocab_size}.items() if type(value) is not int]:
         raise UserError(f"{path} is damaged: {wrong[0]} is {config.get(wrong[0])!r}, not a number")
     unlike = {
-        "activation_function": not isinstance(activation, str) or activation not in ACTIVATIONS,
-        "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-5) != 1e-5,
+        "activation_function": not isinstance(activation, str) or activation not in GPT2_ACTIVATIONS,
+        "layer_norm_epsilon": config.get("layer_norm_epsilon", NORM_EPS) != NORM_EPS,
         "n_inner": config.get("n_inner") not in (None, 4 * found["n_embd"]),
         "scale_attn_weights": config.get("scale_attn_weights", True) is not True,
         "scale_attn_by_inverse_layer_idx": bool(config.get("scale_attn_by_inverse_layer_idx")),
@@ -54,7 +55,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if wrong := [name for name, is_unlike in unlike.items() if is_unlike]:
         raise UserError(f"{path}: {wrong[0]} is {config.get(wrong[0])!r}, which this Transformer does not have")
     return found | {
-        "model": "transformer", "n_kv_head": None, "activation": ACTIVATIONS[activation], "norm": "layer",
+        "model": "transformer", "n_kv_head": None, "activation": GPT2_ACTIVATIONS[activation], "norm": "layer",
         "positions": "learned", "window": None, "qk_norm": False, "tie_head": True, "bias": True,
         "tokenizer": "gpt2", "kind": "stream",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def test_every_module_says_in_its_first_line_what_it_does():
     for path in MODULES.values():
         documented = ast.get_docstring(ast.parse(path.read_text("utf-8")))
         assert documented, f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_a_number_that_others_have_to_know_stands_in_one_file():
+    home = module_of(ROOT / "makemore/constants.py")
+    numbers = {value for name, value in vars(importlib.import_module(home)).items() if name.isupper()}
+    for name, path in MODULES.items():
+        if name.split(".")[0] in ("makemore", "nanogpt", "export") and name != home:
+            constants = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if type(node) is ast.Constant)
+            assert not numbers & {node.value for node in constants if type(node.value) is float}, name
 
 
 @pytest.mark.parametrize(

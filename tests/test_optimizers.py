@@ -13,6 +13,7 @@ from torch import nn
 from data.batches import IGNORE, Batch, Loader
 from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
 from engine.registry import build_model
+from engine.training.lora import add_lora
 from engine.training.metrics import Metrics
 from engine.training.optimizers import Muon, make_optimizers, orthogonalise
 from engine.training.schedules import lr_factor
@@ -125,6 +126,26 @@ def test_muon_gets_the_inner_matrices_and_adamw_the_rest_once_each(model):
         type(made).__name__: {g["peak_lr"] for g in made.param_groups} for made in make_optimizers(built, config.optim)
     }
     assert peaks == {name: {0.02 if name == "Muon" else 0.001} for name in taken}
+
+
+def muon_names(model: nn.Module) -> set[str]:
+    """The names of the parameters that Muon takes."""
+    muon = make_optimizers(model, config_of("transformer", optimizer="muon"))[0]
+    assert isinstance(muon, Muon)
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in taken}
+
+
+def test_the_model_says_which_matrices_are_hidden_ones_and_not_their_names():
+    hidden = MATRICES["transformer"] - {"lm_head.weight"}
+    mixed = build(config_of("transformer", tie_head=False, mix_ngram=2))
+    assert muon_names(mixed) == {f"neural.{name}" for name in hidden}
+    gated = build(config_of("transformer", tie_head=False))
+    gated.h[0].mlp.gate = nn.Linear(16, 16)
+    assert muon_names(gated) == hidden | {"h.0.mlp.gate.weight"}
+    add_lora(gated, 2, 4.0, "c_fc,gate")
+    adapted = ("h.0.mlp.c_fc", "h.0.mlp.gate", "h.1.mlp.c_fc")
+    assert muon_names(gated) == {f"{name}.lora_{factor}" for name in adapted for factor in "ab"}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

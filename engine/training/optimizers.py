@@ -71,18 +71,17 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
 def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimizer]:
     """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
 
-    Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the matrices but the head's and
-    the gate's, AdamW the rest. The schedule scales each group's `peak_lr`."""
+    Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but those
+    of the model's `output_layers`, and AdamW the rest. The schedule scales each group's `peak_lr`."""
     tables, sparse = embedding_names(model), sparse_parameters(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
     others = [p for name, p in named if name not in matrices]
     if config.optimizer == "muon":
-        heads = {name for name in matrices if {"lm_head", "head", "gate"} & set(name.split("."))}
-        inner = [p for name, p in matrices.items() if name not in heads]
-        outer = [matrices[name] for name in matrices if name in heads]
-        optimizers = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
-        if groups := _groups(outer, others, config):
+        output = {id(p) for layer in model.output_layers() for p in layer.parameters()}
+        hidden = [p for p in matrices.values() if id(p) not in output]
+        optimizers = [Muon(hidden, config.muon_lr, config.momentum, config.weight_decay)] if hidden else []
+        if groups := _groups([p for p in matrices.values() if id(p) in output], others, config):
             optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
         optimizers = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]

@@ -74,6 +74,10 @@ class Classifier(nn.Module):
             nll_sum = nll_sum + self.lm_weight * self._language_loss(tokens, hidden, read, labelled)
         return Output(logits if want_logits else None, nll_sum, labelled.sum(), state)
 
+    def output_layers(self) -> list[nn.Module]:
+        """As of a LanguageModel: what makes the class logits, and what makes those of the next token."""
+        return [self.head, *self.body.output_layers()]
+
     def _pool(self, hidden: Tensor, labelled: Tensor, read: Tensor) -> Tensor:
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), labelled.int().argmax(1)]

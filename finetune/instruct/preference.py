@@ -45,6 +45,10 @@ class Preference(nn.Module):
         chosen, rejected = (_likelihoods(self.model, tokens, targets) - before).view(2, -1)
         return chosen - rejected
 
+    def output_layers(self) -> list[nn.Module]:
+        """As of a LanguageModel."""
+        return self.model.output_layers()
+
     def to(self, *args: Any, **kwargs: Any) -> "Preference":
         self.reference.to(*args, **kwargs)
         return super().to(*args, **kwargs)

@@ -75,6 +75,9 @@ class Mixture(LanguageModel):
     def held(self) -> int:
         return self.neural.held
 
+    def output_layers(self) -> list[nn.Module]:
+        return [self.gate, *self.neural.output_layers()]
+
     def count(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count a training text, as `NGram.fit` does, and store the leave-one-out probabilities of its targets: without
         the line that a target is in, or for a stream without its tenth."""
