@@ -130,7 +130,7 @@ def test_muon_gets_the_inner_matrices_and_adamw_the_rest_once_each(model):
 
 def muon_names(model: nn.Module) -> set[str]:
     """The names of the parameters that Muon takes."""
-    muon = make_optimizers(model, config_of("transformer", optimizer="muon"))[0]
+    muon = make_optimizers(model, config_of("transformer", optimizer="muon").optim)[0]
     assert isinstance(muon, Muon)
     taken = {id(p) for group in muon.param_groups for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in taken}

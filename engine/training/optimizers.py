@@ -71,8 +71,8 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
 def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimizer]:
     """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
 
-    Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but those
-    of the model's `output_layers`, and AdamW the rest. The schedule scales each group's `peak_lr`."""
+    Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but
+    those of the model's `output_layers`, and AdamW the rest. The schedule scales each group's `peak_lr`."""
     tables, sparse = embedding_names(model), sparse_parameters(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
