@@ -23,7 +23,7 @@ from makemore.recurrent import Recurrent
 from nanogpt.attention import CausalSelfAttention
 
 TOLERANCE = 1e-4  # largest difference between the graph and the model, of the largest logit where that is above 1
-LONGEST = 1 << 20  # batch or time of a graph
+MAX_SIZE = 1 << 20  # of the batch or time dimension of a graph
 LARGE = 1 << 30  # bytes of weights from which they go into a file of their own
 
 
@@ -97,8 +97,8 @@ class _Whole(nn.Module):
 
     def sizes(self) -> dict[str, Any]:
         """Which dimensions of the inputs are free, for torch.export."""
-        time = self.model.context or LONGEST
-        return {"tokens": {0: Dim("batch", max=LONGEST), **({1: Dim("time", max=time)} if time > 1 else {})}}
+        time = self.model.context or MAX_SIZE
+        return {"tokens": {0: Dim("batch", max=MAX_SIZE), **({1: Dim("time", max=time)} if time > 1 else {})}}
 
 
 class _Step(nn.Module):
@@ -120,7 +120,7 @@ class _Step(nn.Module):
 
     def sizes(self) -> dict[str, Any]:
         """Which dimensions of the inputs are free, for torch.export."""
-        batch = Dim("batch", max=LONGEST)
+        batch = Dim("batch", max=MAX_SIZE)
         return {"token": {0: batch}, "vectors": tuple({0: batch} for _ in self.names)}
 
 

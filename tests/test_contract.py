@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data.batches import IGNORE
 from kernels.cross_entropy import linear
 from makemore import base
+from makemore.config import LayeredConfig
 from makemore.layers import make_norm
 from nanogpt.model import Transformer
 from tests.variants import (
@@ -214,7 +215,7 @@ def test_a_transformer_trains_on_rows_of_any_lengths_with_holes_as_if_it_compute
 
 
 def test_batch_norm_statistics_are_those_of_what_is_no_padding():
-    norm, x = make_norm("batch", 4).train(), torch.randn(3, 5, 4)
+    norm, x = make_norm(LayeredConfig(norm="batch"), 4).train(), torch.randn(3, 5, 4)
     valid = torch.rand(3, 5) < 0.6
     y = norm(x, valid)
     read = valid.flip(1).cummax(1).values.flip(1)  # all up to the last position where something is predicted

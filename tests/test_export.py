@@ -30,7 +30,7 @@ TOKENIZERS = {
 SMALL = {"model": "transformer", "n_layer": 2, "n_head": 4, "n_embd": 16, "context": 12, "tokenizer": "char"}
 MODERN = TRANSFORMERS["modern"]
 LLAMA = {"positions": "rope", "norm": "rms", "activation": "swiglu"}
-KINDS = {
+MODELS = {
     "gpt2": ({}, "gpt2"),
     "without biases": ({"bias": False}, "gpt2"),
     "untied": ({"tie_head": False, "bias": False, "activation": "gelu_tanh"}, "gpt2"),
@@ -56,10 +56,10 @@ def made(tokenizer, **options):
     return model, vars(config)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
 def test_logits_equal_ours(tmp_path, kind):
-    options, expected = KINDS[kind]
+    options, expected = MODELS[kind]
     tokenizer = TOKENIZERS["char"]()
     model, settings_ = made(tokenizer, **options)
     assert hub.save(model, tokenizer, settings_, tmp_path / "out", "") == expected

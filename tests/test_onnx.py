@@ -18,7 +18,7 @@ from tests.matrices import matrix
 
 VOCAB = 23
 SIZES = {"context": 16, "n_embd": 16, "n_hidden": 12, "n_layer": 2, "activation": "tanh", "norm": "layer"}
-KINDS = {
+MODELS = {
     "bigram": {"model": "bigram"},
     "counted bigram": {"model": "bigram", "counts": True},
     "unigram": {"model": "ngram", "order": 1},
@@ -66,9 +66,9 @@ def computed(path, model, tokens):
     return torch.stack(logits, 1)
 
 
-@pytest.mark.parametrize("kind", matrix(KINDS, ["ngram", "mlp", "cnn", "lstm", "modern"]))
+@pytest.mark.parametrize("kind", matrix(MODELS, ["ngram", "mlp", "cnn", "lstm", "modern"]))
 def test_the_graph_computes_what_the_model_does(tmp_path, kind):
-    model = made(**KINDS[kind])
+    model = made(**MODELS[kind])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ports = onnx.save(model, tmp_path / "model.onnx")
     assert any(line.startswith("in ") for line in ports) and any("logits" in line for line in ports)
@@ -97,12 +97,12 @@ def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkey
     real = onnx._check
 
     def against_the_model(graph, path, outputs):
-        graph.model = made(**KINDS["transformer"])
+        graph.model = made(**MODELS["transformer"])
         return real(graph, path, outputs)
 
     monkeypatch.setattr(onnx, "_check", against_the_model)
     with pytest.raises(RuntimeError, match="logits of .* is off by"):
-        onnx.save(made(**KINDS["transformer"]), tmp_path / "model.onnx")
+        onnx.save(made(**MODELS["transformer"]), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("family", ["gru", "transformer"])

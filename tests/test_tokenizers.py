@@ -16,7 +16,7 @@ from data.vocabulary import check_name, from_json
 FIXED = settings(max_examples=60, deadline=None, derandomize=True)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 HARD = "e\u0301 naïve 漢字 한국 👩\u200d👩\u200d👧 𝒳 \U0010ffff <eos> \r\n\t\x85\u2028"
-KINDS = ["char", "byte", "bpe"]
+TOKENIZERS = ["char", "byte", "bpe"]
 
 
 PROSE = "the sea, the sea, the open sea: it's 1849 and the shells sing — naïve songs"
@@ -28,7 +28,7 @@ def tokenizer_for(kind: str, text: str):
     return ByteTokenizer() if kind == "byte" else CharTokenizer(text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @FIXED
 @given(text=TEXTS)
 @example(text=HARD)
@@ -39,7 +39,7 @@ def test_text_survives_a_round_trip_and_never_becomes_a_special(kind, text):
     assert not len(ids) or N_SPECIALS <= ids.min() and ids.max() < tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_special_spelled_out_is_ordinary_text(kind):
     text = "".join(SPECIALS)
     tokenizer = tokenizer_for(kind, text)
@@ -47,7 +47,7 @@ def test_a_special_spelled_out_is_ordinary_text(kind):
     assert tokenizer.decode(ids) == text and ids.min() >= N_SPECIALS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_specials_have_the_first_six_ids_and_decode_to_nothing(kind):
     tokenizer = tokenizer_for(kind, "ab")
     assert tokenizer.specials == {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "<user>": 4, "<assistant>": 5}
@@ -116,7 +116,7 @@ def test_no_byte_is_unknown_not_even_a_lone_surrogate_from_the_shell():
         CharTokenizer("a").encode("a\udcff")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @FIXED
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200)))
 @example(text=HARD, cuts=[*range(200)])
@@ -143,7 +143,7 @@ def test_a_torn_character_is_held_back_and_then_shown_as_a_replacement():
     assert decoder.flush() == "\ufffd"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @FIXED
 @given(text=TEXTS)
 @example(text=HARD)
@@ -155,7 +155,7 @@ def test_characters_add_up_to_the_length_of_the_text(kind, text):
     assert counts[:N_SPECIALS].tolist() == [int(i == EOS) for i in range(N_SPECIALS)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @FIXED
 @given(text=TEXTS)
 @example(text=HARD)
