@@ -68,7 +68,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
         session = _session(task, config, data, model, batches, device, path, folder.read_facts(path))
         print_notes(task.notes(config, data, parent))
         _introduce(session)
-        progress = _fit(session, lambda trainer: task.keep(session))
+        progress = _fit(session, lambda trainer: trainer and task.keep(session))
         task.finish(session, progress)
     return path
 
@@ -89,12 +89,12 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
         model = task.trained(config, data, model, path)
         session = _session(task, config, data, model, batches, device, path, facts)
 
-        def go_on(trainer: Trainer) -> None:
-            restore(trainer, config, explicit, keep=lambda: task.keep(session))
+        def go_on(trainer: Trainer | None) -> None:
+            if trainer is not None:
+                restore(trainer, config, explicit, keep=lambda: task.keep(session))
             _write_down(session, facts)
+            _introduce(session)
 
-        if config.net.is_counted:
-            _write_down(session, facts)
         progress = _fit(session, go_on)
         task.finish(session, progress)
     return path
@@ -116,7 +116,6 @@ def _introduce(session: Session) -> None:
 def _write_down(session: Session, facts: dict[str, Any]) -> None:
     """What a resume changed goes into `config.json`; settings of other families that an old run has stay there."""
     folder.write_facts(session.folder, facts | {"config": facts["config"] | stored(session.config)})
-    _introduce(session)
 
 
 def _named(config: Config, facts: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +129,10 @@ def _check_machine(config: Config) -> torch.device:
     return device
 
 
-def _fit(session: Session, prepare: Callable[[Trainer], None]) -> Progress:
-    """Train, once `prepare` has seen the trainer, or count."""
+def _fit(session: Session, prepare: Callable[[Trainer | None], None]) -> Progress:
+    """Train, once `prepare` has seen the trainer, or count, without one."""
     if session.batches.train is None:
+        prepare(None)
         return count(session)
     runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
     trainer = Trainer(
