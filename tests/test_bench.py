@@ -5,9 +5,10 @@ import signal
 import subprocess
 
 import pytest
+import torch
 from matplotlib.image import imread
 
-from bench import compare, speedrun
+from bench import compare, muon, speedrun
 from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
@@ -68,6 +69,17 @@ def test_the_speedruns_models_are_of_the_sizes_that_they_are_said_to_be(row):
         assert 10.5e6 < sum(inside) < 10.7e6
     else:
         assert sum(inside) < 0.85e6 and config.net.mix_ngram == 0
+
+
+def test_muon_is_timed_beside_that_of_torch_on_every_shape(monkeypatch, capsys):
+    monkeypatch.setattr(muon, "MODELS", {"small": ["--n-layer", "1", "--n-head", "2", "--n-embd", "8"]})
+    monkeypatch.setattr("sys.argv", ["muon", "--turns", "2"])
+    threads = torch.get_num_threads()
+    muon.main()
+    torch.set_num_threads(threads)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert {row[1] for row in rows} == {"1 of 24x8", "1 of 8x8", "1 of 32x8", "1 of 8x32", "all"}
+    assert all(float(number) > 0 for row in rows for number in row[2:])
 
 
 @pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)

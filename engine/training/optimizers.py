@@ -10,11 +10,13 @@ from makemore.layers import embedding_names, sparse_parameters
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for matrices (further
-    dimensions are flattened into the second). Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
-    2024.
+    """SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for hidden matrices. Jordan et al., "Muon:
+    An optimizer for hidden layers in neural networks", 2024.
 
-    Matrices of one shape are orthogonalised in one batch."""
+    `torch.optim.Muon` takes the same steps up to rounding. Here the iteration is in float32 and not bfloat16, works on
+    Gram matrices (see `orthogonalise`), takes all matrices of one shape together, and flattens what has more than two
+    dimensions. `python -m bench.muon`, CPU time over torch's: 0.2 where the CPU has no instructions for bfloat16; where
+    it has (AMX), 0.9 to 1.1 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384."""
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
@@ -34,23 +36,31 @@ class Muon(torch.optim.Optimizer):
 
     def _step_shape(self, group: dict, shape: tuple[int, int], params: list[Tensor]) -> None:
         grads = [p.grad for p in params]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        buffers = [self._momentum(p) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
         update = orthogonalise(torch.stack([n.view(shape) for n in nesterov]), self.COEFFICIENTS, self.ITERATIONS)
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(
             params, [u.view_as(p) for u, p in zip(update, params, strict=True)], alpha=-group["lr"] * scale
         )
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
 
 
 def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
     """Approximately the closest semi-orthogonal matrix of each of `matrices` (N, R, C), computed in float32: singular
     values end between about 0.7 and 1.2.
 
-    Each iteration multiplies x by a polynomial p(g) of its Gram matrix g = x x', and so g by p(g)². So all iterations
-    work on the small square g, and x is multiplied once, at the end: half the time on CPU."""
+    Each iteration multiplies x by a polynomial p(g) of its Gram matrix g = x x', and so g by p(g)². So all of them are
+    done on the square g, and x is multiplied once, at the end. Counted in products of two squares of the shorter side,
+    with k as the longer side over the shorter: 17 + 2 k instead of 5 + 10 k."""
     a, b, c = coefficients
     x = matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -60,7 +70,7 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     identity = a * torch.eye(gram.shape[1], device=x.device)
     product = None
     for i in range(iterations):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + identity
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).add_(identity)
         product = polynomial if product is None else polynomial @ product
         if i + 1 < iterations:
             gram = polynomial @ gram @ polynomial
