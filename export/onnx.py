@@ -36,9 +36,10 @@ def check_packages() -> None:
 
 def save(model: LanguageModel, path: Path) -> list[str]:
     """Write `model` to `path` and check it with onnxruntime, on sizes that tracing did not see. Returns a line for
-    each input and output. Raises RuntimeError when the graph computes something else."""
+    each input and output. Raises RuntimeError when the graph computes something else than the model."""
     model = copy.deepcopy(model).float().cpu().eval()
-    graph = _Step(model) if isinstance(model, Recurrent) else _Whole(_plain(model))
+    reference = _Step(model) if isinstance(model, Recurrent) else _Whole(model)
+    graph = reference if isinstance(model, Recurrent) else _Whole(_plain(copy.deepcopy(model)))
     inputs = graph.example(2, 3)
     outputs = ["logits", *(f"{name}_after" for name in list(inputs)[1:])]
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -49,7 +50,7 @@ def save(model: LanguageModel, path: Path) -> list[str]:
             graph, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             dynamic_shapes=graph.sizes(), dynamo=True, external_data=weights > LARGE, verbose=False,
         )  # fmt: skip
-    return _check(graph, path, outputs)
+    return _check(reference, path, outputs)
 
 
 def _plain(model: LanguageModel) -> nn.Module:
@@ -63,13 +64,13 @@ def _plain(model: LanguageModel) -> nn.Module:
 
 
 @torch.no_grad()
-def _check(graph: "_Whole | _Step", path: Path, outputs: list[str]) -> list[str]:
+def _check(reference: "_Whole | _Step", path: Path, outputs: list[str]) -> list[str]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch, time in ((1, 1), (3, 7)):
-        inputs = graph.example(batch, time)
-        expected = graph(*inputs.values())
+        inputs = reference.example(batch, time)
+        expected = reference(*inputs.values())
         results = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
         expected = expected if isinstance(expected, tuple) else (expected,)
         for name, ours, theirs in zip(outputs, expected, results, strict=True):

@@ -12,6 +12,7 @@ from data.vocabulary import from_json
 from engine import load_run
 from engine.registry import build_model
 from export import onnx
+from makemore.counts.ngram import NGram
 from makemore.recurrent import Recurrent
 from tests.helpers import configure, ok, refused, trained
 from tests.matrices import matrix
@@ -92,17 +93,24 @@ def test_large_logits_may_be_off_by_more(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
 
 
-def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx._Attention, "forward", lambda self, q, k, v: v)
-    real = onnx._check
+class Flat(NGram):
+    """Counts with a little of the uniform distribution: not what a graph of n-grams lays out."""
 
-    def against_the_model(graph, path, outputs):
-        graph.model = made(**MODELS["transformer"])
-        return real(graph, path, outputs)
+    def distribution(self, context_tokens):
+        return 0.5 * super().distribution(context_tokens) + 0.5 / self.vocab_size
 
-    monkeypatch.setattr(onnx, "_check", against_the_model)
+
+@pytest.mark.parametrize("what", ["attention", "scale", "counts"])
+def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkeypatch, what):
+    model = made(**MODELS["ngram" if what == "counts" else "transformer"])
+    if what == "attention":
+        monkeypatch.setattr(onnx._Attention, "forward", lambda self, q, k, v: v)
+    elif what == "scale":
+        model.h[0].attn.attend.scale = 5.0
+    else:
+        model.__class__ = Flat
     with pytest.raises(RuntimeError, match="logits of .* is off by"):
-        onnx.save(made(**MODELS["transformer"]), tmp_path / "model.onnx")
+        onnx.save(model, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("family", ["gru", "transformer"])

@@ -10,13 +10,13 @@ from makemore.layers import embedding_names, sparse_parameters
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for hidden matrices. Jordan et al.,
-    "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for hidden matrices. Jordan et
+    al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
     `torch.optim.Muon` takes the same steps up to rounding. Here the iteration is in float32 and not bfloat16, works on
     Gram matrices (see `orthogonalise`), takes all matrices of one shape together, and flattens what has more than two
     dimensions. `python -m bench.muon`, CPU time over torch's: 0.2 where the CPU has no arithmetic for bfloat16; where
-    it has (AMX), 0.9 to 1.1 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384."""
+    it has (AMX), 0.9 to 1.0 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384."""
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
