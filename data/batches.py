@@ -5,7 +5,7 @@ whole state is two numbers. Every loader deals whole batches round-robin to `wor
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         """The batch on `device`; a copy to a GPU is asynchronous."""
         if device.type == "cpu":
             return self
-        tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {n: value for n, value in self._asdict().items() if isinstance(value, Tensor)}
         if device.type == "cuda":
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return self._replace(
@@ -69,25 +69,25 @@ class Loader:
     def _batch(self, items: np.ndarray) -> Batch:
         raise NotImplementedError
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self) -> np.ndarray:
         self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
         if self.position > len(self._order):
             raise UserError(
                 f"the run stands at item {self.position:,} of an epoch that has {len(self._order):,}: its "
                 "checkpoint is damaged, or not of this text"
             )
+        return self._order
 
     def _take(self, count: int) -> np.ndarray:
         """The next `count` items, (count,), across the ends of epochs."""
         pieces = []
         while count:
-            if self._order is None:
-                self._begin_epoch()
-            piece = self._order[self.position : self.position + count]
+            order = self._begin_epoch() if self._order is None else self._order
+            piece = order[self.position : self.position + count]
             pieces.append(piece)
             count -= len(piece)
             self.position += len(piece)
-            if self.position == len(self._order):
+            if self.position == len(order):
                 self.epoch, self.position, self._order = self.epoch + 1, 0, None
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -166,9 +166,10 @@ class Pieces(NamedTuple):
     end: np.ndarray
 
 
-def cut_lines(offsets: np.ndarray, context: int) -> Pieces:
+def cut_lines(offsets: np.ndarray | None, context: int) -> Pieces:
     """The pieces of all lines: one a line, or several where it is longer than `context` tokens (its `<eos>`
     included)."""
+    assert offsets is not None  # a stream has no lines
     lengths = np.diff(offsets)
     count = -(-lengths // context)
     row = np.repeat(offsets[:-1], count)
@@ -179,6 +180,7 @@ def cut_lines(offsets: np.ndarray, context: int) -> Pieces:
 
 def longest_line(split: Split) -> int:
     """Tokens of the longest line, its `<eos>` included."""
+    assert split.offsets is not None  # a stream has no lines
     return int(np.diff(split.offsets).max())
 
 

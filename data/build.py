@@ -34,7 +34,7 @@ class Builder:
         self,
         files: list[list[Path]],
         digests: Mapping[Path, bytes],
-        kind: str,
+        kind: str | None,
         separator: str | None,
         text_column: str | None,
         tokenizer: str,
@@ -42,6 +42,7 @@ class Builder:
         existing: Tokenizer | None,
         val_fraction: float,
     ):
+        assert kind is not None  # known by now
         self.files, self.digests = files, digests
         self.kind, self.separator, self.text_column = kind, separator, text_column
         self.tokenizer_name, self.encoding = tokenizer, encoding
@@ -179,6 +180,7 @@ class Builder:
         )
 
     def _read_table(self, path: Path) -> Iterator[str]:
+        assert self.text_column is not None
         for n, row in enumerate(tables.read_texts(path, self.text_column, self.encoding, self.digests), 1):
             if self.kind == "lines" and "\n" in row:
                 raise UserError(f"text {n:,} of {reading.shown(path)} has several lines; use --kind documents")

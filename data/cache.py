@@ -119,7 +119,7 @@ def _prepared() -> Iterator[Entry]:
         bytes_ = sum(stat.st_size for stat in stats[1:])
         if part:
             yield Entry(path, part["name"], "unfinished", bytes_, changed, _is_recent(changed))
-        else:
+        elif whole:
             yield Entry(path, whole["name"], _describe(path), bytes_, changed)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -72,6 +73,7 @@ def run_command(main: Callable[[], int]) -> int:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # Lines appear at once through a pipe too; characters that the encoding of the terminal lacks are escaped.
+        assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         return main()

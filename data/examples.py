@@ -187,7 +187,8 @@ def _item(item: object, columns: Columns, where: str) -> Example:
         if not isinstance(item[key], str | int | float):
             raise UserError(f"{where}: '{key}' is neither a text nor a number")
         values.append(str(item[key]))
-    return Example(*values, where)
+    text, label = values
+    return Example(text, label, where)
 
 
 def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:

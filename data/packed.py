@@ -10,7 +10,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from data.errors import UserError
 
@@ -47,10 +47,10 @@ def read_bytes(path: Path, size: int, name: str, digest: bytes | None = None) ->
     bytes on the disk is not `digest`."""
     try:
         with open(path, "rb") as plain:
-            file = plain if digest is None else _Hashed(plain)
+            hashed = None if digest is None else _Hashed(plain)
             unpack = _UNPACKERS.get(path.suffix.lower(), _plain)
-            yield from unpack(file, size)
-            if digest is not None and file.digest() != digest:
+            yield from unpack(hashed or plain, size)
+            if hashed and hashed.digest() != digest:
                 raise Changed(
                     f"{name} changed while it was read; prepare its text again when nothing writes to it any more"
                 )
@@ -64,10 +64,14 @@ class _Damaged(Exception):
     """A decompressor cannot unpack the bytes."""
 
 
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _Hashed:
     """A file with the SHA-256 of its content, read from its beginning."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: _Readable):
         self._file, self._sha = file, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
@@ -83,38 +87,43 @@ class _Hashed:
 
 
 class _Decompressor(Protocol):
-    eof: bool
-    needs_input: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def _plain(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _plain(file: _Readable, size: int) -> Iterator[bytes]:
     return iter(lambda: file.read(size), b"")
 
 
-def _gzip(file: BinaryIO, size: int) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+def _gzip(file: _Readable, size: int) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:  # type: ignore[call-overload]  # it need not seek
         yield from _plain(unpacked, size)
 
 
-def _bz2(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _bz2(file: _Readable, size: int) -> Iterator[bytes]:
     return _streams(file, bz2.BZ2Decompressor, size, READ)
 
 
-def _xz(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _xz(file: _Readable, size: int) -> Iterator[bytes]:
     return _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY), size, READ)
 
 
-def _zst(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _zst(file: _Readable, size: int) -> Iterator[bytes]:
     return _streams(file, _zstd(), size, ZSTD_READ)
 
 
 _UNPACKERS = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}
 
 
-def _streams(file: BinaryIO, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
+def _streams(file: _Readable, make: Callable[[], _Decompressor], size: int, read: int) -> Iterator[bytes]:
     """The content of all compressed streams of a file, one after the other, `size` bytes or a little more at a time."""
     decompressor, buffer = make(), bytearray()
     while True:

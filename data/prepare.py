@@ -21,7 +21,7 @@ from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
 from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
-from data.tokenizers import N_SPECIALS, Tokenizer
+from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from data.vocabulary import check_name
 
 VAL_FRACTION = 0.1
@@ -77,6 +77,7 @@ def prepare(
     with _resolved(data, val_data) as texts:
         if extend:  # the text's own store has the alphabet of its training side
             own = _prepare(texts, options._replace(vocabulary=None))
+            assert isinstance(vocabulary, CharTokenizer) and isinstance(own.tokenizer, CharTokenizer)
             options = options._replace(vocabulary=vocabulary.extended(own.tokenizer.alphabet))
         return _prepare(texts, options)
 
@@ -126,7 +127,8 @@ def _kind_of(texts: list[sources.Text]) -> str:
 
 def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     options = _with_kind(options, texts)
-    files, notes = [], []
+    files: list[list[Path]] = []
+    notes: list[str] = []
     for side in texts:
         files.append([])
         for text in side:
@@ -139,8 +141,10 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     if options.text_column is None:
         notes += tables.note_tables(list(dict.fromkeys(sum(files, []))), options.encoding)
     if options.kind is None:
+        assert options.text_column is not None
         has_line_ends = tables.has_line_ends(sum(files, []), options.text_column, options.encoding)
         options = options._replace(kind="documents" if has_line_ends else "lines")
+    assert options.kind is not None
     tokenizer = json.dumps(options.vocabulary.to_json()) if options.vocabulary else options.tokenizer
     read_as = options.kind if options.separator is None else f"{options.kind} {options.separator!r}"
     read_as += "" if options.text_column is None else f" column {options.text_column!r}"

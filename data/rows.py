@@ -5,7 +5,7 @@ of its answers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,7 @@ class PairRow(NamedTuple):
         return max(self.chosen.tokens, self.rejected.tokens, key=len)
 
 
-class HasTokens(Protocol):
-    """A Row or a PairRow."""
-
-    @property
-    def tokens(self) -> np.ndarray: ...
+HasTokens = Row | PairRow
 
 
 class RowLoader(Loader):
@@ -53,11 +49,10 @@ class RowLoader(Loader):
         self._lengths = np.array([len(row.tokens) for row in rows])
 
     def next(self) -> Batch:
-        if self._order is None:
-            self._begin_epoch()
-        items = self._order[self.position : self.position + self.batch_size * self.world]
+        order = self._begin_epoch() if self._order is None else self._order
+        items = order[self.position : self.position + self.batch_size * self.world]
         self.position += len(items)
-        if self.position == len(self._order):
+        if self.position == len(order):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
         return collate([self.rows[i] for i in items[self.rank :: self.world]], self.pad)
 
@@ -95,10 +90,11 @@ def collate(rows: Sequence[HasTokens], pad: int) -> Batch:
     """One batch of `rows`, padded on the right; of pairs first all chosen rows, then all rejected ones, and a pair
     counts as one token. Without rows, as a rank may be at an epoch's end, a batch of one row that predicts nothing."""
     empty = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
-    if rows and isinstance(rows[0], PairRow):
-        both = [pair.chosen for pair in rows] + [pair.rejected for pair in rows]
-        return _padded(both, pad)._replace(n_tokens=len(rows))
-    return _padded(list(rows) or [empty], pad)
+    pairs = [row for row in rows if isinstance(row, PairRow)]
+    if pairs:
+        both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        return _padded(both, pad)._replace(n_tokens=len(pairs))
+    return _padded([row for row in rows if isinstance(row, Row)] or [empty], pad)
 
 
 def _padded(rows: list[Row], pad: int) -> Batch:

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tempfile
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def path_of(data: str) -> Path | None:
     return path if data else None
 
 
-def _walk(folder: Path, skip: set[str] = frozenset()) -> list[Path]:
+def _walk(folder: Path, skip: Collection[str] = ()) -> list[Path]:
     """All files below `folder`, sorted, without hidden ones and those in folders with a name in `skip`."""
     paths = []
     for root, folders, files in os.walk(folder):

@@ -7,7 +7,7 @@ special: only the loaders insert `<bos>` and `<eos>`.
 import codecs
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class Special(NamedTuple):
 PAD, BOS, EOS, UNK, USER, ASSISTANT = Special()
 NEVER_PREDICTED = Special().never_predicted
 _CODE_POINTS = 0x110000
+# Where accents stand in each Unicode form.
+_FORMS: dict[Literal["NFC", "NFD"], str] = {"NFC": "part of their letters", "NFD": "apart from their letters"}
 
 
 class Tokenizer:
@@ -135,7 +137,7 @@ class CharTokenizer(Tokenizer):
         )
 
     def other_form(self, text: str) -> str:
-        for form, placement in (("NFC", "part of their letters"), ("NFD", "apart from their letters")):
+        for form, placement in _FORMS.items():
             other = unicodedata.normalize(form, text)
             if other != text and self._count_unknown(other) < self._count_unknown(text):
                 return f"it was trained on accents {placement} ({form}), so write the text in that form"

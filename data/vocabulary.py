@@ -38,6 +38,8 @@ def from_json(stored: Any) -> Tokenizer:
         return ByteTokenizer()
     if kind == "char" and isinstance(stored.get("characters"), str):
         return CharTokenizer(stored["characters"], in_order=True)  # sorted, but where it was extended
-    if kind in ("bpe", "gpt2"):
-        return {"bpe": bpe.BPETokenizer, "gpt2": gpt2.GPT2Tokenizer}[kind].from_json(stored)
+    if kind == "bpe":
+        return bpe.BPETokenizer.from_json(stored)
+    if kind == "gpt2":
+        return gpt2.GPT2Tokenizer.from_json(stored)
     raise UserError(f"not a tokenizer of this project (type {kind!r})")
