@@ -1,6 +1,7 @@
 """Parts that several families share: activations, normalisation that skips padding, and weight initialisation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-_GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
+_GAINS: dict[str, Any] = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
 
 
 class BatchNorm(nn.Module):
@@ -41,6 +42,9 @@ class BatchNorm(nn.Module):
 
     It uses the statistics of the batch in training and running ones in evaluation, so it is causal in evaluation
     only."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -114,7 +118,7 @@ def make_norm(config: LayeredConfig, width: int, bias: bool = True) -> nn.Module
     """The normalisation of `config`, of C = `width`: `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
     `residual` (B, T, C) -> the norm of x + residual, and that sum."""
     backend = config.norm_kernel
-    makers = {
+    makers: dict[str, Callable[[], nn.Module]] = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
         "layer": lambda: LayerNorm(width, bias=bias, backend=backend),
@@ -149,7 +153,7 @@ def initialise(model: nn.Module, scheme: str, activation: str = "tanh") -> None:
             nn.init.orthogonal_(weight)
 
 
-def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The parameters with sparse gradients, by name."""
     return {
         f"{name}.weight": module.weight
