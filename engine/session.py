@@ -131,11 +131,12 @@ def _check_machine(config: Config) -> torch.device:
 
 def _fit(session: Session, prepare: Callable[[Trainer], None]) -> Progress:
     """Train, once `prepare` has seen the trainer, or count."""
-    if session.batches.train is None:
+    loader, val_batches, characters = session.batches
+    if loader is None:
         return count(session)
     runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
     trainer = Trainer(
-        session.model, *session.batches, session.config, session.folder, session.device, session.metrics,
+        session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
         lambda: session.task.extra_metrics(session), session.identity,
     )  # fmt: skip
     prepare(trainer)
@@ -170,7 +171,7 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
 def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict[str, Any], Tokenizer, torch.device]]:
     """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its configuration with the
     threads it uses, its folder, its facts, its tokenizer, and the device."""
-    path = Path(config.run.out)
+    path = config.run.path
     folder.read_facts(path)
     with folder.writing(path):
         facts = folder.read_facts(path)

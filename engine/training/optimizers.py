@@ -1,6 +1,8 @@
 """The optimizers: torch's and Muon, and the parameters of each."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -33,7 +35,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_shape(group, shape, params)
 
     def _step_shape(self, group: dict, shape: tuple[int, int], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
@@ -77,15 +79,17 @@ def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimiz
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
     others = [p for name, p in named if name not in matrices]
+    optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         heads = {name for name in matrices if {"lm_head", "head", "gate"} & set(name.split("."))}
         inner = [p for name, p in matrices.items() if name not in heads]
         outer = [matrices[name] for name in matrices if name in heads]
-        optimizers = [Muon(inner, config.muon_lr, config.momentum, config.weight_decay)] if inner else []
+        if inner:
+            optimizers.append(Muon(inner, config.muon_lr, config.momentum, config.weight_decay))
         if groups := _groups(outer, others, config):
             optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
-        optimizers = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
+        optimizers.append(_torch_optimizer(_groups(list(matrices.values()), others, config), config))
     if sparse_trained := [p for p in sparse.values() if p.requires_grad]:  # only the rows that a batch has met move
         optimizers.append(torch.optim.SparseAdam(sparse_trained, lr=config.lr, betas=_betas(config)))
     for optimizer in optimizers:
@@ -94,8 +98,11 @@ def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimiz
     return optimizers
 
 
-def _groups(decayed: list[Tensor], others: list[Tensor], config: Optim) -> list[dict]:
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _groups(decayed: Sequence[Tensor], others: Sequence[Tensor], config: Optim) -> list[dict]:
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
