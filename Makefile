@@ -17,6 +17,7 @@ test-all: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -29,4 +30,4 @@ lint: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -191,7 +191,7 @@ def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> N
     """Draw samples together, then print them."""
     from engine.run.novelty import Novelty
 
-    novelty = Novelty(run) if options.only_new or options.json else None
+    novelty: Any = Novelty(run) if options.only_new or options.json else None  # where it is asked for
     accept, count = None, 0
     if options.only_new:
         novelty.check()
@@ -239,7 +239,7 @@ def chat(run, options: Options, sampling) -> int:
 
 def score(run, options: Options) -> int:
     """The likelihood of the text."""
-    evaluation = run.score(text_of(options.score, "--score"), options.unknown)
+    evaluation = run.score(text_of(options.score or "", "--score"), options.unknown)
     if options.json:
         print(json.dumps(facts_of(evaluation)))
     else:
@@ -249,6 +249,7 @@ def score(run, options: Options) -> int:
 
 def score_lines(run, options: Options) -> int:
     """The likelihood of each line, one after the other; of an empty one there is none."""
+    assert options.score_lines is not None
     for n, line in enumerate(text_of_file(Path(options.score_lines), "--score-lines").split("\n"), 1):
         with naming_line(n, options.score_lines):
             evaluation = run.score_or_nothing(line, options.unknown)

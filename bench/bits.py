@@ -79,7 +79,7 @@ def main() -> None:
             train(args.other, words, 20, parents[name])
         for name in args.only:
             words = [word.format(**parents) for word in RUNS[name]]
-            digests = []
+            digests: list[str] = []
             for checkout in (args.other.resolve(), ROOT):
                 out = Path(folder, f"{name}-{len(digests)}")
                 train(checkout, words, args.steps, out)

@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,14 @@ VOCABULARY = 71
 def hidden_matrices(flags: list[str]) -> list[Tensor]:
     """The matrices that Muon takes of the Transformer with these flags."""
     config, _ = parse(["--model", "transformer", *flags])
-    muon = make_optimizers(build_model(config, VOCABULARY), config)[0]
+    muon = make_optimizers(build_model(config, VOCABULARY), config.optim)[0]
     return [p.detach() for group in muon.param_groups for p in group["params"]]
 
 
-def seconds(matrices: list[Tensor], turns: int) -> list[tuple[float, float]]:
+def seconds(matrices: list[Tensor], turns: int) -> list[tuple[float, ...]]:
     """Of each turn, the CPU seconds of our step and of torch's."""
     ours, theirs = ([nn.Parameter(p.clone()) for p in matrices] for _ in range(2))
-    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.01}
+    options: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.01}
     optimizers = Muon(ours, **options), torch.optim.Muon(theirs, **options)
     for a, b in zip(ours, theirs, strict=True):
         a.grad = torch.randn_like(a)

@@ -40,7 +40,8 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     batches = task.batches(config, store, model)
     model = task.trained(config, store, model, None)
     runtime.move_and_compile(model.train(), device, config.machine.compile)
-    return Trainer(model, *batches, config, folder, device, Metrics(folder))
+    assert batches.train is not None  # of a model that trains
+    return Trainer(model, batches.train, batches.val, batches.characters, config, folder, device, Metrics(folder))
 
 
 def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:

@@ -1,6 +1,6 @@
 """Conversations for instruction tuning, and pairs of a better and a worse answer: reading them from JSON and JSONL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[Pair]]:
     return _read(data, encoding, _pair)
 
 
-def drop_duplicates(items: list[Any]) -> list[Any]:
+def drop_duplicates(items: Sequence[Any]) -> list[Any]:
     """The conversations, or pairs, without later copies of the same turns."""
     distinct: dict[tuple[str, ...], Any] = {}
     for item in items:

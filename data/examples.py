@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data import packed, reading, tables
 from data.errors import UserError, nearest
@@ -82,9 +82,10 @@ def drop_duplicates(examples: list[Example]) -> list[Example]:
     return distinct
 
 
-def split_examples(examples: list[Example], seed: int, fractions: tuple[float, float] = (0.1, 0.1)) -> dict[str, list]:
-    """The examples by side: 'train', 'val' and 'test', the last two being `fractions` of each class. All examples with
-    one text, whatever their labels, are on one side, which follows from the text and `seed` alone, on every machine."""
+def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, float] = (0.1, 0.1)) -> dict[str, list]:
+    """The examples, each with a `text` and a `label`, by side: 'train', 'val' and 'test', the last two being
+    `fractions` of each class. All examples with one text, whatever their labels, are on one side, which follows from
+    the text and `seed` alone, on every machine."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[normalised(example.text)].append(example)

@@ -57,10 +57,22 @@ def evaluate(
     batches: Callable[[], Iterator[Batch]],
     characters: np.ndarray,
     device: torch.device,
-    stop: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
+) -> Evaluation:
     """Evaluate `model` over `batches()` in evaluation mode, and restore its mode. `characters` (V,): the number of
-    characters of each id. Returns None where `stop()` became true in between."""
+    characters of each id."""
+    evaluation = evaluate_unless(lambda: False, model, batches, characters, device)
+    assert evaluation is not None
+    return evaluation
+
+
+def evaluate_unless(
+    stop: Callable[[], bool],
+    model: LanguageModel,
+    batches: Callable[[], Iterator[Batch]],
+    characters: np.ndarray,
+    device: torch.device,
+) -> Evaluation | None:
+    """`evaluate`; None where `stop()` became true in between."""
     per_token = torch.from_numpy(characters)
     nll_sums, n_tokens, n_characters = [], 0, 0
     with in_evaluation_mode(model):

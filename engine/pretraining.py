@@ -53,7 +53,7 @@ class Pretraining(Task):
     def read_again(self, config: Config, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer) -> Store:
         store = store_of_run(config, facts, tokenizer, explicit)
         if store.tokenizer.to_json() != tokenizer.to_json():
-            raise UserError(f"{Path(config.run.out) / 'tokenizer.json'} is not the tokenizer of the run's text")
+            raise UserError(f"{config.run.path / 'tokenizer.json'} is not the tokenizer of the run's text")
         return store
 
     def build(self, config: Config, data: Store, parent: Run | None = None) -> LanguageModel:
@@ -97,7 +97,7 @@ class Pretraining(Task):
 
     def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
         """The validation loss of the run in `--out`, on its own text or another."""
-        path = Path(config.run.out)
+        path = config.run.path
         facts = folder.read_facts(path)
         refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
         backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
@@ -124,6 +124,8 @@ def _split_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any]
         raise UserError("--eval-only takes --data (its validation split) or --val-data (all of it), not both")
     text = config.text
     data, part = (text.val_data, 1) if "val_data" in explicit else (text.data, VAL_FRACTION)
+    if data is None:
+        raise UserError("--val-data names no text; it takes one or several")
     files = map(Path, [data] if isinstance(data, str) else data)
     column = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
     store = prepare(

@@ -36,6 +36,7 @@ def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable
         trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
         keep()
     else:
+        assert trainer.belongs_to is not None  # a session gives it
         for which in ("last", "best"):
             check_identity(path / which, trainer.belongs_to, exact=True)
         with _offering_best(path):
@@ -45,6 +46,7 @@ def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable
 
 def _restore_best(trainer: Trainer) -> None:
     best = trainer.folder / "best"
+    assert trainer.belongs_to is not None
     check_identity(best, trainer.belongs_to)
     facts = load_weights(trainer.model, best)
     step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]

@@ -68,8 +68,12 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
         session = _session(task, config, data, model, batches, device, path, folder.read_facts(path))
         print_notes(task.notes(config, data, parent))
         _introduce(session)
-        progress = _fit(session, lambda trainer: trainer and task.keep(session))
-        task.finish(session, progress)
+
+        def begin(trainer: Trainer | None) -> None:
+            if trainer is not None:
+                task.keep(session)
+
+        task.finish(session, _fit(session, begin))
     return path
 
 
@@ -95,8 +99,7 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
             _write_down(session, facts)
             _introduce(session)
 
-        progress = _fit(session, go_on)
-        task.finish(session, progress)
+        task.finish(session, _fit(session, go_on))
     return path
 
 
@@ -131,12 +134,13 @@ def _check_machine(config: Config) -> torch.device:
 
 def _fit(session: Session, prepare: Callable[[Trainer | None], None]) -> Progress:
     """Train, once `prepare` has seen the trainer, or count, without one."""
-    if session.batches.train is None:
+    loader, val_batches, characters = session.batches
+    if loader is None:
         prepare(None)
         return count(session)
     runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
     trainer = Trainer(
-        session.model, *session.batches, session.config, session.folder, session.device, session.metrics,
+        session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
         lambda: session.task.extra_metrics(session), session.identity,
     )  # fmt: skip
     prepare(trainer)
@@ -171,7 +175,7 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
 def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict[str, Any], Tokenizer, torch.device]]:
     """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its configuration with the
     threads it uses, its folder, its facts, its tokenizer, and the device."""
-    path = Path(config.run.out)
+    path = config.run.path
     folder.read_facts(path)
     with folder.writing(path):
         facts = folder.read_facts(path)

@@ -34,7 +34,7 @@ class Session:
     task: "Task"
     config: Any
     data: Any
-    model: nn.Module
+    model: Any  # what the task's `trained` returned: a LanguageModel, or a module around one
     batches: Batches
     device: torch.device
     folder: Path
@@ -68,11 +68,11 @@ class Task:
         """A model, with the weights of `parent`. The seed is set."""
         raise NotImplementedError
 
-    def trained(self, config: Any, data: Any, model: nn.Module, folder: Path | None) -> nn.Module:
+    def trained(self, config: Any, data: Any, model: Any, folder: Path | None) -> Any:
         """The module that is trained: the model itself, or one around it. `folder`: of a run that goes on."""
         return model
 
-    def batches(self, config: Any, data: Any, model: nn.Module) -> Batches:
+    def batches(self, config: Any, data: Any, model: Any) -> Batches:
         """What the model is trained and validated on. Raises UserError for too little of it."""
         raise NotImplementedError
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
 from data.errors import UserError, warn
 from data.prepare import key_of, open_or_discard, prepare
@@ -90,7 +92,7 @@ def long_lines(config: Config, store: Store) -> list[str]:
     """A note on the lines or documents that do not fit into the context, if there are any."""
     if store.kind == "stream":
         return []
-    lengths = [split.offsets[1:] - split.offsets[:-1] for split in (store.train, store.val)]
+    lengths = [np.diff(split.offsets) for split in (store.train, store.val) if split.offsets is not None]
     long = sum(int((length > config.net.context).sum()) for length in lengths)
     total = sum(len(length) for length in lengths)
     if not long:

@@ -16,7 +16,7 @@ def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str) -
          "special": True}
         for name, id_ in sorted(special.items(), key=lambda item: item[1])
     ]  # fmt: skip
-    found = {
+    found: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
         "post_processor": None,
     }  # fmt: skip

@@ -79,14 +79,15 @@ def _llama(model: Transformer, settings: dict[str, Any]) -> Counterpart:
         "a GPT-2 (learned positions), a Llama or a Qwen3 (RoPE; SwiGLU or ReLU²; --bias with RMS norm and no QK-norm)",
     )
     n_head, tied = settings["n_head"], model.lm_head is None and not by_layer
-    eps = model.ln_f.eps or QK_EPS
+    norm: Any = model.ln_f  # layer or RMS norm
+    eps = norm.eps or QK_EPS
     embedding = model.wte.weight.detach()
     weights = {
         "model.embed_tokens.weight": _without_mean(embedding, -1) if by_layer else embedding,
-        "model.norm.weight": model.ln_f.weight,
+        "model.norm.weight": norm.weight,
     }
     if not tied:
-        weights["lm_head.weight"] = model.head_weights()[0]
+        weights["lm_head.weight"] = model.wte.weight if model.lm_head is None else model.lm_head.weight
     for n, block in enumerate(model.h):
         layer = _llama_layer(block, by_layer, math.sqrt(eps / QK_EPS) if qk_norm else None)
         weights |= {f"model.layers.{n}.{name}": weight for name, weight in layer.items()}
@@ -105,7 +106,10 @@ def _llama(model: Transformer, settings: dict[str, Any]) -> Counterpart:
 def _llama_layer(block: Block, by_layer: bool, longer: float | None) -> dict[str, Tensor]:
     """One block's weights. `longer`: how much queries and keys grow under QK-norm; None without."""
     attn, mlp = block.attn, block.mlp
-    weights = {"input_layernorm.weight": block.ln_1.weight, "post_attention_layernorm.weight": block.ln_2.weight}
+    weights: dict[str, Any] = {
+        "input_layernorm.weight": block.ln_1.weight,
+        "post_attention_layernorm.weight": block.ln_2.weight,
+    }
     if longer is not None:
         for name in ("q_norm", "k_norm"):
             weights[f"self_attn.{name}.weight"] = torch.ones(attn.head_size)
@@ -128,7 +132,8 @@ def _llama_layer(block: Block, by_layer: bool, longer: float | None) -> dict[str
     return weights
 
 
-def _part(linear: nn.Linear, part: str) -> Tensor | None:
+def _part(linear: nn.Linear, part: str) -> Any:
+    """The weight, or the bias where there is one."""
     tensor = getattr(linear, part)
     return None if tensor is None else tensor.detach()
 

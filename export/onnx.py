@@ -59,7 +59,7 @@ def _plain(model: LanguageModel) -> nn.Module:
         return _Counts(model)
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
-            module.attend = _Attention(module.attend.window, module.attend.slopes)
+            module.register_module("attend", _Attention(module.attend.window, module.attend.slopes))
     return model
 
 
@@ -86,7 +86,7 @@ class _Whole(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model: Any = model  # a LanguageModel, or _Counts
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens).logits
@@ -127,6 +127,8 @@ class _Step(nn.Module):
 
 class _Attention(nn.Module):
     """What `kernels.attention` computes, written out; as many queries as keys."""
+
+    slopes: Tensor | None
 
     def __init__(self, window: int | None, slopes: Tensor | None):
         super().__init__()

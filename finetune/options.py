@@ -58,7 +58,7 @@ class TuneRun(RunFlags):
 class TuneConfig(Config[Net], Generic[Net]):
     """What all fine-tuning has; each command adds its own."""
 
-    text: Examples
+    text: Examples  # type: ignore[assignment]  # instead of a Text
     run: TuneRun
     tuning: Tuning
 

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from data.errors import UserError, flag, warn
 from data.rows import RowLoader, eval_rows
-from data.tokenizers import Tokenizer
+from data.tokenizers import CharTokenizer, Tokenizer
 from data.vocabulary import check_name, make
 from engine.config.checks import refuse_contradictions
 from engine.config.sections import flat, replace, shape, stored
@@ -39,12 +38,12 @@ class FineTuning(Task):
         extend.check_extendable(config, parent.tokenizer)
         return parent
 
-    def batches(self, config: TuneConfig, data: Any, model: nn.Module) -> Batches:
+    def batches(self, config: TuneConfig, data: Any, model: Any) -> Batches:
         pad = data.tokenizer.special.pad
         loader = RowLoader(data.rows["train"], config.optim.batch_size, config.run.seed, pad)
         return Batches(loader, eval_rows(data.rows["val"], pad), self.characters(config, data))
 
-    def characters(self, config: TuneConfig, data: Any) -> np.ndarray:
+    def characters(self, config: Any, data: Any) -> np.ndarray:
         """How many characters each target stands for, (V,) or (classes,)."""
         return data.tokenizer.characters()
 
@@ -64,6 +63,7 @@ def tokenizer_for(config: TuneConfig, texts: list[str], parent: Run | None) -> T
     if parent:
         if not config.run.extend_vocabulary:
             return parent.tokenizer
+        assert isinstance(parent.tokenizer, CharTokenizer)  # `check_extendable` has passed
         tokenizer = parent.tokenizer.extended(characters)
         extend.tell_added(parent.tokenizer, tokenizer)
         return tokenizer

@@ -11,10 +11,11 @@ this machine was just measured to do at best: copying memory, or multiplying mat
 import argparse
 import csv
 import itertools
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -57,10 +58,10 @@ class Task(NamedTuple):
     operation: str
     shape: str
     unit: str
-    work: dict[str, float]
+    work: Mapping[str, float]
     inputs: tuple[Tensor, ...]
-    who: dict[str, Callable[..., Tensor]]
-    targets: dict[str, float]
+    who: dict[str, Callable]
+    targets: Mapping[str, float]
 
 
 def milliseconds(call: Callable[[], object], smoke: bool) -> float:
@@ -95,7 +96,7 @@ def attention_tasks(device: str, smoke: bool) -> Iterator[Task]:
     for D, T in itertools.product((16,) if smoke else (64, 128), lengths):
         B, H = (1, 2) if smoke else (16384 // T, 2048 // D)
         q, k, v = (torch.randn(B, H, T, D, device=device, dtype=_half(device), requires_grad=True) for _ in range(3))
-        who = {"ours": partial(kernels.attention, backend="triton")}
+        who: dict[str, Callable] = {"ours": partial(kernels.attention, backend="triton")}
         if device != "cpu":
             who |= {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION), "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}
         if B * H * T * T <= 2**30:  # beyond, the tables of scores do not fit
@@ -241,7 +242,7 @@ def write(rows: list[Row], about: str, path: Path) -> None:
         shapes = list(dict.fromkeys(row.shape for row in chosen))
         for who in dict.fromkeys(row.who for row in chosen):
             points = {row.shape: row.rate for row in chosen if row.who == who}
-            axes.plot(shapes, [points.get(shape) for shape in shapes], "o-", label=who)
+            axes.plot(shapes, [points.get(shape, math.nan) for shape in shapes], "o-", label=who)
         axes.set_title(f"{operation}, {direction}")
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)

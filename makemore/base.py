@@ -44,21 +44,29 @@ class LanguageModel(nn.Module):
     """Base of all families.
 
     `context`: the most tokens that one `forward` takes, state included (nanoGPT: block_size); None when unbounded.
-    `held`: the most tokens of which a stepper holds the state, where the state grows with each (1: it does not grow).
-    `history`: the number of tokens before a window that the model sees in evaluation (0 for neural ones).
     `fixed`: prefixes of the names of buffers that training does not change.
+    `wte`: the embedding table that `embed` reads; families without one have an `embed`, or a `hidden`, of their own.
     """
 
     context: int | None = None
-    held: int = 1
-    history: int = 0
     fixed: tuple[str, ...] = ()
+    wte: nn.Embedding
 
     def __init__(self, vocab_size: int, config: ModelConfig, special: Special = OURS):
         super().__init__()
         self.vocab_size, self.special = vocab_size, special
         self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have none
         self.ngrams: HashedNGrams | None = None
+
+    @property
+    def held(self) -> int:
+        """The most tokens of which a stepper holds the state, where the state grows with each (1: it does not grow)."""
+        return 1
+
+    @property
+    def history(self) -> int:
+        """The number of tokens before a window that the model sees in evaluation (0 for neural ones)."""
+        return 0
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         """The features of each position, (B, T, C), and the state after the last one. `valid` (B, T) is a mask of the
@@ -76,6 +84,7 @@ class LanguageModel(nn.Module):
     def read_ngrams(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The embeddings of the hashed n-grams that end in each token, (B, T, C), and the state: the last n - 1 tokens,
         at the beginning `<pad>`."""
+        assert self.ngrams is not None
         n = self.ngrams.n - 1
         history = tokens.new_full((tokens.shape[0], n), self.special.pad) if state is None else state["history"]
         read = torch.cat([history, tokens], 1)
@@ -103,10 +112,11 @@ class LanguageModel(nn.Module):
 
         `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. Label smoothing applies in training mode only.
         Raises ValueError for more tokens than `context`."""
-        valid = None if targets is None else targets != IGNORE
-        hidden, state = self.hidden(tokens, state, valid)
         if targets is None:
+            hidden, state = self.hidden(tokens, state, None)
             return Output(self.head(hidden) if want_logits else None, None, None, state)
+        valid = targets != IGNORE
+        hidden, state = self.hidden(tokens, state, valid)
         logits = None
         if want_logits or self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
             logits = self.head(hidden)
@@ -132,9 +142,11 @@ class LanguageModel(nn.Module):
 
     def last_hidden(self, tokens: Tensor) -> tuple[Tensor, State]:
         """The features (B, C) of the last of `tokens`, and the state."""
-        state, reach = None, self.reach()
+        state: State | None = None
+        reach = self.reach()
         for part in tokens[:, -reach if reach else 0 :].split(max(1, PART // len(tokens)), 1):
             hidden, state = self.read_hidden(part, state)
+        assert state is not None  # there is a token
         return hidden[:, -1], state
 
     def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -187,7 +199,9 @@ class LanguageModel(nn.Module):
 
     def _nll_without_logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The same sum, computed with a chunk of the logits at a time."""
-        weight, bias = self.head_weights()
+        weights = self.head_weights()
+        assert weights is not None  # `_head_is_a_product`
+        weight, bias = weights
         return linear_cross_entropy(
             hidden.flatten(0, -2),
             weight,
@@ -220,6 +234,7 @@ class Stepper:
     def __call__(self, token: Tensor) -> Tensor:
         out = self.model.read(token[:, None], self._state())
         self.state = out.state
+        assert out.logits is not None  # `read` gives them always
         return out.logits[:, -1]
 
     def features(self, token: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class Bigram(LanguageModel):
 class CountedBigram(Bigram):
     """The same table, fitted by counting. `n_counts` is the number of different pairs."""
 
+    pairs: Tensor
+
     def __init__(self, vocab_size: int, config: BigramConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
         self.register_buffer("pairs", torch.zeros((), dtype=torch.int64))

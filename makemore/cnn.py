@@ -5,6 +5,8 @@ steps ago (1, 2, 4, ...); a filter is multiplied by a sigmoid gate; the sum of a
 state is, for each layer, its last `dilation` inputs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class CNN(LanguageModel):
         C, period = config.n_embd, MAX_DILATION.bit_length()
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
-        self.layers = nn.ModuleList(GatedConvolution(config, 2 ** (i % period)) for i in range(config.n_layer))
+        self.layers: Any = nn.ModuleList(GatedConvolution(config, 2 ** (i % period)) for i in range(config.n_layer))
         self.mix = nn.Linear(C, C)
         self.norm = make_norm(config, C)
         self.lm_head = make_head(C, vocab_size, special)

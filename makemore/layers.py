@@ -1,6 +1,7 @@
 """Parts that several families share: activations, normalisation that skips padding, and weight initialisation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-_GAINS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
+_GAINS: dict[str, Any] = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu"}
 
 
 class BatchNorm(nn.Module):
@@ -42,6 +43,9 @@ class BatchNorm(nn.Module):
 
     It uses the statistics of the batch in training and running ones in evaluation, so it is causal in evaluation
     only."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int, momentum: float = 0.1, eps: float = NORM_EPS):
         super().__init__()
@@ -115,7 +119,7 @@ def make_norm(config: LayeredConfig, width: int, bias: bool = True) -> nn.Module
     """The normalisation of `config`, of C = `width`: `(x (B, T, C), valid (B, T) | None)` -> (B, T, C), and with
     `residual` (B, T, C) -> the norm of x + residual, and that sum."""
     backend = config.norm_kernel
-    makers = {
+    makers: dict[str, Callable[[], nn.Module]] = {
         "none": NoNorm,
         "batch": lambda: BatchNorm(width),
         "layer": lambda: LayerNorm(width, NORM_EPS, bias, backend),
@@ -150,7 +154,7 @@ def initialise(model: nn.Module, scheme: str, activation: str = "tanh") -> None:
             nn.init.orthogonal_(weight)
 
 
-def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The parameters with sparse gradients, by name."""
     return {
         f"{name}.weight": module.weight

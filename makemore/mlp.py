@@ -15,10 +15,12 @@ from makemore.layers import activation_of, initialise, make_norm
 
 class MLP(LanguageModel):
     """tokens (B, T) -> embeddings (B, T, order * n_embd) -> `n_layer` hidden layers (B, T, n_hidden) -> logits
-    (B, T, V)."""
+    (B, T, V). Raises ValueError without an order."""
 
     def __init__(self, vocab_size: int, config: MLPConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
+        if config.order is None:
+            raise ValueError("an MLP needs an order: how many tokens it sees; give --order")
         self.order, self.activation = config.order, activation_of(config.activation)
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.ngrams = make_ngrams(config)
@@ -39,7 +41,8 @@ class MLP(LanguageModel):
         history = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
         tokens = torch.cat([history, tokens], 1)  # (B, order - 1 + T)
         vectors = self.wte(tokens)
-        parts, new_state = [vectors[:, i : i + T] for i in range(self.order)], {}
+        parts = [vectors[:, i : i + T] for i in range(self.order)]
+        new_state: State = {}
         if self.ngrams is not None:
             added, new_state = self.read_ngrams(tokens[:, self.order - 1 :], state)
             parts[-1] = parts[-1] + added

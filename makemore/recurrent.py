@@ -96,7 +96,7 @@ class LSTM(Recurrent):
 
     def make_layer(self, n_input: int) -> nn.Module:
         layer = LSTMCell(n_input, self.n_hidden) if self.written else nn.LSTM(n_input, self.n_hidden, batch_first=True)
-        nn.init.ones_(layer.bias_hh_l0.data[self.n_hidden : 2 * self.n_hidden])
+        nn.init.ones_(layer.get_parameter("bias_hh_l0").data[self.n_hidden : 2 * self.n_hidden])
         return layer
 
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:

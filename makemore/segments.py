@@ -38,7 +38,7 @@ def read_in_order(read: Read, tokens: Tensor, state: State | None, take: Take, f
         index = torch.arange(start, min(start + part, len(tokens)), device=tokens.device)[None]
         hidden, state = read(tokens[index], state)
         take(index, hidden)
-    return state
+    return state  # type: ignore[return-value]  # None only where there was none and no token is read
 
 
 def _side_by_side(read: Read, tokens: Tensor, state: State | None, take: Take, size: int) -> tuple[State, int]:

@@ -4,13 +4,15 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _lock = threading.Lock()
+_onednn: Any = torch.backends.mkldnn  # `enabled` is a property of the module, which its types do not say
 _settings: list[tuple[int, bool]] = []  # threads and oneDNN before the first, for each token being computed
 
 
@@ -20,9 +22,9 @@ def for_small_work(rows: int) -> Iterator[None]:
     and for one row with one thread: weights that are read once from memory gain nothing by a second thread. Both are
     settings of the process, restored when no token is being computed any more."""
     with _lock:
-        current = torch.get_num_threads(), torch.backends.mkldnn.enabled
+        current = torch.get_num_threads(), _onednn.enabled
         _settings.append(_settings[0] if _settings else current)
-        torch.backends.mkldnn.enabled = False
+        _onednn.enabled = False
         if rows == 1:
             torch.set_num_threads(1)
     try:
@@ -31,7 +33,7 @@ def for_small_work(rows: int) -> Iterator[None]:
         with _lock:
             threads, onednn = _settings.pop()
             if not _settings:
-                torch.backends.mkldnn.enabled = onednn
+                _onednn.enabled = onednn
                 torch.set_num_threads(threads)
 
 

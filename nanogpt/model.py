@@ -7,6 +7,7 @@ grouped heads, sliding window, QK-norm, tied head, biases. The names of the weig
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +38,15 @@ class Transformer(LanguageModel):
         _check(config)
         C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
-        self.context, self.window, self.positions = None if unbounded else config.context, window, positions
+        self.context, self.positions = None if unbounded else config.context, positions
+        self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
-        self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None
+        self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
         slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.h: Any = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
         self._initialise(config.weight_init, config.activation, config.zero_init)
@@ -55,7 +57,7 @@ class Transformer(LanguageModel):
 
     def hidden(
         self, tokens: Tensor, state: State | None, valid: Tensor | None, *, want_features: bool = True
-    ) -> tuple[Tensor | None, State]:
+    ) -> tuple[Any, State]:
         """As the base class says. Without `want_features` None and the state: the last block ends at its keys."""
         B, T = tokens.shape
         past = self._length(state)
@@ -68,7 +70,7 @@ class Transformer(LanguageModel):
         elif self.positions == "sinusoidal":
             x = x + sinusoids(position, self.n_embd).type_as(x)
         packing = self._packing(valid)
-        if packing is not None:
+        if packing is not None and valid is not None:
             x, valid = packing.pack(x), packing.pack(valid)
         x = self.drop(x)
         cos_sin = rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
@@ -89,7 +91,7 @@ class Transformer(LanguageModel):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
 
-    def head_weights(self) -> tuple[Tensor, Tensor | None]:
+    def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
         return (self.wte.weight, None) if self.lm_head is None else super().head_weights()
 
     def read_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -97,12 +99,13 @@ class Transformer(LanguageModel):
             return self.hidden(tokens, state, None)
         pieces, done = [], 0
         while done < tokens.shape[1]:
-            if self._length(state) == self.context:
+            if state is not None and self._length(state) == self.context:
                 state = self.keep_half(state["tokens"])
             free = self.context - self._length(state)
             piece, state = self.hidden(tokens[:, done : done + free], state, None)
             pieces.append(piece)
             done += free
+        assert state is not None  # there is a token
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), state
 
     def read_parts(self, tokens: Tensor, state: State | None, take: Take) -> State:
@@ -126,11 +129,13 @@ class Transformer(LanguageModel):
             hidden, state = self.hidden(some[:, -step:], anew, None)
             take(index, hidden)
             done += count
+        assert state is not None  # there is a token
         last = {name: part[-1:] for name, part in state.items()}
         return read_in_order(self.read_hidden, tokens, last, take, done, step)
 
     def keep_half(self, tokens: Tensor) -> State | None:
         """The state that a full context of `tokens` leaves: their last half, encoded anew from position 0."""
+        assert self.context is not None
         kept = tokens[:, self.context - self.context // 2 :]
         return self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 class Packing(NamedTuple):
     """Between (B, T, ...) and the (N, ...) positions of it that are kept."""
 
-    index: Tensor  # (N,) int64, ascending, into B * T
+    index: Tensor  # type: ignore[assignment]  # instead of tuple's method; (N,) int64, ascending, into B * T
     shape: tuple[int, int]  # B, T
 
     def pack(self, x: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ each operation also waits to be launched, the step is captured once as a CUDA gr
 import math
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import warn
-from makemore.base import LanguageModel, State
+from makemore.base import State
 from makemore.exact import are_exact, needs_gradients, note
 from makemore.hashing import HashedNGrams
 from makemore.small_work import for_small_work, without_gradients
@@ -32,6 +33,7 @@ from nanogpt.stepper_layer import (
     parts_of,
 )
 
+Transformer = Any  # its module imports this one
 WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the last window is copied to the front.
 EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
@@ -41,7 +43,7 @@ note(nn.Embedding, nn.Linear, HashedNGrams)
 _lock = threading.Lock()  # one capture at a time
 
 
-def make_stepper(model: LanguageModel, state: State) -> "TransformerStepper | None":
+def make_stepper(model: Transformer, state: State) -> "TransformerStepper | None":
     """The fast stepper for `model`, a Transformer whose own methods are the known ones; None where a part of it is not,
     in training, and where a gradient is wanted, which the fast one does not have."""
     if not _knows(model) or needs_gradients(model, state):
@@ -49,12 +51,12 @@ def make_stepper(model: LanguageModel, state: State) -> "TransformerStepper | No
     return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
 
 
-def _knows(model: LanguageModel) -> bool:
+def _knows(model: Transformer) -> bool:
     """Whether the fast stepper computes what the modules of `model` do."""
     return not model.training and are_exact(_parts_of(model)) and _evaluates(model)
 
 
-def _parts_of(model: LanguageModel) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+def _parts_of(model: Transformer) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
     tables = (model.wte, nn.Embedding), (model.wpe, nn.Embedding)
     optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
@@ -65,7 +67,7 @@ def _parts_of(model: LanguageModel) -> Iterator[tuple[nn.Module, type[nn.Module]
         yield from parts_of(block)
 
 
-def _evaluates(model: LanguageModel) -> bool:
+def _evaluates(model: Transformer) -> bool:
     """Whether those modules are set as the fast stepper computes them."""
     slopes = [block.attn.attend.slopes for block in model.h]
     if model.positions == "alibi":
@@ -88,7 +90,7 @@ class TransformerStepper:
     Its tables of keys, values and tokens have room for `capacity` tokens, hold `length` and grow up to `max_len`. The
     first of these tokens stands at `position` of the text."""
 
-    def __init__(self, model: LanguageModel, state: State):
+    def __init__(self, model: Transformer, state: State):
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len  # how many keys a query sees, its own included
@@ -96,8 +98,12 @@ class TransformerStepper:
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
-        self.capacity, self.length, self.position = 0, 0, None
-        self.tokens = self.position_embeddings = self.cos_sin = self.alibi_bias = None
+        self.capacity, self.length = 0, 0
+        self.position: int | None = None
+        self.tokens: Tensor | None = None
+        self.position_embeddings: Tensor | None = None
+        self.cos_sin: Tensor | None = None
+        self.alibi_bias: Tensor | None = None
         self.history: State = {}  # the last tokens, where hashed n-grams read them
         self._load(state)
 
@@ -126,7 +132,10 @@ class TransformerStepper:
 
     def _read(self, token: Tensor, cache_index: CacheIndex | StaticCacheIndex) -> Tensor:
         x = self._embed(token, cache_index)  # (B, C)
-        cos_sin = None if self.cos_sin is None else cache_index.row(self.cos_sin).unbind(-2)
+        cos_sin = None
+        if self.cos_sin is not None:
+            cos, sin = cache_index.row(self.cos_sin).unbind(-2)
+            cos_sin = cos, sin
         for layer in self.layers:
             x = layer(x, cache_index, cos_sin)
         return self.ln_f(x)
@@ -153,6 +162,7 @@ class TransformerStepper:
         else:
             for layer in self.layers:
                 layer.keep_last(self.window - 1)
+            assert self.position is not None  # since the first `_load`
             self._begin_at(self.position + self.length - (self.window - 1), self.window - 1)
 
     def _load(self, state: State | None) -> None:
@@ -200,6 +210,7 @@ class TransformerStepper:
             table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
             self.cos_sin = _into(self.cos_sin, table)  # (max_len, 2, hs)
         else:
+            assert self.slopes is not None
             distance = torch.arange(1 - self.max_len, 1, device=weight.device)
             self.alibi_bias = (self.slopes * distance).type_as(weight)  # (1, n_kv_head, group, max_len)
 
@@ -209,9 +220,9 @@ class GraphStepper(TransformerStepper):
     masked. It is captured anew where the capacity has grown. Where it cannot be captured, a warning says so, and the
     operations are launched one by one."""
 
-    def __init__(self, model: LanguageModel, state: State):
+    def __init__(self, model: Transformer, state: State):
         self.captured, self.taken = 0, 0  # the capacity that the graph has; steps so far
-        self.eager = EAGER  # of them without a graph
+        self.eager: float = EAGER  # of them without a graph
         super().__init__(model, state)
 
     def _step(self, token: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ note(Block, CausalSelfAttention, MLP, Attention, nn.Linear, nn.Dropout, *NORMS)
 class CacheIndex(NamedTuple):
     """The index of the new token in the tables, and which keys it sees: those from `first` to `index`."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple's method
     first: int
     bias: Tensor | None  # what ALiBi adds to the scores, (1, n_kv_head, group, index + 1 - first)
 
@@ -38,7 +38,7 @@ class CacheIndex(NamedTuple):
 class StaticCacheIndex(NamedTuple):
     """The same with an index that is a tensor, for a captured graph: no shape depends on it."""
 
-    index: Tensor  # (1,) int64
+    index: Tensor  # type: ignore[assignment]  # instead of tuple's method; (1,) int64
     bias: Tensor  # (1, n_kv_head, group, capacity), or (1, capacity) without ALiBi; -inf: not seen
 
     def write(self, table: Tensor, dim: int, new: Tensor) -> None:
@@ -54,14 +54,14 @@ class StaticCacheIndex(NamedTuple):
 class Layer:
     """One block of a Transformer, with its keys and values: x (B, C) -> (B, C)."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: Block):
         attn, mlp = block.attn, block.mlp
         self.n_head, self.n_kv_head, self.head_size = attn.n_head, attn.n_kv_head, attn.head_size
         self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
         self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
         self.qk_norm, self.gated, self.activation = attn.qk_norm, mlp.gated, mlp.activation
-        self.kv: Tensor | None = None  # (B, 2 n_kv_head, capacity, hs)
+        self.kv = torch.empty(0)  # (B, 2 n_kv_head, capacity, hs) once loaded
         self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
         self.v: Tensor
 
@@ -91,7 +91,7 @@ class Layer:
     def load(self, k: Tensor, v: Tensor, capacity: int) -> None:
         """Begin after keys and values (B, n_kv_head, T, hs)."""
         kv = torch.cat([k, v], 1)
-        if self.kv is not None and self.kv.shape[2] == capacity:
+        if self.kv.ndim == 4 and self.kv.shape[2] == capacity:
             self.kv[:, :, : kv.shape[2]] = kv
         else:
             self.kv = kv
@@ -119,7 +119,7 @@ class Layer:
         qk.copy_(x)
 
 
-def parts_of(block: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+def parts_of(block: Block) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules of `block` that a Layer computes, each with the class that it has to be of; one by one, since what a
     module has is known only once its class is."""
     yield block, Block
@@ -140,7 +140,7 @@ def norm_class(norm: nn.Module) -> type[nn.Module]:
     return type(norm) if type(norm) in NORMS else NoNorm
 
 
-def evaluates(block: nn.Module, window: int | None) -> bool:
+def evaluates(block: Block, window: int | None) -> bool:
     """Whether these modules are set as a Layer computes them: nothing is dropped, no statistics are taken, and
     attention is causal, over this window, and not on Triton's kernels."""
     attn = block.attn
@@ -167,10 +167,11 @@ def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: x
     if isinstance(module, BatchNorm):
         return module
-    shape, weight, eps = module.normalized_shape, module.weight, module.eps
     if isinstance(module, RMSNorm):
-        return lambda x: F.rms_norm(x, shape, weight, eps)
-    bias = module.bias
+        shape, weight, rms_eps = module.normalized_shape, module.weight, module.eps
+        return lambda x: F.rms_norm(x, shape, weight, rms_eps)
+    assert isinstance(module, LayerNorm)  # NORMS has no other
+    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 

@@ -1,7 +1,6 @@
 """The command line into a configuration, over layers of defaults, with the names of the flags given. No torch."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
     model = values["model"]
     refuse_foreign(explicit - settings(cls, model).keys() | explicit & cls.fixed.keys(), cls, model, prog)
     config = tyro.cli(
-        cls[sections(cls, model)["net"]],  # type: ignore[misc]  # the family is known only now
+        cls[sections(cls, model)["net"]],  # type: ignore[index]  # the family is known only now
         args=argv,
         default=make(cls, values),
         prog=prog,
@@ -81,7 +80,7 @@ def run_settings(folder: Path, cls: type[Config] = Config) -> dict[str, Any]:
     path = folder / "config.json"
     facts = read_facts(folder)
     task = task_of(facts)
-    if task != cls.task and "labels" in facts.get(task, {}):
+    if task != cls.task and "labels" in facts.get(task or "", {}):
         raise UserError(f"{folder} labels texts: it is for {command_of(facts)}")
     values = facts["config"]
     if task is not None and cls.task is None:  # its model is a language model like any other
@@ -128,7 +127,10 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     optimizer = _one_of(first.optimizer or usual["optimizer"], OPTIMIZERS, "optimizer")
     _one_of(first.schedule or "cosine", SCHEDULES, "schedule")
     layers = [presets.FAMILY[model], *presets.of_kind(kind, model), start, layer, presets.OPTIMIZER[optimizer], named]
-    values = functools.reduce(lambda below, above: below | above, [*layers, file], {}) | {"model": model}
+    values: dict[str, Any] = {}
+    for layer in [*layers, file]:
+        values |= layer
+    values["model"] = model
     if file.get("minutes") and "steps" not in file:
         values["steps"] = None
     return values | _steps_of_minutes(explicit, file)
@@ -153,6 +155,7 @@ def _settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
         if cls.task is not None:
             command = cls.program.removeprefix("-m ")
             raise UserError(f"{folder} is not a run of {command}; start one from it with --init {folder}")
+        assert task is not None  # `cls.task` is, and this is another
         if "labels" in facts[task]:
             return run_settings(folder, cls)  # which says so
         raise UserError(f"{folder} is a run of another task: go on with it by {command_of(facts)}")

@@ -7,8 +7,9 @@ A configuration is nested in the code (`config.optim.lr`) and flat outside: on t
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from tyro.conf import Fixed, arg
@@ -23,6 +24,7 @@ COUNT = Range(1, below=2**63)
 NOT_NEGATIVE = Range(0, below=float("inf"), says="at least 0 and finite")
 POSITIVE = Range(0, above=0, below=float("inf"), says="above 0 and finite")
 Net = TypeVar("Net", bound=ModelConfig)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass
@@ -136,6 +138,12 @@ class RunFlags:
     """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
     CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
 
+    @property
+    def path(self) -> Path:
+        """The run directory, where --out had to be given."""
+        assert self.out is not None
+        return Path(self.out)
+
 
 @dataclass
 class Config(Generic[Net]):
@@ -177,7 +185,12 @@ class Setting(NamedTuple):
     default: Any
 
 
-@functools.cache
+def cached(function: Function) -> Function:
+    """`functools.cache` that keeps the types of `function`: its own take the class of a dataclass for unhashable."""
+    return functools.cache(function)  # type: ignore[return-value]
+
+
+@cached
 def sections(cls: type[Config], model: str) -> dict[str, type]:
     """The dataclass of each section of a `cls` whose family is `model`."""
     hints = typing.get_type_hints(cls)
@@ -189,11 +202,12 @@ def _net(cls: type[Config], model: str) -> type[ModelConfig]:
     """The dataclass of the family `model`, with what is fixed in a `cls` hidden from the command line."""
     net = FAMILIES[model].config
     hints = typing.get_type_hints(net, include_extras=True)
-    hidden = [(name, Fixed[hints[name]], value) for name, value in cls.fixed.items() if name in hints]
+    fixed: Any = Fixed  # of a type that is known only now
+    hidden = [(name, fixed[hints[name]], value) for name, value in cls.fixed.items() if name in hints]
     return dataclasses.make_dataclass(net.__name__, hidden, bases=(net,)) if hidden else net
 
 
-@functools.cache
+@cached
 def settings(cls: type[Config], model: str) -> dict[str, Setting]:
     """All flags of a `cls` whose family is `model`, by name."""
     found = {"model": Setting("", str, frozenset(), None, model)}
@@ -209,11 +223,12 @@ def _setting(section: str, hint: Any, default: Any) -> Setting:
     while typing.get_origin(hint) is Annotated:
         hint, *more = typing.get_args(hint)
         notes += tuple(more)
-    ranges = [note for note in notes if isinstance(note, Range)]
-    return Setting(section, hint, frozenset(n for n in notes if isinstance(n, Mark)), *(ranges or [None])[:1], default)
+    marks = frozenset(note for note in notes if isinstance(note, Mark))
+    limits = next((note for note in notes if isinstance(note, Range)), None)
+    return Setting(section, hint, marks, limits, default)
 
 
-@functools.cache
+@cached
 def all_settings(cls: type[Config]) -> dict[str, Setting]:
     """The flags of a `cls` of any family."""
     return {name: setting for model in FAMILIES for name, setting in settings(cls, model).items()}

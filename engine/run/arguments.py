@@ -22,7 +22,8 @@ def demand(valid: bool, name: str, value: Any, expected: str) -> None:
 
 def is_number(value: Any, minimum: float, maximum: float) -> bool:
     """Whether `value` is a number from `minimum` to `maximum`."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(minimum <= value <= maximum)
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and bool(minimum <= value <= maximum)
 
 
 def is_whole(value: Any, minimum: int, maximum: float) -> bool:

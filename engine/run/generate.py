@@ -125,7 +125,9 @@ class _Limits:
             if self.drawn - self.repeated[i] < self.min_new_tokens:
                 bias[i, self.eos] = -math.inf
             if required:
-                allowed = torch.from_numpy(self.healings[i].allowed(required)).to(bias.device)
+                healing = self.healings[i]
+                assert healing is not None  # it is what requires them
+                allowed = torch.from_numpy(healing.allowed(required)).to(bias.device)
                 bias[i].masked_fill_(~allowed, -math.inf)
         return bias
 
@@ -134,9 +136,10 @@ class _Limits:
         self.drawn += 1
         if any(self.required):
             for i, id_ in enumerate(token.tolist()):
-                if required := self.required[i]:
-                    self.repeated[i] += not self.healings[i].is_new(required, id_)
-                    self.required[i] = self.healings[i].rest(required, id_)
+                healing, required = self.healings[i], self.required[i]
+                if healing is not None and required:
+                    self.repeated[i] += not healing.is_new(required, id_)
+                    self.required[i] = healing.rest(required, id_)
 
 
 def draw(

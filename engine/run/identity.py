@@ -24,7 +24,7 @@ _FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE)  # what a resume may change
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The identity of the run whose `config.json` has these `facts`: everything that belongs to its weights."""
-    ours = {"settings": {n: v for n, v in facts["config"].items() if n not in _FREE}}
+    ours: dict[str, Any] = {"settings": {n: v for n, v in facts["config"].items() if n not in _FREE}}
     ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
     ours["run"] = facts.get("id")
     ours["text"] = facts["data"]["key"]
@@ -47,7 +47,8 @@ def _check(folder: Path, theirs: dict[str, Any], ours: dict[str, Any], exact: bo
     run = folder.parent
     if ours["run"] is not None and theirs.get("run") not in (ours["run"], None):
         raise UserError(f"{folder} is the checkpoint of another run than {run / 'config.json'}: put its own back")
-    settings = theirs.get("settings") if isinstance(theirs.get("settings"), dict) else {}
+    stored = theirs.get("settings")
+    settings = stored if isinstance(stored, dict) else {}
     names = settings.keys() & ours["settings"].keys() - (set() if exact else _TRAINING_ONLY)
     for name in sorted(names, key=lambda name: (name != "model", name)):
         if settings[name] != ours["settings"][name]:

@@ -41,9 +41,11 @@ def load_gpt2(
 
 def load_parent(config: Config) -> Run:
     """The run that `--init` names, or GPT-2 with the context of `config`, on the CPU."""
-    if (weights := pretrained.folder_of(config.run.init)) is not None:
+    init = config.run.init
+    assert init is not None
+    if (weights := pretrained.folder_of(init)) is not None:
         return load_gpt2(weights, config.net.context, "cpu")
-    return load_run(config.run.init, config.run.checkpoint or "best", "cpu")
+    return load_run(init, config.run.checkpoint or "best", "cpu")
 
 
 def load_run(
@@ -58,7 +60,7 @@ def load_run(
         return load_gpt2(weights, None, device, attention, norm_kernel)
     folder = Path(folder)
     facts = read_facts(folder)
-    task = facts.get(task_of(facts), {})
+    task = facts.get(task_of(facts) or "", {})
     if "labels" in task:
         raise UserError(f"{folder} labels texts and writes none: it is for {command_of(facts)}")
     config = replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)

@@ -33,6 +33,7 @@ class Novelty:
 
     @functools.cached_property
     def lines(self) -> "KnownLines":
+        assert self.store is not None  # `check`, or who asks, saw to it
         return KnownLines(self.store.train)
 
     def check(self) -> None:
@@ -76,8 +77,9 @@ class KnownLines:
     """A set of the lines of one side of a prepared text, in 16 bytes each."""
 
     def __init__(self, split: Split):
-        self.split = split
-        starts, ends = split.offsets[:-1], split.offsets[1:] - 1  # without <eos>
+        assert split.offsets is not None  # there are lines
+        self.split, self.offsets = split, split.offsets
+        starts, ends = self.offsets[:-1], self.offsets[1:] - 1  # without <eos>
         hashes = np.empty(len(starts), np.uint64)
         start = 0
         while start < len(starts):
@@ -88,13 +90,13 @@ class KnownLines:
         self.order = np.argsort(hashes, kind="stable")
         self.hashes = hashes[self.order]
 
-    def has(self, ids: Sequence[int]) -> bool:
+    def has(self, ids: Sequence[int] | np.ndarray) -> bool:
         """Whether a line has exactly these ids."""
         line = np.asarray(ids, self.split.tokens.dtype)
         (hashed,) = _line_hashes(line, np.zeros(1, np.int64), np.array([len(line)]))
         first, last = np.searchsorted(self.hashes, hashed), np.searchsorted(self.hashes, hashed, "right")
         text = self.split.tokens.array()
-        lines = ((self.split.offsets[i], self.split.offsets[i + 1] - 1) for i in self.order[first:last])
+        lines = ((self.offsets[i], self.offsets[i + 1] - 1) for i in self.order[first:last])
         return any(np.array_equal(text[start:end], line) for start, end in lines)
 
 

@@ -130,13 +130,14 @@ class Drawing:
             if writer.end:
                 return writer.end
         yield writer.close()
-        return writer.end
+        return writer.end or "length"
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
         """Draw one batch of the samples that prompts of one length are missing."""
         counts = [min(prompt.missing, prompt.draws_left, self.rows) for prompt in prompts]
         rows = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        writers, texts = [self._writer(prompt) for prompt in rows], [[] for _ in rows]
+        writers = [self._writer(prompt) for prompt in rows]
+        texts: list[list[str]] = [[] for _ in rows]
         for token in self._tokens(prompts, counts):
             for text, writer, id_ in zip(texts, writers, token.tolist(), strict=True):
                 if piece := writer.write(id_):
@@ -144,7 +145,7 @@ class Drawing:
             if all(writer.end for writer in writers):
                 break
         for prompt, text, writer in zip(rows, texts, writers, strict=True):
-            sample = Sample(prompt.text, "".join(text), writer.end)
+            sample = Sample(prompt.text, "".join(text), writer.end or "length")
             prompt.draws_left -= 1
             if self.accept is None or self.accept(sample):
                 prompt.missing -= 1

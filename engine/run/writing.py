@@ -50,7 +50,7 @@ class Writer:
         return text + pending
 
     def _count(self, id_: int) -> bool:
-        if not self._required:
+        if self._healing is None or not self._required:
             return True
         is_new = self._healing.is_new(self._required, id_)
         self._required = self._healing.rest(self._required, id_)

@@ -23,6 +23,7 @@ def check_extendable(config: Config, tokenizer: Tokenizer) -> None:
 
 def tell_added(old: Tokenizer, new: Tokenizer) -> int:
     """Print the characters that `new` has and `old` has not, and return their number."""
+    assert isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer)  # `check_extendable` has passed
     added = new.alphabet[len(old.alphabet) :]
     shown = f" ({' '.join(map(repr, added[:SHOWN]))}{' ...' if len(added) > SHOWN else ''})" if added else ""
     print(f"{len(added):,} characters added to the vocabulary of {len(old.alphabet):,}{shown}", flush=True)

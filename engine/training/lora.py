@@ -18,6 +18,8 @@ HEAD = "lm_head"  # never adapted: its weight may be tied to the embedding table
 class LoRALinear(nn.Module):
     """A linear layer `base`, which is frozen, with a trained update of low rank: x (..., in) -> (..., out)."""
 
+    lora_scale: Tensor
+
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__()
         self.base, self.merged = base.requires_grad_(False), False

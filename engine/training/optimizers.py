@@ -1,11 +1,14 @@
 """The optimizers: torch's and Muon, and the parameters of each."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.sections import Optim
+from makemore.base import LanguageModel
 from makemore.layers import embedding_names, sparse_parameters
 
 
@@ -25,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -35,7 +38,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_shape(group, shape, params)
 
     def _step_shape(self, group: dict, shape: tuple[int, int], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = [self._momentum(p) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
@@ -78,7 +81,7 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LanguageModel, config: Optim) -> list[torch.optim.Optimizer]:
     """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
 
     Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but
@@ -87,14 +90,16 @@ def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimiz
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
     others = [p for name, p in named if name not in matrices]
+    optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         output = {id(p) for layer in model.output_layers() for p in layer.parameters()}
         hidden = [p for p in matrices.values() if id(p) not in output]
-        optimizers = [Muon(hidden, config.muon_lr, config.momentum, config.weight_decay)] if hidden else []
+        if hidden:
+            optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay))
         if groups := _groups([p for p in matrices.values() if id(p) in output], others, config):
             optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
-        optimizers = [_torch_optimizer(_groups(list(matrices.values()), others, config), config)]
+        optimizers.append(_torch_optimizer(_groups(list(matrices.values()), others, config), config))
     if sparse_trained := [p for p in sparse.values() if p.requires_grad]:  # only the rows that a batch has met move
         optimizers.append(torch.optim.SparseAdam(sparse_trained, lr=config.lr, betas=_betas(config)))
     for optimizer in optimizers:
@@ -103,8 +108,11 @@ def make_optimizers(model: nn.Module, config: Optim) -> list[torch.optim.Optimiz
     return optimizers
 
 
-def _groups(decayed: list[Tensor], others: list[Tensor], config: Optim) -> list[dict]:
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _groups(decayed: Sequence[Tensor], others: Sequence[Tensor], config: Optim) -> list[dict]:
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

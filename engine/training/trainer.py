@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
-from engine.evaluate import Evaluation, evaluate
+from engine.evaluate import Evaluation, evaluate_unless
 from engine.run import checkpoint
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
@@ -75,7 +75,7 @@ class Trainer:
                 self.budget.read_clock()
                 if self._evaluation_is_due():
                     self._evaluate_and_save(signals)
-                if signals.stop():
+                if signals.received is not None:
                     self._check_losses()
                     self.save_last()
                     raise runtime.Interrupted(signals.received)
@@ -150,9 +150,9 @@ class Trainer:
             progress.nll_sum += value
             progress.nll_tokens += n_tokens
         if self._unchecked:
-            *_, value, n_tokens = self._unchecked[-1]
+            *_, last, n_tokens = self._unchecked[-1]
             rate = progress.tokens / progress.seconds if progress.seconds else 0
-            self.bar.set_postfix_str(f"loss {float(value) / max(1, n_tokens):.3f}, {rate:,.0f} tokens/s", refresh=False)
+            self.bar.set_postfix_str(f"loss {float(last) / max(1, n_tokens):.3f}, {rate:,.0f} tokens/s", refresh=False)
         self._unchecked.clear()
 
     def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
@@ -178,7 +178,7 @@ class Trainer:
         during the evaluation leaves all of it out."""
         self._check_losses()
         with self.autocast:
-            evaluation = evaluate(self.model, self.val_batches, self.characters, self.device, signals.stop)
+            evaluation = evaluate_unless(signals.stop, self.model, self.val_batches, self.characters, self.device)
         if evaluation is None:
             return
         progress = self.progress

@@ -34,7 +34,7 @@ def measure_baselines(task: Labelled, seconds_of_training: float) -> dict[str, d
     train, actual, n = task.numbers("train"), task.numbers("test"), len(task.labels)
     seconds = max(MIN_SECONDS, TIMES_TRAINING * seconds_of_training)
     texts, others = ([e.text for e in task.sides[side]] for side in ("train", "test"))
-    found = {"majority": _scores(majority(train, actual, n), actual, task.labels)}
+    found: dict[str, dict[str, Any]] = {"majority": _scores(majority(train, actual, n), actual, task.labels)}
     try:
         predicted, note = ngram_baseline(texts, train, others, n, time.perf_counter() + seconds)
         found["character n-grams"] = _scores(predicted, actual, task.labels) | note

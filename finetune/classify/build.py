@@ -23,9 +23,9 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
     """The classifier of `config` on `body`, with the weights that `--train` leaves alone frozen."""
     tuning = config.tuning
     if not tuning.lm_weight and getattr(body, "lm_head", None) is not None:
-        body.lm_head = None  # predicts no token any more
+        body.register_module("lm_head", None)  # predicts no token any more
     model = Classifier(
-        body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams,
+        body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams or 0,
         dropout=getattr(config.net, "dropout", 0.0), class_weights=weights,
         lm_weight=tuning.lm_weight,
         label_smoothing=config.net.label_smoothing,

@@ -28,6 +28,8 @@ class Classifier(nn.Module):
     `class_weights` (n_classes,) multiply the loss of each class; `lm_weight` times the mean loss of predicting each
     next token is added while training."""
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         body: LanguageModel,
@@ -112,12 +114,12 @@ class NGramBag(nn.Module):
             hashed = longer(hashed, F.pad(tokens, (n, 0))[:, :T])
             buckets.append(row_of(hashed, n, BUCKETS))
             there.append(F.pad(read[:, n:], (n, 0)) if n else read)
-        buckets, there = torch.cat(buckets, 1), torch.cat(there, 1)  # (B, n T)
-        weights = there.type_as(self.table.weight)
+        rows, counted = torch.cat(buckets, 1), torch.cat(there, 1)  # (B, n T)
+        weights = counted.type_as(self.table.weight)
         if self.training:
             weights = F.dropout(weights, BAG_DROPOUT)
-        scale = there.sum(1, keepdim=True).type_as(weights).rsqrt()  # a text has at least one token
-        return F.embedding_bag(buckets, self.table.weight, per_sample_weights=weights * scale, mode="sum")
+        scale = counted.sum(1, keepdim=True).type_as(weights).rsqrt()  # a text has at least one token
+        return F.embedding_bag(rows, self.table.weight, per_sample_weights=weights * scale, mode="sum")
 
 
 def feature_width(model: LanguageModel) -> int:

@@ -115,7 +115,7 @@ def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
         if useless := sorted(explicit & {"text_column", "label_column", "encoding"}):
             raise UserError(f"{flag(useless[0])} goes with --data here")
         labelled = read_labelled(labeller.config)
-        facts = read_classifier_facts(Path(config.run.out))
+        facts = read_classifier_facts(config.run.path)
         refuse_edited(labeller.config, labelled.key, facts, "name some with --data")
         name, examples = labelled.name, labelled.sides["test"]
     if foreign := sorted({e.label for e in examples} - set(labeller.labels)):
@@ -131,11 +131,12 @@ def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
 def _labeller(config: ClassifyConfig, explicit: set[str], mode: set[str]) -> Labeller:
     refuse_useless_here(explicit, USE_FLAGS | mode | {"out"})
     threads.use(config.machine.threads if "threads" in explicit else None)
-    return load_labeller(config.run.out, config.run.checkpoint or "best", config.machine.device, **backends_of(config))
+    return load_labeller(config.run.path, config.run.checkpoint or "best", config.machine.device, **backends_of(config))
 
 
 def _texts(config: ClassifyConfig) -> Iterator[str]:
     wanted = config.run.predict
+    assert wanted is not None
     if wanted == "-":
         for n, line in enumerate(sys.stdin.buffer, 1):
             try:

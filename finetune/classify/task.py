@@ -1,7 +1,6 @@
 """The classification task: from labelled examples to a trained classifier and its report."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,13 +36,13 @@ class Classification(FineTuning):
     ) -> tuple[ClassifyConfig, ClassifierData]:
         labelled = read_labelled(config)
         tokenizer = tokenizer_for(config, [e.text for e in labelled.sides["train"]], parent)
-        config = settled(config, explicit, labelled, tokenizer, parent and parent.model)
+        config = settled(config, explicit, labelled, tokenizer, parent.model if parent else None)
         return config, encode_sides(labelled, tokenizer, config)
 
     def read_again(
         self, config: ClassifyConfig, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer
     ) -> ClassifierData:
-        labeller.read_classifier_facts(Path(config.run.out))
+        labeller.read_classifier_facts(config.run.path)
         labelled = read_labelled(config)
         refuse_edited(config, labelled.key, facts, "start a new run")
         return encode_sides(labelled, tokenizer, config)
@@ -53,6 +52,7 @@ class Classification(FineTuning):
         if parent:
             load_extended(body, parent.model)
         labelled, power = data.labelled, rarity_power(config.tuning.class_weights)
+        assert power is not None  # `ClassifyConfig.check`
         return build_classifier(config, body, class_weights(power, labelled.numbers("train"), len(labelled.labels)))
 
     def characters(self, config: ClassifyConfig, data: ClassifierData) -> np.ndarray:

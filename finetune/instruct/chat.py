@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import re
 import signal
 import sys
@@ -53,7 +54,7 @@ class Chat:
         self.asked = 0
         self.end: str | None = None
 
-    def ask(self, message: str) -> Iterator[str]:
+    def ask(self, message: str) -> Generator[str, None, None]:
         """The reply, piece by piece. What has been said when the caller stops listening is remembered as the reply.
 
         Raises UserError, and forgets the message, where it is empty, too long, or has characters the model does not
@@ -103,6 +104,7 @@ def converse(chat: Chat) -> int:
     """Read messages from standard input and print the replies until /quit or the end of the input."""
     if sys.stdin is None:
         return 0
+    assert isinstance(sys.stdin, io.TextIOWrapper)
     sys.stdin.reconfigure(errors="replace")
     at_terminal = sys.stdin.isatty()
     if at_terminal:

@@ -23,7 +23,7 @@ from finetune.task import backends_of, refuse_useless_here
 
 
 def evaluate_side(
-    model: torch.nn.Module, side: Side, template: Template, config: InstructConfig, device: torch.device
+    model: Any, side: Side, template: Template, config: InstructConfig, device: torch.device
 ) -> tuple[dict[str, Any], list[str]]:
     """What is measured on a side, and the model's answers, one an example. `model` is a language model, or a Preference
     for pairs."""
@@ -46,19 +46,19 @@ def evaluate_side(
 def evaluate_run(config: InstructConfig, explicit: set[str]) -> dict[str, Any]:
     """What `--eval-only` says: of the run's own test examples, or of all of the given data."""
     refuse_useless_here(explicit, USE_FLAGS | {"out"})
-    path, which = Path(config.run.out), config.run.checkpoint or "best"
+    path, which = config.run.path, config.run.checkpoint or "best"
     generations = None if config.run.generations is None else Path(config.run.generations)
     if generations is not None and (generations.is_dir() or not generations.parent.is_dir()):
         raise UserError(f"cannot write --generations {generations}: name a file in a folder that is there")
     run = load_run(path, which, config.machine.device, **backends_of(config))
-    own, template = flags.config_of(path, InstructConfig), Template(run.template, run.tokenizer)
+    own, template = flags.config_of(path, InstructConfig), Template(run.template or "chatml", run.tokenizer)
     if "data" in explicit:
         name, items = read_all(config)
     else:
         material = own_material(own, folder.read_facts(path))
         name, items = material.name, material.sides["test"]
     side = encode(items, template, own, "test")
-    model: torch.nn.Module = run.model
+    model: Any = run.model
     if isinstance(items[0], Pair):
         load_weights(model, path / "base")
         model = Preference(model, own.tuning.dpo_beta).to(run.device)

@@ -1,6 +1,7 @@
 """What a run of `finetune.instruct` learns from: conversations or pairs on their sides, and their rows of tokens."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from finetune.instruct.options import STRINGS, InstructConfig
 from finetune.instruct.templates import Template, without_oldest, written
 from finetune.task import check_unknown, refuse_edited, warn_if_few
 
+Items = Sequence[Conversation | Pair]  # all of one kind
+
 
 @dataclasses.dataclass
 class Material:
     """The sides of the split, and what a run keeps of them."""
 
     name: str
-    sides: dict[str, list[Conversation]] | dict[str, list[Pair]]
+    sides: Mapping[str, Items]
     key: str
 
     def texts(self, side: str, template: str) -> list[str]:
@@ -36,8 +39,8 @@ class Side:
     did not; `shortened` ones lost their oldest turns. `answerable` (rows,) is False where the vocabulary lacks a
     character of an answer."""
 
-    items: list[Conversation] | list[Pair]
-    rows: list[Row] | list[PairRow]
+    items: Items
+    rows: Sequence[Row | PairRow]
     answerable: np.ndarray
     left_out: int
     shortened: int
@@ -61,7 +64,7 @@ class InstructData:
         return self.template.tokenizer
 
     @property
-    def rows(self) -> dict[str, list[Row] | list[PairRow]]:
+    def rows(self) -> dict[str, Sequence[Row | PairRow]]:
         """Rows of tokens of each side."""
         return {name: side.rows for name, side in self.sides.items()}
 
@@ -91,7 +94,7 @@ def read_material(config: InstructConfig) -> Material:
     return Material(name, split_examples(items, config.text.split_seed), _key(items))
 
 
-def read_all(config: InstructConfig) -> tuple[str, list[Conversation] | list[Pair]]:
+def read_all(config: InstructConfig) -> tuple[str, Items]:
     """The short name of `--data` and all that is in the file; of the bundled strings the test side."""
     if config.text.data == STRINGS:
         return STRINGS, read_material(config).sides["test"]
@@ -115,7 +118,7 @@ def encode_sides(material: Material, template: Template, config: InstructConfig)
     return InstructData(material, template, sides)
 
 
-def encode(items: list[Conversation] | list[Pair], template: Template, config: InstructConfig, name: str) -> Side:
+def encode(items: Items, template: Template, config: InstructConfig, name: str) -> Side:
     """Rows of `items`, none longer than the context. From a conversation that is longer the oldest turns go; an example
     whose last turns alone are longer is left out. Warns of both, and of characters that the vocabulary lacks."""
     kept = [within(item, template, config.net.context) for item in items]
@@ -149,8 +152,8 @@ def within(item: Conversation | Pair, template: Template, context: int) -> Conve
     """The item without as many of its oldest turns, of both sides of a pair, as it takes to fit; None where that is
     not enough."""
     while max(len(template.row(c.turns).tokens) for c in both(item)) > context:
-        fewer = [without_oldest(c.turns) for c in both(item)]
-        if None in fewer:
+        fewer = [turns for c in both(item) if (turns := without_oldest(c.turns)) is not None]
+        if len(fewer) < len(both(item)):
             return None
         shorter = [c._replace(turns=turns) for c, turns in zip(both(item), fewer, strict=True)]
         item = Pair(*shorter) if isinstance(item, Pair) else shorter[0]
@@ -167,6 +170,6 @@ def both(item: Conversation | Pair) -> tuple[Conversation, ...]:
     return (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
 
 
-def _key(items: list[Conversation] | list[Pair]) -> str:
+def _key(items: Items) -> str:
     said = [[c.label, c.turns] for item in items for c in both(item)]
     return content_key(said)

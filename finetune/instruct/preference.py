@@ -5,7 +5,7 @@ pair is -log sigmoid(beta * margin), where the margin is how much more than the 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches import IGNORE
-from data.rows import PairRow, by_length, collate
+from data.rows import HasTokens, by_length, collate
 from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
 from makemore.layers import widened
@@ -24,6 +24,8 @@ class Preference(nn.Module):
     """`model` as it is now is the reference; its weights, by its own names, are what is trained and stored.
 
     tokens, targets (2B, T), first B rows with chosen answers, then with rejected ones -> the loss summed over pairs."""
+
+    reference: LanguageModel
 
     def __init__(self, model: LanguageModel, beta: float):
         super().__init__()
@@ -59,7 +61,7 @@ class Preference(nn.Module):
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         return self.model.named_modules(*args, **kwargs)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +79,7 @@ def _likelihoods(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tenso
     return -torch.zeros(len(tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
 
 
-def measure(model: Preference, rows: list[PairRow], pad: int, device: torch.device) -> dict[str, float]:
+def measure(model: Preference, rows: Sequence[HasTokens], pad: int, device: torch.device) -> dict[str, float]:
     """The share of pairs whose chosen answer gained on the rejected one, and the mean margin in nats."""
     margins = np.zeros(len(rows))
     with in_evaluation_mode(model):

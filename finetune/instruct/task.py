@@ -4,7 +4,6 @@ import shlex
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.terminal import show
 from data.tokenizers import Tokenizer
@@ -38,16 +37,16 @@ class Instructions(FineTuning):
         self, config: InstructConfig, explicit: set[str], parent: Run | None
     ) -> tuple[InstructConfig, InstructData]:
         material = read_material(config)
-        config = replace(config, template=config.text.template or (parent and parent.template) or "chatml")
-        tokenizer = tokenizer_for(config, material.texts("train", config.text.template), parent)
-        template = Template(config.text.template, tokenizer)
-        config = replace(config, context=_context(config, explicit, material, template, parent and parent.model))
+        name = config.text.template or (parent.template if parent else None) or "chatml"
+        tokenizer = tokenizer_for(config, material.texts("train", name), parent)
+        template, model = Template(name, tokenizer), parent.model if parent else None
+        config = replace(config, template=name, context=_context(config, explicit, material, template, model))
         return config, encode_sides(material, template, config)
 
     def read_again(
         self, config: InstructConfig, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer
     ) -> InstructData:
-        return encode_sides(own_material(config, facts), Template(config.text.template, tokenizer), config)
+        return encode_sides(own_material(config, facts), Template(config.text.template or "chatml", tokenizer), config)
 
     def build(self, config: InstructConfig, data: InstructData, parent: Run | None = None) -> LanguageModel:
         model = build_model(config, data.tokenizer.vocab_size, data.tokenizer.special)
@@ -105,7 +104,7 @@ def tell_markers_apart(model: LanguageModel) -> None:
 
 
 def _context(
-    config: InstructConfig, explicit: set[str], material: Material, template: Template, parent: nn.Module | None
+    config: InstructConfig, explicit: set[str], material: Material, template: Template, parent: LanguageModel | None
 ) -> int:
     """The model's where it has one, else what was asked for, else that of the longest example."""
     if parent is not None and parent.context is not None:

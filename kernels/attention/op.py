@@ -91,6 +91,8 @@ def attention_packed(
 class Attention(nn.Module):
     """`attention` with its options fixed: (q, k, v) -> (B, H, Tq, D). Dropout in training mode only."""
 
+    slopes: Tensor | None
+
     def __init__(
         self,
         *,
@@ -106,7 +108,7 @@ class Attention(nn.Module):
         self.register_buffer("slopes", slopes, persistent=False)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(
+        return attention(  # type: ignore[return-value]  # a pair with `return_lse` only
             q,
             k,
             v,
@@ -198,7 +200,7 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from kernels.attention import launch
 
-    gradients = tuple(_empty_bthd(x) for x in (q, k, v))
+    gradients = _empty_bthd(q), _empty_bthd(k), _empty_bthd(v)
     call = _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     launch.backward(dout, dlse.contiguous(), q, k, v, out, softmax_stats, call, gradients)

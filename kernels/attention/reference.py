@@ -5,6 +5,7 @@ generator as the kernels, so that it keeps the same weights.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def attention(
     lse = (row_max + row_sum.masked_fill(unseen, 1.0).log())[..., 0]
     p = e / row_sum.masked_fill(unseen, 1.0)
     if dropout > 0:
+        assert seed is not None
         p = p * dropout_keeps(q.shape[:2], Tq, Tk, seed, dropout) / (1 - dropout)
     return p @ v, lse
 
@@ -92,7 +94,7 @@ def _positions(Tq: int, Tk: int, device) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, query - key
 
 
-def dropout_keeps(heads: tuple[int, int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
+def dropout_keeps(heads: Sequence[int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
     """Whether dropout keeps a weight, (B, H, Tq, Tk) bool, for `heads` (B, H). Philox-4x32 (Salmon et al. 2011) with 7
     rounds and the counter (key, query, head of the batch, 0)."""
     B, H = heads

@@ -5,6 +5,8 @@ forward takes a chunk of rows at a time through logits, loss and gradient, and s
 weight and bias.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ def linear_cross_entropy(
     if by_triton:
         refuse_float64("hidden", hidden)
     if narrow := autocast_dtype(hidden):
-        hidden, weight, bias = (None if x is None else x.to(narrow) for x in (hidden, weight, bias))
+        hidden, weight = hidden.to(narrow), weight.to(narrow)
+        bias = None if bias is None else bias.to(narrow)
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
@@ -62,7 +65,7 @@ class LinearCrossEntropy(nn.Linear):
         backend: str = "auto",
     ):
         super().__init__(width, vocab_size, bias)
-        self.options = {
+        self.options: dict[str, Any] = {
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
             "chunk_rows": chunk_rows,
@@ -87,7 +90,7 @@ def _forward_op(
         logits = F.linear(chunk, weight, bias)
         losses, gradient = _loss_and_gradient(logits, chunk_targets, ignore, smoothing, by_triton, needs_grad)
         loss += losses.sum()
-        if needs_grad:
+        if gradient is not None:
             dhidden[start : start + chunk_rows] = gradient @ weight
             dweight += gradient.T @ chunk
             if bias is not None:

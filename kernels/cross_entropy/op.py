@@ -4,6 +4,8 @@ The function, its operators for autograd and the compiler, and the module. kerne
 reference.py plain versions; linear.py stands on this file.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ class CrossEntropy(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        self.options = {
+        self.options: dict[str, Any] = {
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
             "reduction": reduction,

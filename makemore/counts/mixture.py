@@ -7,6 +7,7 @@ fold of the text that a target is in: otherwise the gate would learn to trust co
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ class Mixture(LanguageModel):
     mixture's."""
 
     fixed = ("counts.",)
+    likelihood: Tensor
+    confidence: Tensor
 
     def __init__(self, neural: LanguageModel, order: int):
         super().__init__(neural.vocab_size, TrainedConfig(), neural.special)
@@ -194,7 +197,7 @@ class MixtureStepper:
 
     def __init__(self, model: Mixture, state: State):
         self.gate, self.head = model.gate, model.neural.head
-        self.neural = model.neural.stepper(_neural_part(state))
+        self.neural: Any = model.neural.stepper(_neural_part(state) or {})  # with `features`: it has a `hidden`
         self.counts = CountStepper(model.counts, state)
 
     @without_gradients

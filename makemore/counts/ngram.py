@@ -84,9 +84,12 @@ class NGram(LanguageModel):
     `grams_k` (the sorted keys of Level), `discounted_k` (each gram's discounted relative frequency), `backoff_weight_k`
     (each context's weight of the shorter one) and `total_k` (each context's counts)."""
 
+    uniform: Tensor
+    backoff_weight_0: Tensor
+
     def __init__(self, vocab_size: int, config: NGramConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
-        self.order = config.order
+        self.order = config.order or 0  # 0: `fit` chooses it
         self.register_buffer("uniform", torch.zeros(vocab_size))
         self._predictable = [i for i in range(vocab_size) if i not in special.never_predicted]
         self.uniform[self._predictable] = 1 / len(self._predictable)
@@ -103,7 +106,7 @@ class NGram(LanguageModel):
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count `targets` (N,), which follow `inputs` (N,), each at its `position` (N,) in its row. Without an order,
         choose the one under which the last tenth is likeliest after counting the other nine, and count everything."""
-        if self.order is None:
+        if not self.order:
             self.order = self._choose_order(inputs, targets, position)
         self.smooth(count(inputs, targets, position, self.order, self.vocab_size, self.special.bos))
 
@@ -122,7 +125,7 @@ class NGram(LanguageModel):
             self.order = order
             self.smooth(levels[:order])
             losses[order] = -self.likelihood(held_out, torch.from_numpy(context_tokens)).log().sum().item()
-        return min(losses, key=losses.get)
+        return min(losses, key=losses.__getitem__)
 
     def smooth(self, levels: list[Level]) -> None:
         """Fill the buffers from the counts: those of occurrences for the longest contexts, continuation counts for the
@@ -178,6 +181,7 @@ class NGram(LanguageModel):
 
     def read_last(self, tokens: Tensor) -> tuple[Tensor, State]:
         out = self.read(tokens[:, -self.reach() :])
+        assert out.logits is not None
         return out.logits[:, -1], out.state
 
     def token_nll(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -263,5 +267,7 @@ def _search(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 def _renamed(name: str, names: dict[str, str]) -> str:
     """The name of a buffer, maybe with a context length as in 'grams_3', by another name for its table."""
-    table, length = re.fullmatch(r"(.*?)(_\d+)?", name, re.DOTALL).groups("")
+    match = re.fullmatch(r"(.*?)(_\d+)?", name, re.DOTALL)
+    assert match is not None  # whatever the name
+    table, length = match.groups("")
     return names.get(table, table) + length

@@ -4,11 +4,13 @@
 a GPU each context length waits for the one before. Row after row through the same tables in NumPy costs less.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from makemore.base import LanguageModel, State
+from makemore.base import State
 
 FLOOR = 1e-20  # probability of what cannot come: logits stay finite
 ROW_BY_ROW = 24  # rows, up to which looking up one after the other is faster
@@ -18,7 +20,7 @@ class CountStepper:
     """token (B,) -> logits (B, V) after `state`, which the n-gram model `counts` gave for the rows so far, and all
     tokens since."""
 
-    def __init__(self, counts: LanguageModel, state: State):
+    def __init__(self, counts: Any, state: State):
         self.counts, self.state = counts, state
         self.uniform = counts.uniform.cpu().numpy()
         names = ("contexts", "grams", "discounted", "backoff_weight", "total")
@@ -34,7 +36,8 @@ class CountStepper:
         if len(token) > ROW_BY_ROW:
             return self.counts.distribution(context_tokens), self.counts.confidence(context_tokens)
         rows = zip(*map(self._walk, context_tokens.T.tolist()), strict=True)
-        return tuple(torch.from_numpy(np.stack(part)).to(token.device) for part in rows)
+        probability, confidence = (torch.from_numpy(np.stack(part)).to(token.device) for part in rows)
+        return probability, confidence
 
     def _walk(self, context: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The same for one row with this `context`, its last tokens, newest first."""
