@@ -4,7 +4,8 @@ import torch
 
 import kernels
 from data.errors import UserError, flag
-from engine.config.sections import Config, marked
+from engine.config.sections import Config
+from engine.config.settings import marked
 from makemore.config import Mark
 
 

@@ -7,7 +7,8 @@ from data.errors import UserError, flag, nearest
 from engine import session
 from engine.config import flags
 from engine.config.checks import check_stored
-from engine.config.sections import Config, all_settings
+from engine.config.sections import Config
+from engine.config.settings import all_settings
 from engine.pretraining import Pretraining
 from engine.run.load import Run, load_run
 

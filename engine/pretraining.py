@@ -12,7 +12,8 @@ from data.tables import is_table
 from data.tokenizers import Tokenizer
 from engine import runtime
 from engine.config.checks import refuse_contradictions
-from engine.config.sections import Config, get, marked, shape, stored
+from engine.config.sections import Config
+from engine.config.settings import get, marked, shape, stored
 from engine.evaluate import evaluate
 from engine.registry import build_model
 from engine.run import folder, report

@@ -15,7 +15,8 @@ from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
 from engine.config.checks import refuse_contradictions, refuse_useless, same_settings
-from engine.config.sections import Config, marked, stored
+from engine.config.sections import Config
+from engine.config.settings import marked, stored
 from engine.counting import count
 from engine.resume import check_sizes_to_go_on, restore
 from engine.run import checkpoint, folder

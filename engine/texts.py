@@ -12,7 +12,8 @@ from data.sources import DATA_SETS, cache_folder
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine.config import presets
-from engine.config.sections import Config, marked, replace
+from engine.config.sections import Config
+from engine.config.settings import marked, replace
 from makemore.config import Mark
 
 

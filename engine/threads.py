@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from data.errors import warn
-from engine.config.sections import Config, replace
+from engine.config.sections import Config
+from engine.config.settings import replace
 
 BUSY = 0.75  # of the processors
 

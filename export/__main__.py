@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest, run_command
-from engine.config.sections import flat
+from engine.config.settings import flat
 
 FORMATS = ("hf", "onnx")
 

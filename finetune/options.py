@@ -7,7 +7,8 @@ from tyro.conf import Fixed
 
 from data.errors import UserError, flag
 from engine.config.presets import Defaults
-from engine.config.sections import Config, Net, RunFlags, get
+from engine.config.sections import Config, Net, RunFlags
+from engine.config.settings import get
 from makemore.config import UNSET, Mark, Range
 
 LORA_FLAGS = {"lora_rank", "lora_alpha", "lora_layers"}

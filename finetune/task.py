@@ -11,7 +11,7 @@ from data.rows import RowLoader, eval_rows
 from data.tokenizers import CharTokenizer, Tokenizer
 from data.vocabulary import check_name, make
 from engine.config.checks import refuse_contradictions
-from engine.config.sections import flat, replace, shape, stored
+from engine.config.settings import flat, replace, shape, stored
 from engine.run.load import Run, load_parent
 from engine.task import Batches, Session, Task
 from engine.training import extend

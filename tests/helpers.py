@@ -14,7 +14,8 @@ from unittest import mock
 import matplotlib.backends.backend_agg
 import matplotlib.figure
 
-from engine.config.sections import Config, make
+from engine.config.sections import Config
+from engine.config.settings import make
 from tests.conftest import TINY, Result
 
 # Done here once, so that forked commands need not: finding and measuring the fonts of loss.png ...

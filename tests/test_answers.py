@@ -15,7 +15,7 @@ from data.conversations import Conversation, Pair, Turn
 from data.errors import UserError
 from data.rows import PairRow, RowLoader, by_length, collate, eval_rows
 from data.tokenizers import ByteTokenizer, CharTokenizer
-from engine.config.sections import make
+from engine.config.settings import make
 from engine.registry import build_model
 from engine.run.weights import trained_weights
 from engine.training.lora import LoRALinear, add_lora, fold

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from data.errors import UserError
 from data.rows import RowLoader
 from data.tokenizers import CharTokenizer
-from engine.config.sections import make
+from engine.config.settings import make
 from finetune.classify import baselines, classifier, labeller
 from finetune.classify.options import ClassifyConfig
 from tests.helpers import INT, TERM, at_call, summary

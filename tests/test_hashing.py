@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from data.batches import Loader
 from engine.config.flags import parse
-from engine.config.sections import flat
+from engine.config.settings import flat
 from engine.registry import build_model
 from engine.training.optimizers import make_optimizers
 from makemore.hashing import HashedNGrams, longer, row_of

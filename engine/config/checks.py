@@ -7,17 +7,8 @@ from typing import Any
 from data.errors import UserError, flag, nearest
 from data.json_files import as_stored, is_finite
 from engine.config.families import FAMILIES
-from engine.config.sections import (
-    OPTIMIZER_FLAGS,
-    Config,
-    all_settings,
-    flags,
-    flat,
-    gradient_only,
-    marked,
-    settings,
-    stored,
-)  # fmt: skip
+from engine.config.sections import OPTIMIZER_FLAGS, Config
+from engine.config.settings import all_settings, flags, flat, gradient_only, marked, settings, stored
 from makemore.config import Mark, Range
 
 

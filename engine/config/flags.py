@@ -12,7 +12,8 @@ from data.sources import DATA_SETS
 from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
 from engine.config.families import FAMILIES
-from engine.config.sections import OPTIMIZERS, SCHEDULES, Config, all_settings, make, marked, sections, settings, shape
+from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
+from engine.config.settings import all_settings, make, marked, sections, settings, shape
 from engine.run.folder import command_of, read_facts, task_of
 from makemore.config import Mark
 from nanogpt import pretrained

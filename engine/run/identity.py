@@ -12,7 +12,8 @@ from typing import Any
 from data.errors import UserError
 from data.json_files import as_stored
 from data.tokenizers import Tokenizer
-from engine.config.sections import Config, gradient_only, marked
+from engine.config.sections import Config
+from engine.config.settings import gradient_only, marked
 from engine.run import checkpoint
 from engine.run.folder import OF_EVERY_RUN
 from makemore.config import Mark

@@ -6,7 +6,8 @@ from data import gpt2
 from data.errors import UserError
 from engine.backends import check_backends
 from engine.config.flags import config_of
-from engine.config.sections import Config, make, replace
+from engine.config.sections import Config
+from engine.config.settings import make, replace
 from engine.registry import build_model, layers
 from engine.run import checkpoint
 from engine.run.folder import command_of, read_facts, read_tokenizer, task_of

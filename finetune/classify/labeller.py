@@ -19,7 +19,7 @@ from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
 from engine.config import flags
-from engine.config.sections import replace
+from engine.config.settings import replace
 from engine.evaluate import in_evaluation_mode
 from engine.registry import build_model, layers
 from engine.run import folder

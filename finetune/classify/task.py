@@ -7,7 +7,7 @@ import numpy as np
 
 from data.terminal import show
 from data.tokenizers import Tokenizer
-from engine.config.sections import replace
+from engine.config.settings import replace
 from engine.registry import build_model
 from engine.run import report
 from engine.run.load import Run
