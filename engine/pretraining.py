@@ -35,8 +35,6 @@ _EVALUATION_MAY_CHANGE = {
 class Pretraining(Task):
     """Its data is a `Store`: a prepared text."""
 
-    config = Config
-
     def parent(self, config: Config, explicit: set[str]) -> Run:
         parent = load_parent(config)
         refuse_contradictions(config, explicit & shape(Config), stored(parent.config), set(), "--init")

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,14 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
         print_notes(task.notes(config, data, parent))
         _introduce(session)
 
-        def begin(trainer: Trainer | None) -> None:
-            if trainer is not None:
-                task.keep(session)
-
-        task.finish(session, _fit(session, begin))
+        if trainer := _trainer(session):
+            task.keep(session)
+        task.finish(session, _fit(session, trainer))
     return path
 
 
 def resume(task: Task, config: Any, explicit: set[str]) -> Path:
-    """Go on with the run in `--out`, exactly where its `last/` was saved."""
+    """Go on with the run in `--out`: exactly from its `last/`, or from the weights of its `best/`."""
     with _going_on(config, explicit) as (config, path, facts, tokenizer, device):
         data = task.read_again(config, explicit, facts, tokenizer)
 
@@ -94,13 +92,11 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
         model = task.trained(config, data, model, path)
         session = _session(task, config, data, model, batches, device, path, facts)
 
-        def go_on(trainer: Trainer | None) -> None:
-            if trainer is not None:
-                restore(trainer, config, explicit, keep=lambda: task.keep(session))
-            _write_down(session, facts)
-            _introduce(session)
-
-        task.finish(session, _fit(session, go_on))
+        if trainer := _trainer(session):
+            restore(trainer, config, explicit, keep=lambda: task.keep(session))
+        _write_down(session, facts)
+        _introduce(session)
+        task.finish(session, _fit(session, trainer))
     return path
 
 
@@ -133,18 +129,22 @@ def _check_machine(config: Config) -> torch.device:
     return device
 
 
-def _fit(session: Session, prepare: Callable[[Trainer | None], None]) -> Progress:
-    """Train, once `prepare` has seen the trainer, or count, without one."""
+def _trainer(session: Session) -> Trainer | None:
+    """What trains the model, on its device; None for one that counts."""
     loader, val_batches, characters = session.batches
     if loader is None:
-        prepare(None)
-        return count(session)
+        return None
     runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
-    trainer = Trainer(
+    return Trainer(
         session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
         lambda: session.task.extra_metrics(session), session.identity,
     )  # fmt: skip
-    prepare(trainer)
+
+
+def _fit(session: Session, trainer: Trainer | None) -> Progress:
+    """Train, or count where there is no trainer."""
+    if trainer is None:
+        return count(session)
     with _saying_how_to_go_on(session, trainer):
         trainer.train()
     return trainer.progress
@@ -152,7 +152,8 @@ def _fit(session: Session, prepare: Callable[[Trainer | None], None]) -> Progres
 
 @contextlib.contextmanager
 def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
-    """Inside, a signal, memory that is out and a disk that fails end in a message that says how to go on."""
+    """Inside, a signal and a disk that fails end in a message that says how to go on; memory that is out, in one that
+    says what to lower."""
     command = folder.resume_command(session.folder, session.config.program)
     try:
         yield
@@ -177,10 +178,10 @@ def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict
     """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its configuration with the
     threads it uses, its folder, its facts, its tokenizer, and the device."""
     path = config.run.path
-    folder.read_facts(path)
+    folder.read_facts(path)  # no lock file where there is no run
     with folder.writing(path):
-        facts = folder.read_facts(path)
-        free = marked(Config, Mark.RESUMABLE, Mark.PLACE)
+        facts = folder.read_facts(path)  # again, now that nobody else changes it
+        free = marked(type(config), Mark.RESUMABLE, Mark.PLACE)
         refuse_contradictions(config, explicit, facts["config"], free, "--resume")
         if config.net.is_counted:
             refuse_useless(config, explicit)

@@ -11,8 +11,6 @@ from torch import nn
 
 from data.batches import Batch, Loader
 from data.tokenizers import Tokenizer
-from engine.config.sections import Config
-from engine.run import report
 from engine.run.run import Run
 from engine.run.weights import keep_frozen
 from engine.training.metrics import Metrics
@@ -47,10 +45,8 @@ class Session:
 
 
 class Task:
-    """A kind of training. `config` is a class of flags with its name and its command; `data` below is whatever `read`
-    returns, which has a `tokenizer` and says `about` itself: key, name, folder in the cache and start text."""
-
-    config: type[Config] = Config
+    """A kind of training; its methods stand in the order in which a new run calls them. `data` is whatever `read`
+    returns: it has a `tokenizer`, and `about`, its key, name, folder in the cache and start text."""
 
     def parent(self, config: Any, explicit: set[str]) -> Run:
         """What `--init` names. Raises UserError for flags that contradict it."""
@@ -68,16 +64,18 @@ class Task:
         """A model, with the weights of `parent`. The seed is set."""
         raise NotImplementedError
 
-    def trained(self, config: Any, data: Any, model: Any, folder: Path | None) -> Any:
-        """The module that is trained: the model itself, or one around it. `folder`: of a run that goes on."""
-        return model
-
     def batches(self, config: Any, data: Any, model: Any) -> Batches:
         """What the model is trained and validated on. Raises UserError for too little of it."""
         raise NotImplementedError
 
+    def trained(self, config: Any, data: Any, model: Any, folder: Path | None) -> Any:
+        """The module to train, ready for its first step: the model itself, or one around it. `folder`: the run, where
+        one goes on."""
+        return model
+
     def facts(self, config: Any, data: Any) -> dict[str, Any]:
-        """What `config.json` says of the task, for whoever loads the run."""
+        """What `config.json` says of the task, for whoever loads the run. The engine knows two: a run with `labels`
+        writes no text, and `template` is how its conversations are written down."""
         return {}
 
     def notes(self, config: Any, data: Any, parent: Run | None) -> list[str]:
@@ -97,8 +95,8 @@ class Task:
         return {}
 
     def finish(self, session: Session, progress: Progress) -> None:
-        """From the trained model to the report."""
-        report.write_summary(session.folder, report.describe(session.model, progress, session.config))
+        """From the trained model to the summary and the report."""
+        raise NotImplementedError
 
     def evaluate(self, config: Any, explicit: set[str]) -> dict[str, Any]:
         """What `--eval-only` says of the run in `--out`."""

@@ -1,4 +1,4 @@
-"""What all fine-tuning tasks share: a parent's model and vocabulary or one made from the texts, and rows as batches."""
+"""What all fine-tuning tasks share: the run of --init, its vocabulary or a new one, and rows of tokens as batches."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,12 +11,13 @@ from data.rows import RowLoader, eval_rows
 from data.tokenizers import CharTokenizer, Tokenizer
 from data.vocabulary import check_name, make
 from engine.config.checks import refuse_contradictions
-from engine.config.settings import flat, replace, shape, stored
+from engine.config.settings import get, marked, replace, shape, stored
 from engine.run.load import Run, load_parent
 from engine.task import Batches, Session, Task
 from engine.training import extend
 from finetune.options import TuneConfig
 from makemore.base import count_parameters
+from makemore.config import Mark
 from makemore.counts.mixture import Mixture
 
 UNKNOWN_ALLOWED = 0.01  # of the characters
@@ -57,8 +58,8 @@ class FineTuning(Task):
 
 
 def tokenizer_for(config: TuneConfig, texts: list[str], parent: Run | None) -> Tokenizer:
-    """The vocabulary of `parent`, under `--extend-vocabulary` with what these training texts have besides; where there
-    is no parent one of `--tokenizer` for the texts."""
+    """The vocabulary of `parent`, with `--extend-vocabulary` and the characters that `texts` have besides, which it
+    prints; without a parent a new one, by `--tokenizer`."""
     characters = set().union(*texts)
     if parent:
         if not config.run.extend_vocabulary:
@@ -104,6 +105,6 @@ def warn_if_few(count: int, side: str) -> None:
         warn(f"only {count} {side} examples: what is measured on them is rough")
 
 
-def backends_of(config: TuneConfig) -> dict[str, str]:
-    """The kernels that the command line asks for."""
-    return {name: value for name, value in flat(config).items() if name in ("attention", "norm_kernel")}
+def backends_of(config: TuneConfig, explicit: set[str]) -> dict[str, str]:
+    """The kernels that the command line asks for: those that a run was trained on may not be on this machine."""
+    return {name: get(config, name) for name in marked(TuneConfig, Mark.BACKEND) & explicit}

@@ -45,7 +45,7 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
     first, _ = tyro.cli(First, args=argv, prog=prog, return_unknown_args=True, add_help=False)
     values = _defaults(first, argv, explicit, cls)
     model = values["model"]
-    refuse_foreign(explicit - settings(cls, model).keys() | explicit & cls.fixed.keys(), cls, model, prog)
+    refuse_foreign((explicit - settings(cls, model).keys()) | (explicit & cls.fixed.keys()), cls, model, prog)
     config = tyro.cli(
         cls[sections(cls, model)["net"]],  # type: ignore[index]  # the family is known only now
         args=argv,
@@ -60,7 +60,7 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
 
 
 def config_of(folder: Path, cls: type[Config] = Config) -> Any:
-    """The configuration of the run in `folder`, which is one of a `cls`."""
+    """The configuration of the run in `folder`, read as a `cls`."""
     config = make(cls, run_settings(folder, cls))
     with _of_file(folder / "config.json"):
         config.check(set())
@@ -95,16 +95,18 @@ def run_settings(folder: Path, cls: type[Config] = Config) -> dict[str, Any]:
 
 
 def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, Any]:
-    """The defaults of this command line, from the general to the particular: family, text, optimizer, preset, file; of
-    a run that goes on, all that it was; of one that starts from another, that one's model."""
-    if explicit & marked(cls, Mark.USES_RUN):
+    """The defaults of this command line, from the general to the particular: family, kind of text, the optimizer of
+    --init's run, task, optimizer, preset, --config; of a run that goes on, all that it was; of one that starts from
+    another, that one's model."""
+    switches = _switches(argv, explicit, cls)
+    if any(switches.get(name, True) for name in explicit & marked(cls, Mark.USES_RUN)):
         of_run = _settings_to_go_on(Path(first.out), cls) if first.out else {}
         return {"model": "transformer"} | of_run | _steps_of_minutes(explicit, of_run)
     file = _read_file(first.config, cls) if first.config else {}
     start: presets.Defaults = {}
     said = {name: value for name in ("model", "data", "init") if (value := getattr(first, name)) is not None}
-    wanted = file | said | _switches(argv, explicit, cls)
-    if wanted.get("init") == cls.no_init:
+    wanted = file | said | switches
+    if cls.no_init is not None and wanted.get("init") == cls.no_init:
         wanted.pop("init", None)
     if init := wanted.get("init"):
         weights = pretrained.folder_of(init)
@@ -116,20 +118,20 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
                 f"--preset {first.preset} sets a model's parts, and --init {init} brings its own; leave one out"
             )
         file, wanted = file | of_parent, wanted | of_parent | said
-    layer = cls.usual(wanted)
-    base = {"model": "transformer", "data": "names", "kind": None} | layer | file
+    of_task = cls.usual(wanted)
+    base = {"model": "transformer", "data": "names", "kind": None} | of_task | file
     model = _one_of(said.get("model") or base["model"], tuple(FAMILIES), "model")
     data = said.get("data") or base["data"]
-    source = data[0] if isinstance(data, list) and data else data
+    source = (data or [""])[0] if isinstance(data, list) else data
     usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(source, "stream")
     kind = first.kind or base["kind"] or usual_kind
-    named = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
-    usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | layer | named | file
+    of_preset = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
+    usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | of_task | of_preset | file
     optimizer = _one_of(first.optimizer or usual["optimizer"], OPTIMIZERS, "optimizer")
-    _one_of(first.schedule or "cosine", SCHEDULES, "schedule")
-    layers = [presets.FAMILY[model], *presets.of_kind(kind, model), start, layer, presets.OPTIMIZER[optimizer], named]
+    _one_of(first.schedule or "cosine", SCHEDULES, "schedule")  # a better message than the parser's
+    layers = [presets.FAMILY[model], *presets.of_kind(kind, model), start, of_task, presets.OPTIMIZER[optimizer]]
     values: dict[str, Any] = {}
-    for layer in [*layers, file]:
+    for layer in [*layers, of_preset, file]:
         values |= layer
     values["model"] = model
     if file.get("minutes") and "steps" not in file:

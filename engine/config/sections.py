@@ -1,4 +1,8 @@
-"""Every flag of `train.py`, typed and with its help, in sections that tasks compose; imports no torch."""
+"""The flags that every family has, typed and with their help, in sections that tasks compose; imports no torch.
+
+A family's own are in makemore/config.py and nanogpt/config.py. The defaults here are those of no model and no text:
+engine/config/presets.py and each task say what a command line gets.
+"""
 
 import typing
 from dataclasses import dataclass
@@ -159,7 +163,8 @@ class Config(Generic[Net]):
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Defaults of the task's own, where the command line and its --config say this of model, data and init."""
+        """The task's own defaults. `wanted`: what is known before the parse, from --config, --model, --data and --init,
+        what is on or off, and the shape of the run that it starts from."""
         return {}
 
     def check(self, explicit: set[str]) -> None:

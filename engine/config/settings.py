@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 
 
 def cached(function: Function) -> Function:
-    """`functools.cache` that keeps the types of `function`: its own take the class of a dataclass for unhashable."""
+    """`functools.cache` with the type of `function`: a checker takes the class of a dataclass for unhashable."""
     return functools.cache(function)  # type: ignore[return-value]
 
 
@@ -129,7 +129,8 @@ def get(config: Config, name: str) -> Any:
 
 
 def replace(config: Any, **changes: Any) -> Any:
-    """`config` with other values for some settings; names that it has not are left out."""
+    """`config` with other values for some settings; those that its family has not are left out."""
+    assert not (unknown := changes.keys() - all_settings(type(config)).keys() - all_settings(Config).keys()), unknown
     parts = {}
     for name, part in _parts(config):
         own = {field.name for field in dataclasses.fields(part)} & changes.keys()

@@ -26,7 +26,7 @@ LOCK = "lock"
 FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
-    3: "optimizer state by parameter name (engine/training/trainer.py); config.json has its family's settings alone",
+    3: "optimizer state by parameter name (engine/training/state.py); config.json has its family's settings alone",
 }
 FORMAT = max(FORMATS)  # what is written; older ones are read for ever
 MAX_VOCABULARY = 1 << 24

@@ -59,7 +59,7 @@ def load_labeller(path: str | Path, which: str = "best", device: str = "auto", *
     path = Path(path)
     facts = read_classifier_facts(path)
     labels = facts["classify"]["labels"]
-    config = replace(flags.config_of(path, ClassifyConfig), **backends)
+    config = replace(flags.config_of(path, ClassifyConfig), **{"attention": "auto", "norm_kernel": "auto"} | backends)
     tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     chosen, _ = runtime.choose_device(device)
     check_backends(config, chosen)
@@ -131,7 +131,9 @@ def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
 def _labeller(config: ClassifyConfig, explicit: set[str], mode: set[str]) -> Labeller:
     refuse_useless_here(explicit, USE_FLAGS | mode | {"out"})
     threads.use(config.machine.threads if "threads" in explicit else None)
-    return load_labeller(config.run.path, config.run.checkpoint or "best", config.machine.device, **backends_of(config))
+    return load_labeller(
+        config.run.path, config.run.checkpoint or "best", config.machine.device, **backends_of(config, explicit)
+    )
 
 
 def _texts(config: ClassifyConfig) -> Iterator[str]:

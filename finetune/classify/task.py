@@ -29,8 +29,6 @@ LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 class Classification(FineTuning):
     """Its data is a `ClassifierData`."""
 
-    config = ClassifyConfig
-
     def read(
         self, config: ClassifyConfig, explicit: set[str], parent: Run | None
     ) -> tuple[ClassifyConfig, ClassifierData]:
@@ -70,7 +68,7 @@ class Classification(FineTuning):
         load_best(session.model, path, progress.best_step)
         summary = report.describe(session.model, progress, session.config) | {"labels": labelled.labels}
         summary |= {side: _scores(session, side) for side in ("val", "test")} | {"baselines": None}
-        report.write_summary(path, summary)  # the run is whole: whoever stops what follows loses the baselines alone
+        report.write_summary(path, summary)  # whoever stops what follows loses the report alone
         report.draw_loss(session.metrics, path)
         measure.draw_confusion(summary["test"], path / "confusion.png")
         show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
@@ -97,8 +95,8 @@ def _scores(session: Session, side: str) -> dict[str, Any]:
 def settled(
     config: ClassifyConfig, explicit: set[str], labelled: Labelled, tokenizer: Tokenizer, parent: LanguageModel | None
 ) -> ClassifyConfig:
-    """With the defaults that follow the data: n-grams where the model starts from nothing, and how many tokens of a
-    text are read, what was asked for or the longest training text, but never more than the model takes."""
+    """With the defaults that follow the data. N-grams: 4 from nothing, 0 with `--init`. Context: the parent's where it
+    has one, else what was asked for, else the longest training text, at most `LONGEST`."""
     if config.tuning.ngrams is None:
         config = replace(config, ngrams=4 if parent is None else 0)
     if parent is not None and parent.context is not None:

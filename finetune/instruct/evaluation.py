@@ -50,7 +50,7 @@ def evaluate_run(config: InstructConfig, explicit: set[str]) -> dict[str, Any]:
     generations = None if config.run.generations is None else Path(config.run.generations)
     if generations is not None and (generations.is_dir() or not generations.parent.is_dir()):
         raise UserError(f"cannot write --generations {generations}: name a file in a folder that is there")
-    run = load_run(path, which, config.machine.device, **backends_of(config))
+    run = load_run(path, which, config.machine.device, **backends_of(config, explicit))
     own, template = flags.config_of(path, InstructConfig), Template(run.template or "chatml", run.tokenizer)
     if "data" in explicit:
         name, items = read_all(config)

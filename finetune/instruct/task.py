@@ -31,8 +31,6 @@ MEASURED = 1000  # validation examples whose exact match is measured at each eva
 class Instructions(FineTuning):
     """Its data is an `InstructData`."""
 
-    config = InstructConfig
-
     def read(
         self, config: InstructConfig, explicit: set[str], parent: Run | None
     ) -> tuple[InstructConfig, InstructData]:
