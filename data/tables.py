@@ -73,7 +73,7 @@ def _columns(path: Path, encoding: str) -> list[str] | None:
         return None
     try:
         if _suffix(path) in (".tsv", ".csv"):
-            _, names = next(rows(path, encoding), (0, []))
+            _, names = next(_rows(path, encoding, None), (0, []))
         else:
             names = list(next(json_items(path, encoding))[1]) if _suffix(path) == ".jsonl" else []
     except (UserError, StopIteration, TypeError):
@@ -100,8 +100,8 @@ def _of_items(path: Path, column: str, encoding: str, digests: Mapping[Path, byt
 
 
 def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[str]:
-    lines = rows(path, encoding, digests)
-    _, header = next(lines, (1, []))
+    rows = _rows(path, encoding, digests)
+    n, header = next(rows, (1, []))
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
     if column.lower() in lower:
@@ -113,13 +113,13 @@ def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, byte
     else:
         listed = ", ".join(names)[:200] or "nothing"
         raise UserError(f"{path} has no column '{column}'; it has: {listed}.{nearest(column, names)}")
-    for n, row in lines:
+    for n, row in rows:
         if len(row) <= index:
             raise UserError(f"{path} line {n} has {len(row)} columns where {index + 1} are needed")
         yield row[index]
 
 
-def rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[int, list[str]]]:
     """The rows: the number of the last line and the fields of each. In TSV quotes are data, and tabs beyond the number
     of the first line belong to the last column."""
     lines = reading.numbered_lines(reading.read_chunks([path], encoding, digests))
