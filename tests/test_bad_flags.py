@@ -131,6 +131,7 @@ def test_a_wrong_flag_is_refused_before_anything_is_made(cli, flags, words):
         ({"lr": -1.0}, ["lr", "-1.0"]),
         ({"model": 3}, ["model", "3"]),
         ({"data": 3}, ["data", "3"]),
+        ({"data": []}, ["--data names no text"]),
         ([1, 2], ["configuration"]),
     ],
     ids=str,

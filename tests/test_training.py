@@ -19,6 +19,7 @@ SUMMARY = {
 def test_no_flag_at_all_is_a_transformer_on_the_bundled_names():
     config, given = parse([])
     assert (config.model, config.text.data, given) == ("transformer", "names", set())
+    assert parse(["--no-resume", "--no-eval-only", "--out", "nowhere"])[0].optim == config.optim
 
 
 @pytest.mark.parametrize(
