@@ -1,5 +1,5 @@
 # make demo: train on the bundled names and sample.  make test: the tests.  make test-all: also the matrices in full, as in
-# CI.  make lint: style and types.  Each sets up .venv first.
+# CI.  make lint: style, types, and lines of code a folder.  Each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,6 +18,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m bench.size
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

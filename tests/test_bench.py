@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from bench import compare, muon, speedrun
+from bench import compare, muon, size, speedrun
 from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
@@ -184,3 +184,13 @@ def test_another_sweep_does_not_mix_with_one(cli, forks, names):
     refused(
         cli("-m bench.sweep", "--data", names, "--lr", "0.01,0.2", "--out", "s", *FLAGS), "s holds a sweep of other"
     )
+
+
+def test_lines_of_code_are_those_that_run():
+    source = 'a = 1\n\n# b\n"""c\nd"""\ndef e():\n    """f"""\n    return ("g",\n      """h\ni""")\n'
+    assert size.lines_of(source) == 5
+
+
+def test_every_folder_has_a_line(cli):
+    shown = ok(cli("-m bench.size")).out
+    assert {line.split()[0] for line in shown.splitlines()} >= {"data", "kernels", "engine", "commands", "tests", "all"}
