@@ -316,8 +316,9 @@ def test_no_access_is_out_of_bounds_and_no_programs_race(case, monkeypatch):
 
 
 def test_the_same_call_gives_the_same_bits():
-    found, upstream = inputs(EVERYTHING | {"T": (129, 129), "heads": (8, 1)})
-    options = options_of(EVERYTHING | {"heads": (8, 1)})
+    case = EVERYTHING | ({"T": (129, 129), "heads": (8, 1)} if DEVICE == "cuda" else {})
+    found, upstream = inputs(case)
+    options = options_of(case)
     repeats = 250 if DEVICE == "cuda" else 2
     first, *others = (
         run(lambda **x: kernels.attention(**x, **options, backend="triton"), found, torch.float32, upstream[:1])
