@@ -13,6 +13,7 @@ from data.errors import UserError
 from data.gpt2 import GPT2Tokenizer, read_merges
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from engine.config.presets import TRANSFORMERS
+from engine.config.settings import flat
 from engine.registry import build_model
 from export import hub
 from tests.helpers import configure
@@ -53,7 +54,7 @@ def made(tokenizer, **options):
     model = build_model(config, tokenizer.vocab_size, tokenizer.special).eval()
     for weight in model.parameters():
         weight.data += 0.2 * torch.randn_like(weight)
-    return model, vars(config)
+    return model, flat(config)
 
 
 @pytest.mark.parametrize("kind", MODELS)
