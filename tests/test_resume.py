@@ -117,8 +117,8 @@ def test_a_signal_in_any_step(cli, tmp_path, straight, nth):
 @pytest.mark.parametrize(
     "moment",
     [
-        (engine.training.trainer, "evaluate", 1),
-        (engine.training.trainer, "evaluate", 2),
+        (engine.training.trainer, "evaluate_unless", 1),
+        (engine.training.trainer, "evaluate_unless", 2),
         (Metrics, "write", 2),
         (Metrics, "write", 3),
     ]

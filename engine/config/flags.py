@@ -141,8 +141,8 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
 
 def _switches(argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, bool]:
     """The flags given that are either on or off."""
-    known = all_settings(cls)
-    return {n: flag(n) in argv for n in explicit if n in known and known[n].type is bool}
+    known, words = all_settings(cls), {word.replace("_", "-") for word in argv}
+    return {n: flag(n) in words for n in explicit if n in known and known[n].type is bool}
 
 
 def _steps_of_minutes(explicit: set[str], before: dict[str, Any]) -> presets.Defaults:
