@@ -32,7 +32,7 @@ import tyro  # noqa: F401
 
 import engine.pretraining  # noqa: F401
 from bench.chaos.mishaps import MISHAPS, SHARES
-from bench.chaos.processes import Command
+from bench.chaos.processes import Command, Failed
 from bench.chaos.quiet import Quiet
 from bench.chaos.rounds import Round
 from data.errors import UserError, run_command
@@ -98,7 +98,7 @@ def play(seed: int, numbers: list[int] | range, commands: list[str], mishaps: li
         began = time.monotonic()
         try:
             outcome = MISHAPS[mishap](round_)
-        except AssertionError as failure:
+        except Failed as failure:
             failures.append(f"round {number} ({mishap}, {name}): {failure}")
             outcome = "FAILED"
             print(f"  {failures[-1]}\n  played in {round_.folder}: {'; '.join(round_.story)}", flush=True)

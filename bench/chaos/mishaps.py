@@ -1,6 +1,6 @@
 """The mishaps of commands: each plays a round, checks the invariants, and returns the outcome.
 
-A violated invariant raises AssertionError.
+A violated invariant raises Failed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from bench.chaos import faults
 from bench.chaos.faults import CALLS, Trap
-from bench.chaos.processes import Command
+from bench.chaos.processes import Command, expect
 from bench.chaos.quiet import left, tree
 from bench.chaos.rounds import Round, ended_by
 
@@ -125,15 +125,15 @@ def second_writer(round_: Round) -> str:
     name = round_.rng.choice(("start", "resume", "resume", "overwrite", "overwrite"))
     second = round_.do(*getattr(round_.quiet, name))
     if holds:
-        assert second.code == 2 and round_.tree() == original, f"the second writer ended with {second.code}"
+        expect(second.code == 2 and round_.tree() == original, f"the second writer ended with {second.code}")
         if "is being written by" in second.err:
-            assert f"process {first.pid} on" in second.err, second.err
+            expect(f"process {first.pid} on" in second.err, second.err)
         else:  # what it looks at before the lock
             reasons = ("already exists",) if name == "start" else ("is not a run directory",)
-            assert any(reason in second.err for reason in reasons), second.err
+            expect(any(reason in second.err for reason in reasons), second.err)
     os.kill(first.pid, signal.SIGCONT)
     ended = round_.check(first.end(), words)
-    assert (ended.code == 0) if holds else (0 in (ended.code, second.code)), ended.err + second.err
+    expect((ended.code == 0) if holds else (0 in (ended.code, second.code)), ended.err + second.err)
     if ended.code == 0:
         round_.check_whole()
     round_.go_on()
@@ -156,7 +156,7 @@ def writers_at_one_instant(round_: Round) -> str:
         commands.append(Command(round_.folder, *words))
         time.sleep(round_.rng.choice((0, round_.rng.uniform(0, 0.05), round_.rng.uniform(0, round_.quiet.seconds))))
     codes = [round_.check(command.end(), words).code for command in commands]
-    assert 0 in codes, "all of them were refused"
+    expect(0 in codes, "all of them were refused")
     round_.check_whole()
     round_.go_on()
     return "one was refused" if 2 in codes else "one after the other"
@@ -168,10 +168,10 @@ def starts_without_out(round_: Round) -> str:
     words = [round_.quiet.program, *round_.quiet.flags]
     commands = [Command(round_.folder, *words) for _ in range(round_.rng.randint(2, 3))]
     for command in commands:
-        assert round_.check(command.end(), words).code == 0
+        expect(round_.check(command.end(), words).code == 0)
     runs = sorted((round_.folder / "runs").iterdir())
-    assert len(runs) == len(commands)
-    assert all(left(run) == round_.quiet.left for run in runs), "a run is not that of a quiet start"
+    expect(len(runs) == len(commands))
+    expect(all(left(run) == round_.quiet.left for run in runs), "a run is not that of a quiet start")
     return "went through"
 
 
@@ -184,8 +184,8 @@ def reader(round_: Round) -> str:
             is_there = (round_.run / which).is_dir()
             ended = round_.check(round_.quiet.sample(round_.folder, which), ("sample", which))
             read += ended.code == 0
-            assert ended.code == 0 or not is_there, ended.err
-    assert round_.check(command.end(), words).code == 0
+            expect(ended.code == 0 or not is_there, ended.err)
+    expect(round_.check(command.end(), words).code == 0)
     round_.check_whole()
     round_.go_on()
     return "read" if read else "read nothing"
@@ -205,18 +205,18 @@ def damaged_file(round_: Round) -> str:
     for which in ("best", "last"):
         ended = round_.check(round_.quiet.sample(round_.folder, which), ("sample", which))
         if name != "config.json":
-            assert ended.code == 2 or ended.out == sampled[which], f"{which} gives another sample"
-            assert ended.code == 0 or part in (which, "base", "tokenizer.json"), ended.err
+            expect(ended.code == 2 or ended.out == sampled[which], f"{which} gives another sample")
+            expect(ended.code == 0 or part in (which, "base", "tokenizer.json"), ended.err)
     ended = resumed = round_.do(*round_.quiet.resume)
     if ended.code == 0 and name not in ("config.json", "metrics.jsonl"):
         round_.check_whole()
     elif ended.code == 0 and name == "metrics.jsonl":
         round_.check_whole(but=("metrics",))
-    assert ended.code == 0 or part in ("best", "last", "base", "config.json", "tokenizer.json"), ended.err
+    expect(ended.code == 0 or part in ("best", "last", "base", "config.json", "tokenizer.json"), ended.err)
     if resumed.code == 2 and part == "last":
-        assert "--checkpoint best" in resumed.err or round_.quiet.name == "ngram", resumed.err
-        assert round_.do(*round_.quiet.resume, "--checkpoint", "best").code == 0
-    assert round_.do(*round_.quiet.overwrite).code == 0
+        expect("--checkpoint best" in resumed.err or round_.quiet.name == "ngram", resumed.err)
+        expect(round_.do(*round_.quiet.resume, "--checkpoint", "best").code == 0)
+    expect(round_.do(*round_.quiet.overwrite).code == 0)
     round_.check_whole()
     round_.check_nothing_over()
     return ended_by(resumed)
@@ -233,8 +233,8 @@ def damaged_text(round_: Round) -> str:
     faults.damage(path, kind, round_.rng)
     round_.note(f"{path.name} {kind}")
     ended = round_.do(*words)
-    assert ended.code == 0, ended.err
-    assert tree(round_.folder / "cache") == original, f"{path.name} is not as it was before"
+    expect(ended.code == 0, ended.err)
+    expect(tree(round_.folder / "cache") == original, f"{path.name} is not as it was before")
     round_.check_whole()
     round_.go_on()
     return "went through"
@@ -251,7 +251,7 @@ def closed_streams(round_: Round) -> str:
 
     round_.note(f"without {numbers}")
     ended = round_.check(Command(round_.folder, *words, prepare=close).end(), words)
-    assert ended.code == 0, ended.err
+    expect(ended.code == 0, ended.err)
     round_.check_whole()
     round_.check_nothing_over()
     return "went through"
@@ -281,7 +281,7 @@ def reader_leaves(round_: Round) -> str:
     os.close(controller)
     signals = (signal.SIGHUP,) if kind == "controlling terminal" else ()
     ended = round_.check(command.end(), words, signals=signals)
-    assert ended.code != 2
+    expect(ended.code != 2)
     if ended.code == 0:
         round_.check_whole()
     round_.go_on()

@@ -19,6 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 120  # seconds after which a command counts as hanging
 
 
+class Failed(Exception):
+    """A round that does not end as it has to."""
+
+
+def expect(holds: object, reason: str = "") -> None:
+    """Raise Failed, with the reason, unless `holds`. An `assert` would say nothing under python -O."""
+    if not holds:
+        raise Failed(reason)
+
+
 @dataclass
 class Ended:
     """The end of a command: its exit code, or minus the signal, and its output."""
@@ -117,12 +127,12 @@ class Command:
             os.kill(self.pid, signum)
 
     def end(self) -> Ended:
-        """Wait for its end. AssertionError where it hangs."""
+        """Wait for its end. Failed where it hangs."""
         deadline = time.monotonic() + TIMEOUT
         while not self.is_over():
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
-                raise AssertionError(f"{' '.join(self.words)} hangs")
+                raise Failed(f"{' '.join(self.words)} hangs")
             time.sleep(0.002)
         out, *err = (stream.read_text("utf-8", "replace") if stream.exists() else "" for stream in self.streams)
         for stream in self.streams:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.chaos import faults
 from bench.chaos.faults import CALLS, Trap
-from bench.chaos.processes import Command, Ended
+from bench.chaos.processes import Command, Ended, expect
 
 HALF = 5  # renames in a run, of which each save makes one or two, after which half of the run is done
 
@@ -32,7 +32,7 @@ class Quiet:
         ended = Command(self.folder, *self.start, prepare=prepare).end()
         self.seconds = time.monotonic() - began
         self.counts = {where: trap.counts for where, trap in traps.items()}  # of calls in all, and into the run
-        assert ended.code == 0, f"{name}: {ended.err}"
+        expect(ended.code == 0, f"{name}: {ended.err}")
         self.left = left(self.folder / "run")
         self.sampled = {which: self.sample(self.folder, which).out for which in ("best", "last")}
 
@@ -68,7 +68,7 @@ class Quiet:
     def other(self) -> Path:
         """A folder with a run of another seed, to be overwritten."""
         folder = self._folder("other")
-        assert Command(folder, *self.start, "--seed", 7).end().code == 0
+        expect(Command(folder, *self.start, "--seed", 7).end().code == 0)
         return folder
 
     def _folder(self, name: str) -> Path:

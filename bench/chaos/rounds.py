@@ -6,7 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from bench.chaos.processes import Command, Ended
+from bench.chaos.processes import Command, Ended, expect
 from bench.chaos.quiet import Quiet, left, tree
 
 NEVER_SAVED = "start it once more, with --overwrite"
@@ -46,10 +46,10 @@ class Round:
         self.note(f"{' '.join(map(str, words))}: exit code {ended.code}")
         stderr = ended.err.strip()[-2000:]
         codes += tuple(code for signum in signals for code in (128 + signum, -signum))
-        assert "Traceback" not in stderr and "Exception ignored" not in stderr, stderr
-        assert ended.code in codes, f"exit code {ended.code}: {stderr}"
+        expect("Traceback" not in stderr and "Exception ignored" not in stderr, stderr)
+        expect(ended.code in codes, f"exit code {ended.code}: {stderr}")
         messages = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        assert len(messages) == (ended.code == 2), f"exit code {ended.code}: {stderr}"
+        expect(len(messages) == (ended.code == 2), f"exit code {ended.code}: {stderr}")
         return ended
 
     def go_on(self) -> None:
@@ -63,7 +63,7 @@ class Round:
                 ended = self.do(*self.quiet.overwrite)
         else:
             ended = self.do(*self.quiet.overwrite)
-        assert ended.code == 0, ended.err
+        expect(ended.code == 0, ended.err)
         self.check_whole()
         self.check_nothing_over()
 
@@ -77,20 +77,20 @@ class Round:
         for which in ("best", "last"):
             if (self.run / "config.json").is_file() and any(self.run.glob(f"{which}*/manifest.json")):
                 ended = self.check(self.quiet.sample(self.folder, which), ("sample", which))
-                assert ended.code == 0 or not self.is_ours(), ended.err
+                expect(ended.code == 0 or not self.is_ours(), ended.err)
 
     def check_whole(self, but: tuple[str, ...] = ()) -> None:
         """Check that the run equals the undisturbed one, `but` for these parts."""
         result = left(self.run)
         for name in (result.keys() | self.quiet.left.keys()) - set(but):
-            assert result.get(name) == self.quiet.left.get(name), f"{name} is not that of a quiet run"
+            expect(result.get(name) == self.quiet.left.get(name), f"{name} is not that of a quiet run")
         for name in ("summary.json", "loss.png", "tokenizer.json", "config.json"):
-            assert (self.run / name).is_file(), f"no {name}"
+            expect((self.run / name).is_file(), f"no {name}")
 
     def check_nothing_over(self) -> None:
         """Check that no temporary file is left."""
         over = [path for path in self.folder.rglob("*") if path.suffix in ON_THE_WAY or path.name == "lock"]
-        assert not over, f"left over: {', '.join(map(str, over))}"
+        expect(not over, f"left over: {', '.join(map(str, over))}")
 
     def tree(self) -> dict[str, bytes]:
         """The content of every file of the run, except for the lock."""
