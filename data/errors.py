@@ -73,8 +73,8 @@ def run_command(main: Callable[[], int]) -> int:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # Lines appear at once through a pipe too; characters that the encoding of the terminal lacks are escaped.
-        assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has streams of its own
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         return main()
     except UserError as error:

@@ -104,8 +104,8 @@ def converse(chat: Chat) -> int:
     """Read messages from standard input and print the replies until /quit or the end of the input."""
     if sys.stdin is None:
         return 0
-    assert isinstance(sys.stdin, io.TextIOWrapper)
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         with contextlib.suppress(ImportError):
