@@ -127,6 +127,21 @@ except SystemExit as end:
     assert done.stderr.split()[-2:] == ["0" if "--help" in flags else "2", "False"]
 
 
+@pytest.mark.parametrize("run", ["transformer", "cnn-batch-norm", "gru-bpe"])
+def test_a_sample_is_written_without_torchs_compiler(run):
+    check = """
+import runpy, sys
+sys.argv, sys.path[0] = ["sample.py", *sys.argv[1:]], "."
+try:
+    runpy.run_path("sample.py", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", check, f"tests/old_runs/{run}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["True", "False"]
+
+
 def test_the_engine_knows_no_word_of_the_tasks_above_it():
     words = re.compile(r"\b(classify|classification|instruct|instructions|predict|preferences?|dpo|scratch|finetune)\b")
     said = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from data.errors import UserError
 from engine.run import checkpoint
@@ -83,7 +84,7 @@ def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Pat
     if n_layer is not None and n_layer > len(stored):
         raise UserError(f"{config} asks for {n_layer:,} layers, and {folder} has {len(stored)} tensors in all")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoNormalValues():
             model = build()
     except UserError as error:
         raise UserError(f"{config} is damaged: {error}") from error
@@ -94,3 +95,14 @@ def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Pat
                 f"{folder} is not a checkpoint of this run's model: {name} has the shape {stored[name]}, {config} asks "
                 f"for {tuple(tensor.shape)}"
             )
+
+
+class _NoNormalValues(TorchFunctionMode):
+    """Leaves out `normal_`, which has nothing to do for tensors of shapes only: torch would import its compiler for it,
+    which takes a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function.__name__ == "normal_":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
