@@ -1,10 +1,8 @@
 """Labelled texts: reading them from a table, JSON or a folder, and splitting them so that no text is on two sides."""
 
-import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ from data import packed, reading
 from data.errors import UserError, nearest
 from data.json_items import json_items
 from data.sources import path_of, resolve
+from data.table_rows import table_rows
 
 SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
@@ -44,7 +43,7 @@ def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple
             raise UserError(f"{flags[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
         examples = list(_folder(path, encoding))
     else:
-        readers = {".tsv": _tsv, ".csv": _csv, ".json": _json, ".jsonl": _json}
+        readers = {".tsv": _table, ".csv": _table, ".json": _json, ".jsonl": _json}
         suffix = packed.unpacked_name(path).suffix.lower()
         if suffix not in readers:
             raise UserError(
@@ -128,32 +127,10 @@ def _folder(path: Path, encoding: str) -> Iterator[Example]:
                 yield Example(line.strip(), packed.unpacked_name(file).stem, f"{file} line {n}")
 
 
-def _tsv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    """The rows of a TSV file: quotes are data, and tabs beyond the number of the first line belong to the last
-    column."""
-    lines = [(n, line) for n, line in _numbered(path, encoding) if line.strip()]
-    width = lines[0][1].count("\t") if lines else 0
-    yield from _table(path, ((n, line.split("\t", width)) for n, line in lines), columns)
-
-
-def _csv(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    reader = csv.reader(io.StringIO(reading.read_whole(path, encoding), newline=""), strict=True)
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f"{path} line {reader.line_num}: {error}") from error
-
-    yield from _table(path, rows(), columns)
-
-
-def _table(path: Path, rows: Iterable[tuple[int, list[str]]], columns: Columns) -> Iterator[Example]:
+def _table(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
     """The examples of a table. With a header the columns are found by name ('text' and 'label' by default), without one
     by number from 1; of two unnamed columns the one with fewer distinct values is the label."""
-    rows = list(rows)
+    rows = list(table_rows(path, [reading.read_whole(path, encoding)]))
     if not rows:
         return
     header = [name.strip() for name in rows[0][1]]

@@ -1,13 +1,13 @@
 """The texts of one column of tables: TSV, CSV, JSON and JSONL, a row at a time (a JSON file is held whole)."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data import packed, reading
-from data.documents import MAX_DOCUMENT, stripped
+from data.documents import stripped
 from data.errors import UserError, nearest
 from data.json_items import json_items
+from data.table_rows import table_rows
 
 TABLES = (".tsv", ".csv", ".json", ".jsonl")
 
@@ -73,7 +73,7 @@ def _columns(path: Path, encoding: str) -> list[str] | None:
         return None
     try:
         if _suffix(path) in (".tsv", ".csv"):
-            _, names = next(_rows(path, encoding, None), (0, []))
+            _, names = next(table_rows(path, reading.read_chunks([path], encoding)), (0, []))
         else:
             names = list(next(json_items(path, encoding))[1]) if _suffix(path) == ".jsonl" else []
     except (UserError, StopIteration, TypeError):
@@ -100,7 +100,7 @@ def _of_items(path: Path, column: str, encoding: str, digests: Mapping[Path, byt
 
 
 def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[str]:
-    rows = _rows(path, encoding, digests)
+    rows = table_rows(path, reading.read_chunks([path], encoding, digests))
     n, header = next(rows, (1, []))
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
@@ -117,24 +117,3 @@ def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, byte
         if len(row) <= index:
             raise UserError(f"{path} line {n} has {len(row)} columns where {index + 1} are needed")
         yield row[index]
-
-
-def _rows(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[int, list[str]]]:
-    """The rows: the number of the last line and the fields of each. In TSV quotes are data, and tabs beyond the number
-    of the first line belong to the last column."""
-    lines = reading.numbered_lines(reading.read_chunks([path], encoding, digests))
-    if _suffix(path) == ".tsv":
-        width = None
-        for n, line in lines:
-            if line.strip():
-                width = line.count("\t") if width is None else width
-                yield n, line.split("\t", width)
-        return
-    csv.field_size_limit(MAX_DOCUMENT)
-    reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}") from error
