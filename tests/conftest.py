@@ -11,6 +11,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import gc
+import importlib
 import runpy
 import signal
 import subprocess
@@ -19,18 +21,32 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.backends.backend_agg
 import matplotlib.figure
 import pytest
-import torch._dynamo  # noqa: F401  torch.optim would import it in every command
-import tyro  # noqa: F401
 
-import engine.pretraining
-import engine.run.report
-import engine.training.trainer  # noqa: F401  imported here once, so that forked commands start at once
+from engine.config.flags import parse
+from engine.config.sections import Config
+from engine.run import report
+from finetune.classify.options import ClassifyConfig
+from finetune.instruct.options import InstructConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+
+# Done here once, so that forked commands need not: imports (torch._dynamo is torch.optim's), what the parser of the
+# flags finds out about the configurations, finding and measuring the fonts of loss.png ...
+for module in (
+    "engine.pretraining", "engine.session", "finetune.classify.task", "finetune.instruct.preference_task",
+    "makemore.recurrent", "nanogpt.model", "torch._dynamo",
+):  # fmt: skip
+    importlib.import_module(module)
+for config in (Config, ClassifyConfig, InstructConfig):
+    parse([], config)
+figure = matplotlib.figure.Figure(layout="constrained")
+figure.subplots().set_title("0123456789")
+matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+gc.freeze()  # ... and the garbage collector's walk over all that is imported, which would copy it
 
 
 @dataclass
@@ -49,10 +65,11 @@ def private_cache(tmp_path_factory):
     os.environ.pop("CHARLM_DATA", None)
 
 
-# Drawing is more than half of a short run's time, and waiting for the disk much of the rest: the commands of `cli`
-# write a blank picture and flush nothing. Those of `process` do both, and `drawn` has `cli` draw.
+# Drawing, sampling and waiting for the disk are most of a short run's time: the commands of `cli` write a blank
+# picture, a short sample of a stream, and flush nothing. Those of `process` do all of it, and `drawn` has `cli` draw.
 _savefig = matplotlib.figure.Figure.savefig
 matplotlib.figure.Figure.savefig = lambda figure, file, **how: file.write(b"\x89PNG of a test")
+report.N_CHARACTERS = 50
 os.fsync = lambda handle: None
 
 

@@ -1,6 +1,5 @@
 """What the tests through the command line share: small runs, what they leave behind, refusals, and exact moments."""
 
-import gc
 import hashlib
 import json
 import os
@@ -11,18 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure
-
 from engine.config.sections import Config
 from engine.config.settings import make
 from tests.conftest import TINY, Result
-
-# Done here once, so that forked commands need not: finding and measuring the fonts of loss.png ...
-figure = matplotlib.figure.Figure(layout="constrained")
-figure.subplots().set_title("0123456789")
-matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
-gc.freeze()  # ... and the garbage collector's walk over all that is imported, which would copy it
 
 
 def configure(**settings) -> Config:

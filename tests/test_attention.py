@@ -133,7 +133,7 @@ def agree(case: dict, seed: int = 0) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", matrix([None, 1, 2, 15, 16, 17], [None, 1, 16]))
+@pytest.mark.parametrize("window", matrix([None, 1, 2, 15, 16, 17], [16]))
 def test_every_alignment_of_queries_and_keys_agrees(causal, window, monkeypatch):
     """The edges of the tiles, which queries and keys meet at different places for every difference in length."""
     if DEVICE == "cpu":
@@ -160,7 +160,7 @@ CASES = pairwise(
 )
 
 
-@pytest.mark.parametrize("case", matrix(CASES, CASES[::5]), ids=name_of)
+@pytest.mark.parametrize("case", matrix(CASES, CASES[::15]), ids=name_of)
 def test_outputs_and_gradients_are_as_near_as_torchs(case, monkeypatch):
     if DEVICE == "cpu":
         tiled(monkeypatch, launch.Tiles(*case["tiles"], 4, 1))
@@ -195,7 +195,7 @@ def test_any_shape_agrees(examples):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", matrix([None, 3], [3]))
 def test_packed_sequences_are_those_sequences(causal, window, monkeypatch):
     if DEVICE == "cpu":
         tiled(monkeypatch, SMALL)
@@ -273,8 +273,11 @@ def test_a_loss_of_the_log_sum_exp_alone_has_gradients():
         assert torch.allclose(ours, exact, atol=1e-6)
 
 
+DIFFERENTIATED = [{}, {"dropout": 0.3, "seed": SEED}, {"window": 4, "causal": False}]
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
-@pytest.mark.parametrize("options", [{}, {"window": 4, "causal": False}, {"dropout": 0.3, "seed": SEED}], ids=str)
+@pytest.mark.parametrize("options", matrix(DIFFERENTIATED, DIFFERENTIATED[-1:]), ids=str)
 def test_gradients_are_derivatives(options, monkeypatch):
     tiled(monkeypatch, SMALL)
     generator = torch.Generator().manual_seed(0)
@@ -296,10 +299,11 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+NOT_CAUSAL = EVERYTHING | {"window": None, "causal": False, "T": (45, 37)}
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizer watches the interpreter")
-@pytest.mark.parametrize(
-    "case", [EVERYTHING, EVERYTHING | {"window": None, "causal": False, "T": (45, 37)}], ids=name_of
-)
+@pytest.mark.parametrize("case", matrix([EVERYTHING, NOT_CAUSAL], [EVERYTHING]), ids=name_of)
 def test_no_access_is_out_of_bounds_and_no_programs_race(case, monkeypatch):
     tiled(monkeypatch, SMALL)
     found, upstream = inputs(case)

@@ -7,6 +7,7 @@ import pytest
 
 from engine.run import report
 from tests.kernel_helpers import DEVICE
+from tests.matrices import matrix
 
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="counts launches of the interpreter")
 TRITON = ("--attention", "triton", "--norm-kernel", "triton")
@@ -41,10 +42,13 @@ def losses(run: Path) -> list[float]:
     return [row[name] for row in rows for name in ("train_loss", "val_loss") if row.get(name) is not None]
 
 
+OTHER_OPTIONS = ("--norm", "rms", "--positions", "alibi", "--window", 4, "--n-kv-head", 1)
+
+
 @interpreted
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--norm", "rms", "--positions", "alibi", "--window", 4, "--n-kv-head", 1)],
+    matrix([(), OTHER_OPTIONS], [OTHER_OPTIONS]),
     ids=["GPT-2", "the other options"],
 )
 def test_training_on_triton_has_the_losses_of_torch(cli, names, launches, no_samples, tmp_path, flags):

@@ -13,6 +13,7 @@ from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
 from tests.helpers import ok, refused
+from tests.matrices import matrix
 
 FLAGS = ("--", "--kind", "lines", "--model", "mlp", *TINY["mlp"][:2], "--steps", 4, "--eval-interval", 2)
 
@@ -33,6 +34,7 @@ def forks(cli, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_has_a_line_and_a_curve_for_each_family(cli, forks, names, tmp_path, drawn):
     done = ok(cli("-m bench.compare", "--data", names, "--seconds", 0.2, "--models", "bigram", "ngram", "--out", "c"))
     rows = numbers(tmp_path / "c/table.md")
@@ -82,7 +84,7 @@ def test_muon_is_timed_beside_that_of_torch_on_every_shape(monkeypatch, capsys):
     assert all(float(number) > 0 for row in rows for number in row[2:])
 
 
-@pytest.mark.parametrize("more", [(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], ids=str)
+@pytest.mark.parametrize("more", matrix([(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], [("--mix-ngram", 2)]), ids=str)
 def test_the_parts_of_a_step_add_up(cli, names, tmp_path, more):
     flags = ("--data", names, "--kind", "lines", "--n-embd", 8, "--n-layer", 1, "--steps", 3)
     first, *_ = ok(cli("-m bench.step", *flags, *more)).out.splitlines()
@@ -109,7 +111,7 @@ def test_what_has_no_step_to_time_is_refused(cli, names, flags, words):
     refused(cli("-m bench.step", "--data", names, "--kind", "lines", *flags), words)
 
 
-@pytest.mark.parametrize("search", ["grid", "random", "bayes"])
+@pytest.mark.parametrize("search", matrix(["grid", "random", "bayes"], ["bayes"]))
 def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, forks, names, tmp_path, search):
     flags = ("--data", names, "--lr", "0.001,0.01", "--n-embd", "4,8", "--search", search, "--out", "s")
     first = ok(cli("-m bench.sweep", *flags, "--trials", 2, *FLAGS))
@@ -132,6 +134,7 @@ def test_ranges_are_searched_inside_and_a_run_that_fails_is_left_out(cli, forks,
     assert len(re.findall("^trial .*: val ", done.out, re.M)) == len(rows)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, forks, process, names, tmp_path):
     flags = ("--data", names, "--lr", "0.001:0.1", "--search", "random", "--out", tmp_path / "s")
     running = process("-m bench.sweep", *flags, "--trials", 50, *FLAGS)
@@ -147,6 +150,7 @@ def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, forks, process, names
     assert len(rows) == kept + 1 and len({row[1] for row in rows}) == kept + 1, "nothing is drawn twice"
 
 
+@pytest.mark.exhaustive
 def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, forks, process, names, tmp_path):
     flags = ("--data", names, "--lr", "0.001,0.002,0.003,0.004", "--search", "grid", "--out", tmp_path / "s")
     running = process("-m bench.sweep", *flags, *FLAGS)

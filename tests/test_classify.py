@@ -15,6 +15,7 @@ from engine.config.settings import make
 from finetune.classify import baselines, classifier, labeller
 from finetune.classify.options import ClassifyConfig
 from tests.helpers import INT, TERM, at_call, summary
+from tests.matrices import matrix
 
 MODULE = "-m finetune.classify"
 QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 30, "--eval-interval", 15, "--batch-size", 8)
@@ -102,7 +103,7 @@ def test_a_baseline_that_is_too_large_keeps_its_most_frequent_ngrams(cli, sms, m
     assert f"(the 30 most frequent of {found['of_ngrams']:,} n-grams)" in done.out
 
 
-@pytest.mark.parametrize("train", ["head", "last:1", "lora", "all"])
+@pytest.mark.parametrize("train", matrix(["head", "last:1", "lora", "all"], ["head", "lora"]))
 @pytest.mark.parametrize("model", ["transformer", "gru"])
 def test_a_run_of_any_family_becomes_a_classifier(cli, sms, tmp_path, model, train):
     text = tmp_path / "text.txt"

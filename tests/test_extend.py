@@ -1,5 +1,6 @@
 """`--extend-vocabulary`: characters that the run of --init does not know get ids and rows of their own."""
 
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from engine.training.extend import load_extended
 from engine.training.trainer import Trainer
 from tests.conftest import NAMES, TINY
 from tests.helpers import INT, at_call, left, ok, quick, refused, summary, warnings_of
+from tests.matrices import matrix
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
 CAPITALS = "\n".join(name.capitalize() for name in NAMES) + "\n"  # new: some capitals
@@ -65,7 +67,7 @@ def test_old_ids_keep_their_weights_and_new_ones_start_as_the_mean(cli, model):
     assert checked == {"bigram": 2, "transformer": 1}.get(model, 2 if "untied" in model else 3)
 
 
-@pytest.mark.parametrize("model", ["bigram", "gru", "transformer", "mlp mixed"])
+@pytest.mark.parametrize("model", matrix(["bigram", "gru", "transformer", "mlp mixed"], ["bigram", "transformer"]))
 def test_a_run_extends_and_resumes_and_evaluates(cli, model):
     family, *mixed = model.split()
     parent(cli, family, *(["--mix-ngram", 3] if mixed else []))
@@ -108,18 +110,12 @@ def test_a_vocabulary_that_knows_every_character_is_refused(cli, tokenizer):
     refused(cli("train.py", "--data", "names.txt", "--extend-vocabulary"), "--extend-vocabulary goes with --init")
 
 
-@pytest.mark.parametrize(
-    "command, train",
-    [
-        ("classify", "all"),
-        ("classify", "head"),
-        ("classify", "last:1"),
-        ("classify", "lora"),
-        ("instruct", "all"),
-        ("instruct", "lora"),
-    ],
-)
-def test_fine_tuning_trains_the_new_rows_under_every_train(cli, command, train):
+TUNED = [*itertools.product(["classify"], ["all", "head", "last:1", "lora"]), ("instruct", "all"), ("instruct", "lora")]
+
+
+@pytest.mark.parametrize("tuning", matrix(TUNED, [("classify", "lora"), ("instruct", "all")]), ids="-".join)
+def test_fine_tuning_trains_the_new_rows_under_every_train(cli, tuning):
+    command, train = tuning
     parent(cli, "transformer", "--context", 40)
     rows = "".join(f"{label}\t{word} {name}\n" for name in NAMES for label, word in (("a", "SEE"), ("b", "win")))
     Path("rows.tsv").write_text(rows)

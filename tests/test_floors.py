@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.matrices import matrix
 
 GROUND = {"data", "kernels"}
 MAY_STAND_ON = {
@@ -127,7 +128,7 @@ except SystemExit as end:
     assert done.stderr.split()[-2:] == ["0" if "--help" in flags else "2", "False"]
 
 
-@pytest.mark.parametrize("run", ["transformer", "cnn-batch-norm", "gru-bpe"])
+@pytest.mark.parametrize("run", matrix(["transformer", "cnn-batch-norm", "gru-bpe"], ["transformer"]))
 def test_a_sample_is_written_without_torchs_compiler(run):
     check = """
 import runpy, sys

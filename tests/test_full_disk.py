@@ -14,6 +14,7 @@ from engine.run import checkpoint, folder, report
 from engine.training.metrics import Metrics
 from tests.conftest import NAMES
 from tests.helpers import LINES, STREAM, at_call, left, ok, quick, refused, trained
+from tests.matrices import matrix
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
 
@@ -76,7 +77,7 @@ MOMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment[1]}-{moment[2]}")
+@pytest.mark.parametrize("moment", matrix(MOMENTS, MOMENTS[::2]), ids=lambda moment: f"{moment[1]}-{moment[2]}")
 def test_a_disk_that_is_full_from_some_moment_on(cli, disk, moment):
     def fill() -> None:
         with open(disk / "filler", "wb", buffering=0) as filler:

@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.kernel_helpers import DEVICE
-from tests.matrices import matrix
 
 
 class Mutant(NamedTuple):
@@ -136,14 +135,14 @@ MUTANTS = {
         "linear",
     ),
 }
-EVERYDAY = ("missing scale", "mean of padding", "ignored rows with a gradient")  # one of each operation
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the mutants run in the interpreter")
-@pytest.mark.parametrize("name", matrix(MUTANTS, EVERYDAY))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", MUTANTS)
 def test_the_ordinary_tests_find(name, tmp_path):
     mutant = MUTANTS[name]
-    for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt"):
+    for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt", "finetune"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = tmp_path / "kernels" / mutant.file

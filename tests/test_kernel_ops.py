@@ -104,7 +104,7 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", matrix(SAMPLES, lambda name: "options" not in name))
 def test_operators_are_registered_as_torch_wants_them(name):
     op, arguments = SAMPLES[name]()
     torch.library.opcheck(op.default, arguments)

@@ -20,6 +20,7 @@ from makemore.counts.mixture import FOLDS
 from makemore.counts.ngram import count, discounts
 from tests.conftest import TINY
 from tests.helpers import configure, ok, refused, trained
+from tests.matrices import matrix
 
 FIXED = settings(max_examples=25, deadline=None, derandomize=True)
 BOS, A = 1, 6  # the first id that is no special
@@ -149,7 +150,7 @@ def test_counts_are_not_trusted_for_containing_the_answer(cli, tmp_path, kind):
     assert json.loads((tmp_path / "alone/summary.json").read_text())["val_loss"] > summary["val_loss"]
 
 
-@pytest.mark.parametrize("model", ["bigram", "mlp", "cnn", "rnn", "lstm", "gru", "transformer"])
+@pytest.mark.parametrize("model", matrix([*TINY], ["mlp", "lstm", "transformer"]))
 def test_every_neural_family_trains_evaluates_samples_and_scores_mixed(cli, names, model):
     run = trained(cli, model, data=names, kind="lines", mix_ngram=3)
     fixed, trained_ = (load_file(run / which / "model.safetensors") for which in ("base", "best"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.store import Split, TokenFile
 from engine import load_run
-from engine.run import novelty
+from engine.run import novelty, report
 from engine.run.novelty import KnownLines, Novelty, _longest_run
 from engine.run.samples import Sample
 from tests.conftest import NAMES
@@ -60,7 +60,8 @@ def test_known_lines_are_those_of_the_text(tmp_path_factory, lines, asked):
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:260"])
-def test_the_summary_and_json_say_how_much_was_copied(cli, tmp_path, tokenizer):
+def test_the_summary_and_json_say_how_much_was_copied(cli, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(report, "N_CHARACTERS", 500)
     text = "🙂 emma met ava; they spoke of noah. é\n" * 30
     (tmp_path / "text.txt").write_text(text, "utf-8")
     trained_any(cli, "ngram", data="text.txt", tokenizer=tokenizer)

@@ -67,7 +67,7 @@ def computed(path, model, tokens):
     return torch.stack(logits, 1)
 
 
-@pytest.mark.parametrize("kind", matrix(MODELS, ["ngram", "mlp", "cnn", "lstm", "modern"]))
+@pytest.mark.parametrize("kind", matrix(MODELS, ["bigram", "modern"]))
 def test_the_graph_computes_what_the_model_does(tmp_path, kind):
     model = made(**MODELS[kind])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -87,6 +87,7 @@ def test_a_context_of_one_token(tmp_path):
     assert (computed(tmp_path / "model.onnx", model, tokens) - model(tokens).logits).abs().max() < 2e-5
 
 
+@pytest.mark.exhaustive
 def test_large_logits_may_be_off_by_more(tmp_path):
     model = made(model="transformer", activation="gelu")
     model.ln_f.weight.data *= 2000
@@ -100,7 +101,7 @@ class Flat(NGram):
         return 0.5 * super().distribution(context_tokens) + 0.5 / self.vocab_size
 
 
-@pytest.mark.parametrize("what", ["attention", "scale", "counts"])
+@pytest.mark.parametrize("what", matrix(["attention", "scale", "counts"], ["scale"]))
 def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkeypatch, what):
     model = made(**MODELS["ngram" if what == "counts" else "transformer"])
     if what == "attention":
@@ -113,7 +114,7 @@ def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkey
         onnx.save(model, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("family", ["gru", "transformer"])
+@pytest.mark.parametrize("family", matrix(["gru", "transformer"], ["transformer"]))
 def test_a_run_goes_out_with_its_tokenizer(cli, names, family):
     trained(cli, family, data=names, kind="lines")
     told = ok(cli("-m export", "run", "--to", "onnx", "out")).out

@@ -16,6 +16,7 @@ from engine.run import samples
 from engine.run.generate import Sampling, generate
 from tests.conftest import NAMES
 from tests.helpers import FAMILIES, LINES, STREAM, ok, trained, trained_any
+from tests.matrices import matrix
 
 pytestmark = pytest.mark.usefixtures("names", "text")  # names.txt and text.txt stand where the commands run
 
@@ -35,7 +36,7 @@ def test_names_go_on_from_the_prompt_and_stop_at_their_end(cli, model):
     assert max(map(len, sample(cli, "--num", 30, "--max-new-tokens", 3))) == 3
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", matrix(FAMILIES, ["ngram", "gru", "transformer"]))
 def test_a_stream_goes_on_for_as_long_as_it_was_asked_to(cli, model):
     trained_any(cli, model, **STREAM)
     out = ok(cli("sample.py", "run", "--prompt", "emma met", "--seed", 1, "--max-new-tokens", 50)).out

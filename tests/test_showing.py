@@ -43,6 +43,7 @@ def test_help_shows_the_defaults_of_the_chosen_pair(cli):
     assert "--n-hidden INT" in shown and "(default: 256)" in shown.split("--n-hidden INT")[1][:160]
 
 
+@pytest.mark.exhaustive
 def test_a_machine_without_a_compiler_trains_on_without_it(process, tmp_path):
     training = process("train.py", *quick("mlp", **LINES, compile="on"), env={"CXX": "/nonexistent"})
     out, err = training.communicate(timeout=300)
