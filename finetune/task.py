@@ -57,19 +57,24 @@ class FineTuning(Task):
         )
 
 
-def tokenizer_for(config: TuneConfig, texts: list[str], parent: Run | None) -> Tokenizer:
+def tokenizer_for(
+    config: TuneConfig, explicit: set[str], texts: list[str], parent: Run | None
+) -> tuple[Any, Tokenizer]:
     """The vocabulary of `parent`, with `--extend-vocabulary` and the characters that `texts` have besides, which it
-    prints; without a parent a new one, by `--tokenizer`."""
+    prints; without a parent a new one, by `--tokenizer`. The configuration with it: where nothing is to be added,
+    `--extend-vocabulary` is off unless it was asked for."""
     characters = set().union(*texts)
     if parent:
         if not config.run.extend_vocabulary:
-            return parent.tokenizer
+            return config, parent.tokenizer
         assert isinstance(parent.tokenizer, CharTokenizer)  # `check_extendable` has passed
         tokenizer = parent.tokenizer.extended(characters)
+        if tokenizer.vocab_size == parent.tokenizer.vocab_size and "extend_vocabulary" not in explicit:
+            return replace(config, extend_vocabulary=False), parent.tokenizer
         extend.tell_added(parent.tokenizer, tokenizer)
-        return tokenizer
+        return config, tokenizer
     check_name(config.text.tokenizer)
-    return make(config.text.tokenizer, "".join(sorted(characters)), (f"{text}\n" for text in texts))
+    return config, make(config.text.tokenizer, "".join(sorted(characters)), (f"{text}\n" for text in texts))
 
 
 def check_unknown(unknown: int, texts: Iterable[str], side: str, config: TuneConfig, tokenizer: Tokenizer) -> None:

@@ -33,7 +33,7 @@ class Classification(FineTuning):
         self, config: ClassifyConfig, explicit: set[str], parent: Run | None
     ) -> tuple[ClassifyConfig, ClassifierData]:
         labelled = read_labelled(config)
-        tokenizer = tokenizer_for(config, [e.text for e in labelled.sides["train"]], parent)
+        config, tokenizer = tokenizer_for(config, explicit, [e.text for e in labelled.sides["train"]], parent)
         config = settled(config, explicit, labelled, tokenizer, parent.model if parent else None)
         return config, encode_sides(labelled, tokenizer, config)
 

@@ -36,7 +36,7 @@ class Instructions(FineTuning):
     ) -> tuple[InstructConfig, InstructData]:
         material = read_material(config)
         name = config.text.template or (parent.template if parent else None) or "chatml"
-        tokenizer = tokenizer_for(config, material.texts("train", name), parent)
+        config, tokenizer = tokenizer_for(config, explicit, material.texts("train", name), parent)
         template, model = Template(name, tokenizer), parent.model if parent else None
         config = replace(config, template=name, context=_context(config, explicit, material, template, model))
         return config, encode_sides(material, template, config)
