@@ -273,6 +273,20 @@ def test_a_loss_of_the_log_sum_exp_alone_has_gradients():
         assert torch.allclose(ours, exact, atol=1e-6)
 
 
+@pytest.mark.parametrize("T", [45, 100])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_negative_slope_is_no_trap(T, causal):
+    q, k, v = torch.randn(3, 1, 2, T, 16, device=DEVICE)
+    slopes = torch.tensor([-1.0, -0.25], device=DEVICE)
+    found = {}
+    for backend in ("torch", "triton"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        kernels.attention(*leaves, slopes=slopes, causal=causal, backend=backend).square().sum().backward()
+        found[backend] = [x.grad for x in leaves]
+    for ours, theirs in zip(found["triton"], found["torch"], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
 DIFFERENTIATED = [{}, {"dropout": 0.3, "seed": SEED}, {"window": 4, "causal": False}]
 
 

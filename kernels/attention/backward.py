@@ -157,6 +157,8 @@ def _dkv_tiles(
             s, row_max[None, :], inv_sum[None, :], query[None, :] + offset, key[:, None], n_keys, window, scale, slope,
             MASKED, CAUSAL, WINDOWED, ALIBI, ACC,
         )  # fmt: skip
+        if MASKED:  # a row past the last has no score: with a negative slope what was computed can be infinite
+            p = tl.where(inside[None, :], p, 0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
         if DROPOUT:
             kept = dropout_keeps(seed, query[None, :], key[:, None], head, threshold)
@@ -210,7 +212,8 @@ def dkv_kernel(
     last_key = tl.minimum(first_key + BLOCK_N, n_keys) - 1
     lo, full_lo, full_hi, hi = queries_of(first_key, last_key, offset, n_queries, window, CAUSAL, WINDOWED, BLOCK_M)
     head_offset = stats_offset(b, h, H, q_row0, Tq, VARLEN)
-    for part in tl.static_range(0 if CAUSAL or WINDOWED else 1, 3):
+    # All three parts, even where the first is empty: a loop that starts on fresh accumulators serializes wgmma.
+    for part in tl.static_range(0, 3):
         dk, dv = _dkv_tiles(
             dk, dv, k, v, Q + q_offset + wide(h) * sqh, DOUT + g_offset + wide(h) * sgh, sqt, sgt,
             ROW_MAX, INV_SUM, DELTA, head_offset, first_key + n, offset, n_queries, n_keys,
