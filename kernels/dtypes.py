@@ -19,8 +19,10 @@ def refuse_float64(name: str, x: torch.Tensor) -> None:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype that autocast casts to on x's device; None where it is off."""
+    """The dtype that autocast casts x to; None where it is off, and for float64, which it leaves alone."""
     kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast to ask about
+    if (
+        x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind)
+    ):  # meta has no autocast to ask about
         return None
     return torch.get_autocast_dtype(kind)

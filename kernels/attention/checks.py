@@ -22,7 +22,7 @@ def check_arguments(q, k, v, window, slopes, scale, dropout, seed) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES:
             raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != q.dtype and autocast_dtype(q) is None:
+        if x.dtype != q.dtype and (autocast_dtype(q) is None or autocast_dtype(x) is None):
             raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}; they have to be the same")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}; they have to be together")
