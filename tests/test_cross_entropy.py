@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels.cross_entropy import kernel, reference
@@ -223,11 +224,47 @@ def test_a_second_derivative_is_refused_and_not_made_up():
         gradient.square().sum().backward()
 
 
+def test_a_gradient_in_place_has_no_derivative():
+    leaf = torch.randn(3, 9, device=DEVICE, requires_grad=True)
+    loss = kernels.cross_entropy(leaf * 1, torch.tensor([1, 2, 3], device=DEVICE), in_place=True, backend="triton")
+    with pytest.raises(RuntimeError, match="leave out create_graph=True"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("trained", [(), ("hidden",), ("weight",), ("bias",), ("hidden", "bias")], ids=str)
+def test_nothing_is_computed_for_what_needs_no_gradient(trained, backend):
+    inputs = {"hidden": torch.randn(12, 4), "weight": torch.randn(9, 4), "bias": torch.randn(9)}
+    inputs = {name: x.to(DEVICE).requires_grad_(name in trained) for name, x in inputs.items()}
+    targets = torch.randint(9, (12,), device=DEVICE)
+    made = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            if function is torch.ops.charlm.linear_cross_entropy.default:
+                made.update(zip(inputs, result[1:], strict=True))
+            return result
+
+    with Watch():
+        loss = kernels.linear_cross_entropy(**inputs, targets=targets, chunk_rows=5, backend=backend)
+    assert {name for name, gradient in made.items() if gradient.numel()} == set(trained)
+    if trained:
+        loss.backward()
+        exact = reference.linear_cross_entropy(inputs["hidden"], inputs["weight"], targets, inputs["bias"])
+        wanted = torch.autograd.grad(exact, [inputs[name] for name in trained])
+        assert all(torch.allclose(inputs[name].grad, x, atol=1e-5) for name, x in zip(trained, wanted, strict=True))
+    assert all(x.grad is None for name, x in inputs.items() if name not in trained)
+
+
 def test_memory_that_cannot_take_a_gradient_in_place_is_refused():
     targets = torch.tensor([1, 2, 3], device=DEVICE)
     leaf = torch.randn(3, 9, device=DEVICE, requires_grad=True)
     with pytest.raises(ValueError, match="in_place is True and logits is a leaf"):
         kernels.cross_entropy(leaf, targets, in_place=True, backend="triton")
+    for view in (leaf[:], leaf.view(-1, 9), leaf.T.T):
+        with pytest.raises(ValueError, match="in_place is True and logits is a view of a leaf"):
+            kernels.cross_entropy(view, targets, in_place=True, backend="triton")
     with pytest.raises(ValueError, match="in_place is True and the rows of logits share memory"):
         kernels.cross_entropy(torch.randn(1, 9, device=DEVICE).expand(3, 9), targets, in_place=True, backend="triton")
 
@@ -238,8 +275,11 @@ def test_a_target_outside_of_the_vocabulary_is_not_passed_over():
     if DEVICE == "cuda":
         assert kernels.cross_entropy(**found, backend="triton").isnan()
         return
-    with pytest.raises(ValueError, match=r"targets\[5\] is 9; it may be 0 to 8, or -1 to ignore"):
-        kernels.cross_entropy(**found, backend="triton")
+    for backend in ("torch", "triton"):
+        with pytest.raises(ValueError, match=r"targets\[5\] is 9; it may be 0 to 8, or -1 to ignore"):
+            kernels.cross_entropy(**found, backend=backend)
+        with pytest.raises(ValueError, match=r"targets\[5\] is -100"):
+            kernels.cross_entropy(found["logits"], found["targets"].where(found["targets"] < 9, -100), backend=backend)
     with pytest.raises(ValueError, match=r"targets\[5\] is 9"):
         kernels.linear_cross_entropy(torch.randn(12, 4), torch.randn(9, 4), found["targets"])
 

@@ -98,7 +98,7 @@ SAMPLES = {
             0.1,
             2,
             True,
-            True,
+            [True] * 3,
         ),
     ),
 }
@@ -148,6 +148,19 @@ def test_checkpointing_draws_the_same_dropout_again():
         out.square().sum().backward()
         found.append([out.detach(), q.grad.clone()])
     assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_leaves_float64_alone(backend):
+    q, hidden, weight = (torch.randn(shape, dtype=torch.float64) for shape in ((1, 2, 3, 8), (3, 8), (9, 8)))
+    targets = torch.tensor([1, 0, 8])
+    exact = kernels.attention(q, q, q, backend=backend), kernels.linear_cross_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kernels.attention(q, q, q, backend=backend), exact[0])
+        assert torch.equal(kernels.linear_cross_entropy(hidden, weight, targets, backend=backend), exact[1])
+        with pytest.raises(ValueError, match="weight is torch.float64 and hidden is torch.float32"):
+            kernels.linear_cross_entropy(hidden.float(), weight, targets, backend=backend)
 
 
 def test_autocast_narrows_attention_and_leaves_norms_and_losses_precise():

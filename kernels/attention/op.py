@@ -16,6 +16,7 @@ from kernels.attention.call import Call
 from kernels.attention.checks import check_arguments, check_rank, check_starts, longest_sequences
 from kernels.dispatch import use_triton
 from kernels.dtypes import autocast_dtype, precise_dtype, refuse_float64
+from kernels.transforms import Transformable, is_forward_mode, refuse_forward_mode
 
 MAX_HEAD_SIZE = 128
 
@@ -122,13 +123,14 @@ class Attention(nn.Module):
 
 
 def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, starts_k) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode("attention", q, k, v)
     if narrow := autocast_dtype(q):
         q, k, v = (x.to(narrow) for x in (q, k, v))
     refuse_float64("q", q)
     if q.shape[-1] > MAX_HEAD_SIZE:
         raise ValueError(f"q has head size {q.shape[-1]}; the Triton kernels take 1 to {MAX_HEAD_SIZE}")
     slopes = None if slopes is None else slopes.detach()
-    out, lse, _ = torch.ops.charlm.attention(
+    out, lse, _ = _forward(
         q, k, v, slopes, _seed(seed, dropout, q), starts_q, starts_k, causal, window, _scale(scale, q), dropout
     )
     return out, lse
@@ -138,7 +140,7 @@ def _torch(q, k, v, causal, window, slopes, scale, dropout, seed, return_lse):
     """Attention by torch's own kernels where they can compute it, else by the plain reference."""
     Tq, Tk = q.shape[2], k.shape[2]
     slopes = None if slopes is None else slopes.detach()
-    if return_lse or (seed is not None and dropout > 0) or Tq > Tk:
+    if return_lse or (seed is not None and dropout > 0) or Tq > Tk or is_forward_mode(q, k, v):
         options = {"causal": causal, "window": window, "slopes": slopes, "scale": scale}
         options |= {"dropout": dropout, "seed": _seed(seed, dropout, q)}
         out, lse = _at_least_float32(reference.attention, q, k, v, **options)
@@ -220,11 +222,13 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dout, dlse, _):
-    dq, dk, dv = torch.ops.charlm.attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.options)
+    dq, dk, dv = _gradients(dout, dlse, *ctx.saved_tensors, *ctx.options)
     return dq, dk, dv, *([None] * 8)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+_forward = Transformable(torch.ops.charlm.attention, _setup_context, _backward)
+_gradients = Transformable(torch.ops.charlm.attention_backward)
 
 
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

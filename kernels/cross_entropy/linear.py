@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.cross_entropy.op import IGNORE, check_shared, check_targets, empty_outputs
+from kernels.cross_entropy.op import IGNORE, check_shared, check_targets, cross_entropy, empty_outputs
 from kernels.dispatch import use_triton
 from kernels.dtypes import DTYPES, autocast_dtype, precise_dtype, refuse_float64
+from kernels.transforms import is_forward_mode, is_transformed, refuse_forward_mode
 
 CHUNK_ELEMENTS = 1 << 25  # logits of one chunk: 128 MB in float32
 
@@ -33,19 +34,30 @@ def linear_cross_entropy(
 
     At most `chunk_rows` rows of logits exist at a time (by default as many as 128 MB of float32 hold), forward and
     backward: the gradients are made in the forward, with the matrix products of torch, and saved instead of the logits.
-    Under autocast the products are in its dtype, the losses in float32. Raises as `cross_entropy`."""
+    Nothing is computed for an input that needs no gradient. Under autocast the products are in its dtype, the losses in
+    float32. Inside a transform of torch.func and for forward-mode derivatives all logits are held, and differentiated
+    by torch. Raises as `cross_entropy`."""
     _check(hidden, weight, targets, bias, label_smoothing, chunk_rows)
     by_triton = use_triton(backend, hidden.device, wins=False)
     if by_triton:
+        refuse_forward_mode("linear_cross_entropy", hidden, weight, bias)
         refuse_float64("hidden", hidden)
     if narrow := autocast_dtype(hidden):
         hidden, weight = hidden.to(narrow), weight.to(narrow)
         bias = None if bias is None else bias.to(narrow)
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    if is_transformed() or is_forward_mode(hidden, weight, bias):
+        return cross_entropy(
+            F.linear(hidden, weight, bias),
+            targets,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            backend="triton" if by_triton else "torch",
+        )
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     loss, _, _, _ = torch.ops.charlm.linear_cross_entropy(
-        hidden, weight, bias, targets, ignore_index, label_smoothing, chunk_rows, by_triton, needs_grad
+        hidden, weight, bias, targets, ignore_index, label_smoothing, chunk_rows, by_triton, wanted
     )
     return loss
 
@@ -79,43 +91,47 @@ class LinearCrossEntropy(nn.Linear):
 @torch.library.custom_op("charlm::linear_cross_entropy", mutates_args=())
 def _forward_op(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore: int, smoothing: float,
-    chunk_rows: int, by_triton: bool, needs_grad: bool,
+    chunk_rows: int, by_triton: bool, wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`wanted`: of hidden, weight and bias, which need a gradient."""
     check_targets(targets, weight.shape[0], ignore)
-    loss, dhidden, dweight, dbias = _empty_outputs(hidden, weight, bias, needs_grad)
+    loss, dhidden, dweight, dbias = _empty_outputs(hidden, weight, wanted)
+    of_hidden, of_weight, of_bias = wanted
     for x in (loss, dweight, dbias):
         x.zero_()
     for start in range(0, len(hidden), chunk_rows):
         chunk, chunk_targets = hidden[start : start + chunk_rows], targets[start : start + chunk_rows]
         logits = F.linear(chunk, weight, bias)
-        losses, gradient = _loss_and_gradient(logits, chunk_targets, ignore, smoothing, by_triton, needs_grad)
+        losses, gradient = _loss_and_gradient(logits, chunk_targets, ignore, smoothing, by_triton, any(wanted))
         loss += losses.sum()
-        if gradient is not None:
+        if gradient is None:
+            continue
+        if of_hidden:
             dhidden[start : start + chunk_rows] = gradient @ weight
+        if of_weight:
             dweight += gradient.T @ chunk
-            if bias is not None:
-                dbias += gradient.sum(0, dtype=dbias.dtype)
+        if of_bias:
+            dbias += gradient.sum(0, dtype=dbias.dtype)
     return loss, dhidden, dweight, dbias
 
 
 @_forward_op.register_fake
-def _(hidden, weight, bias, targets, ignore, smoothing, chunk_rows, by_triton, needs_grad):
-    return _empty_outputs(hidden, weight, bias, needs_grad)
+def _(hidden, weight, bias, targets, ignore, smoothing, chunk_rows, by_triton, wanted):
+    return _empty_outputs(hidden, weight, wanted)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    hidden, weight, bias, *_ = inputs
+    *differentiable, _, _, _, _, _, ctx.wanted = inputs
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
-    ctx.has_bias, ctx.dtypes = bias is not None, (hidden.dtype, weight.dtype)
+    ctx.dtypes = [None if x is None else x.dtype for x in differentiable]
     ctx.save_for_backward(*gradients)
 
 
 def _backward(ctx, upstream, *_):
-    hidden_dtype, weight_dtype = ctx.dtypes
-    dhidden, dweight, dbias = torch.ops.charlm.linear_cross_entropy_backward(upstream, *ctx.saved_tensors)
-    dbias = dbias.to(weight_dtype) if ctx.has_bias else None
-    return dhidden.to(hidden_dtype), dweight.to(weight_dtype), dbias, *([None] * 6)
+    gradients = torch.ops.charlm.linear_cross_entropy_backward(upstream, *ctx.saved_tensors)
+    wanted = zip(gradients, ctx.dtypes, ctx.wanted, strict=True)
+    return *(gradient.to(dtype) if is_wanted else None for gradient, dtype, is_wanted in wanted), *([None] * 6)
 
 
 @torch.library.custom_op("charlm::linear_cross_entropy_backward", mutates_args=())
@@ -159,17 +175,16 @@ def _loss_and_gradient(
     return losses, p.masked_fill_(~counted[:, None], 0.0).to(logits.dtype)
 
 
-def _empty_outputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty tensors for the loss and the gradients; without elements for a gradient that is not needed. Those of weight
+def _empty_outputs(hidden: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty tensors for the loss and the gradients; without elements for a gradient that is not wanted. Those of weight
     and bias are sums over chunks, so in float32 at least."""
     dtype = precise_dtype(hidden)
+    of_hidden, of_weight, of_bias = wanted
     return (
         hidden.new_empty((), dtype=dtype),
-        hidden.new_empty(hidden.shape if needs_grad else (0,)),
-        weight.new_empty(weight.shape if needs_grad else (0,), dtype=dtype),
-        weight.new_empty(weight.shape[:1] if needs_grad and bias is not None else (0,), dtype=dtype),
+        hidden.new_empty(hidden.shape if of_hidden else (0,)),
+        weight.new_empty(weight.shape if of_weight else (0,), dtype=dtype),
+        weight.new_empty(weight.shape[:1] if of_bias else (0,), dtype=dtype),
     )
 
 
@@ -185,7 +200,7 @@ def _check(hidden, weight, targets, bias, label_smoothing, chunk_rows) -> None:
             continue
         if x.dtype not in DTYPES:
             raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != hidden.dtype and autocast_dtype(hidden) is None:
+        if x.dtype != hidden.dtype and (autocast_dtype(hidden) is None or autocast_dtype(x) is None):
             raise ValueError(f"{name} is {x.dtype} and hidden is {hidden.dtype}; they have to be the same")
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they have to be together")

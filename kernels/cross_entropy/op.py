@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kernels.dispatch import use_triton
 from kernels.dtypes import DTYPES, precise_dtype, refuse_float64
+from kernels.transforms import Transformable, is_transformed, refuse_forward_mode
 
 IGNORE = -1
 REDUCTIONS = ("sum", "mean", "none")
@@ -32,7 +33,7 @@ def cross_entropy(
 
     `label_smoothing`: this share of every target is spread over the whole vocabulary (Szegedy et al. 2016).
     `in_place`: the backward writes the gradient over the logits, whose values are gone then; backend "triton" only, and
-    not for a leaf.
+    not for a leaf or a view of one.
     Saved for the backward: the logits, and two float32 numbers a row. A target that is neither in the vocabulary nor
     `ignore_index` raises on the CPU; on a GPU loss and gradient of its row are NaN in Triton, and torch stops.
 
@@ -41,20 +42,15 @@ def cross_entropy(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it may be {', '.join(REDUCTIONS)}")
     if use_triton(backend, logits.device, wins=False):
+        refuse_forward_mode("cross_entropy", logits)
         refuse_float64("logits", logits)
         if in_place:
             _check_in_place(logits)
-        losses, _, _ = torch.ops.charlm.cross_entropy(logits, targets, ignore_index, label_smoothing, in_place)
+        losses, _, _ = _forward(logits, targets, ignore_index, label_smoothing, in_place)
     elif in_place:
         raise ValueError("in_place is True, which the torch backend does not have; use backend='triton'")
     else:
-        losses = F.cross_entropy(
-            logits.float() if logits.dtype != torch.float64 else logits,
-            targets,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction="none",
-        )
+        losses = _torch(logits, targets, ignore_index, label_smoothing)
     if reduction == "none":
         return losses
     total = losses.sum()
@@ -84,6 +80,17 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(logits, targets, **self.options)
+
+
+def _torch(logits: Tensor, targets: Tensor, ignore: int, smoothing: float) -> Tensor:
+    """The loss of each row (N,) by torch."""
+    try:
+        return F.cross_entropy(
+            logits.to(precise_dtype(logits)), targets, ignore_index=ignore, label_smoothing=smoothing, reduction="none"
+        )
+    except IndexError:  # which says less
+        check_targets(targets, logits.shape[1], ignore)
+        raise
 
 
 @torch.library.custom_op("charlm::cross_entropy", mutates_args=())
@@ -138,14 +145,20 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, upstream, _, __):
     logits, targets, row_max, inv_sum = ctx.saved_tensors
     if ctx.in_place:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the gradient of cross_entropy(in_place=True) has no derivative: leave out create_graph=True or it"
+            )
         logits = logits.detach()  # shares values and version: a second backward sees that they changed, and raises
         torch.ops.charlm.cross_entropy_backward_(upstream, logits, targets, row_max, inv_sum, *ctx.options)
         return logits, None, None, None, None
-    gradient = torch.ops.charlm.cross_entropy_backward(upstream, logits, targets, row_max, inv_sum, *ctx.options)
+    gradient = _gradients(upstream, logits, targets, row_max, inv_sum, *ctx.options)
     return gradient, None, None, None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+_forward = Transformable(torch.ops.charlm.cross_entropy, _setup_context, _backward)
+_gradients = Transformable(torch.ops.charlm.cross_entropy_backward)
 
 
 def empty_outputs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,8 +179,14 @@ def check_targets(targets: Tensor, vocabulary: int, ignore: int) -> None:
 
 
 def _check_in_place(logits: Tensor) -> None:
-    if logits.is_leaf and logits.requires_grad:
-        raise ValueError("in_place is True and logits is a leaf, whose values would be lost; it may be a result only")
+    owner = logits if logits._base is None else logits._base
+    if owner.is_leaf and owner.requires_grad:
+        kind = "a leaf" if owner is logits else "a view of a leaf"
+        raise ValueError(f"in_place is True and logits is {kind}, whose values would be lost; it may be a result only")
+    if is_transformed():
+        raise ValueError(
+            "in_place is True inside a transform of torch.func, which needs the logits again: leave it out"
+        )
     if logits.shape[0] > 1 and logits.stride(0) < logits.shape[1]:
         raise ValueError(
             "in_place is True and the rows of logits share memory; they have to lie apart: use contiguous()"

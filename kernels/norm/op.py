@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels.dispatch import use_triton
 from kernels.dtypes import DTYPES, autocast_dtype, refuse_float64
+from kernels.transforms import Transformable, refuse_forward_mode
 
 MAX_WIDTH = 65536
 
@@ -85,8 +86,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 def _triton(x, residual, weight, bias, eps, rms):
+    refuse_forward_mode("a norm", x, residual, weight, bias)
     refuse_float64("x", x)
-    y, s, _, _ = torch.ops.charlm.norm(x, residual, weight, bias, eps, rms)
+    y, s, _, _ = _forward(x, residual, weight, bias, eps, rms)
     return y if residual is None else (y, s)
 
 
@@ -150,7 +152,7 @@ def _backward(ctx, dy, ds, _, __):
     x_dtype, residual_dtype, bias_dtype = ctx.dtypes
     dy = torch.zeros_like(s) if dy is None else dy
     ds = ds if residual_dtype is not None else None
-    dx, dw, db = torch.ops.charlm.norm_backward(dy, ds, s, weight, bias_dtype is not None, mean, rstd, ctx.rms)
+    dx, dw, db = _gradients(dy, ds, s, weight, bias_dtype is not None, mean, rstd, ctx.rms)
     return (
         dx.to(x_dtype),
         None if residual_dtype is None else dx.to(residual_dtype),
@@ -162,6 +164,8 @@ def _backward(ctx, dy, ds, _, __):
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+_forward = Transformable(torch.ops.charlm.norm, _setup_context, _backward)
+_gradients = Transformable(torch.ops.charlm.norm_backward)
 
 
 def _empty_outputs(x: Tensor, residual: Tensor | None, rms: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
