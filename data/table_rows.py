@@ -10,8 +10,8 @@ from data.errors import UserError
 
 
 def table_rows(path: Path, chunks: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The rows of the table `path` whose text `chunks` hold: the number of the last line and the fields of each, without
-    blank lines. In TSV quotes are data, and tabs beyond the number of the first line belong to the last column.
+    """The rows of the table `path`, whose text is `chunks`, without blank ones: of each the number of its last line and
+    its fields. In TSV quotes are data, and tabs beyond the number of the first line belong to the last column.
 
     Raises UserError, with the file and the line, for invalid CSV."""
     lines = reading.numbered_lines(chunks)
