@@ -23,6 +23,7 @@ import torch
 
 MAX_SPILL = 64  # bytes a thread
 MAX_SHARED = {"sm80": 166_912, "sm90": 232_448, "hip": 65_536}  # bytes a program: A100, H100 and H200, MI300
+ODD_SIZES = (40, 72, 80, 100)  # no power of two: part of a tile is empty
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
@@ -59,13 +60,24 @@ def _attention(target: str) -> Iterator[Case]:
     from kernels.attention.launch import constants
 
     given = torch.zeros(1)  # only whether a tensor is there matters
+    options = {
+        "window": {"window": 7},
+        "ALiBi": {"slopes": given},
+        "dropout": {"dropout": 0.5, "seed": given},
+        "packed": {"starts_q": given, "starts_k": given},
+    }
+    chosen = [(), *((name,) for name in options), tuple(options)]  # each alone, and all
     plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
-    everything = Call(False, 7, 1.0, 0.5, given, given, given, given, 0, 0)
-    sizes = (16, 32, 64, 80, 128)
-    for kernel, dtype, size, call in itertools.product(
-        ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, (plain, everything)
+    sizes = (16, 32, 64, 128, *ODD_SIZES)
+    for kernel, dtype, size, names, causal in itertools.product(
+        ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
     ):
-        note = f"head size {size}, {'causal' if call is plain else 'window, ALiBi, dropout, packed'}"
+        if size in ODD_SIZES and (names or not causal) and (causal or len(names) < len(options)):
+            continue  # of these the plain causal kernel and the one with everything
+        call = plain._replace(causal=causal)
+        for name in names:
+            call = call._replace(**options[name])
+        note = f"head size {size}, {', '.join(('causal' if causal else 'full', *names))}"
         settings = constants(kernel, size, dtype, target, call)
         module = "attention.forward" if kernel == "forward" else "attention.backward"
         yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
@@ -114,7 +126,6 @@ _TYPES = {
     "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32",
 }  # fmt: skip
 _SIZES = {"H", "GROUP", "C"}
-_STRIDES = {f"s{tensor}{axis}" for tensor in "qkvog" for axis in "bht"}  # multiples of 16, as head sizes mostly are
 
 
 def compile_case(case: Case) -> Usage:
@@ -138,7 +149,7 @@ def compile_case(case: Case) -> Usage:
             continue
         is_pointer = name.isupper() and name not in _SIZES
         signature[name] = _TYPES.get(name, POINTERS[case.dtype] if is_pointer else "i32")
-        if is_pointer or name in _STRIDES:
+        if is_pointer:
             aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     log = io.StringIO()

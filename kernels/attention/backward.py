@@ -11,6 +11,7 @@ import triton.language as tl
 
 from kernels.attention.parts import (
     LOG2E,
+    NUMBERS,
     dropout_keeps,
     keys_of,
     locate,
@@ -19,6 +20,7 @@ from kernels.attention.parts import (
     sees,
     stats_offset,
     store_rows,
+    strides,
     wide,
 )
 
@@ -67,7 +69,7 @@ def _dq_tiles(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*(f"s{tensor}{axis}" for tensor in "qkvog" for axis in "bht"), *NUMBERS])
 def dq_kernel(
     Q, K, V, OUT, DOUT, DLSE, ROW_MAX, INV_SUM, DELTA, DQ, STARTS_Q, STARTS_K, SLOPES, SEED,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sob, soh, sot, sgb, sgh, sgt,
@@ -77,6 +79,11 @@ def dq_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute dq of one tile of queries of one head, and delta: each row's sum of dout * out, less its dlse."""
+    sqb, sqh, sqt = strides(sqb, sqh, sqt)
+    skb, skh, skt = strides(skb, skh, skt)
+    svb, svh, svt = strides(svb, svh, svt)
+    sob, soh, sot = strides(sob, soh, sot)
+    sgb, sgh, sgt = strides(sgb, sgh, sgt)
     n_tiles = tl.cdiv(longest, BLOCK_M)
     tile = n_tiles - 1 - tl.program_id(0) % n_tiles
     head = tl.program_id(0) // n_tiles
@@ -172,7 +179,7 @@ def _dkv_tiles(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*(f"s{tensor}{axis}" for tensor in "qkvg" for axis in "bht"), *NUMBERS])
 def dkv_kernel(
     Q, K, V, DOUT, ROW_MAX, INV_SUM, DELTA, DK, DV, STARTS_Q, STARTS_K, SLOPES, SEED,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sgb, sgh, sgt,
@@ -182,6 +189,10 @@ def dkv_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute what one query head adds to the gradients of one tile of keys and values."""
+    sqb, sqh, sqt = strides(sqb, sqh, sqt)
+    skb, skh, skt = strides(skb, skh, skt)
+    svb, svh, svt = strides(svb, svh, svt)
+    sgb, sgh, sgt = strides(sgb, sgh, sgt)
     n_tiles = tl.cdiv(longest, BLOCK_N)
     tile = tl.program_id(0) % n_tiles  # the first keys first: under a causal mask most queries see them
     head = tl.program_id(0) // n_tiles

@@ -11,6 +11,7 @@ import triton.language as tl
 from kernels.attention.parts import (
     LN2,
     LOG2E,
+    NUMBERS,
     dropout_keeps,
     keys_of,
     locate,
@@ -18,6 +19,7 @@ from kernels.attention.parts import (
     sees,
     stats_offset,
     store_rows,
+    strides,
     wide,
 )
 
@@ -58,7 +60,7 @@ def _forward_tiles(
     return acc, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*(f"s{tensor}{axis}" for tensor in "qkv" for axis in "bht"), *NUMBERS])
 def forward_kernel(
     Q, K, V, OUT, LSE, ROW_MAX, INV_SUM, STARTS_Q, STARTS_K, SLOPES, SEED,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt,
@@ -68,6 +70,9 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute output, log-sum-exp, row_max and inv_sum of one tile of queries of one head."""
+    sqb, sqh, sqt = strides(sqb, sqh, sqt)
+    skb, skh, skt = strides(skb, skh, skt)
+    svb, svh, svt = strides(svb, svh, svt)
     n_tiles = tl.cdiv(longest, BLOCK_M)
     tile = n_tiles - 1 - tl.program_id(0) % n_tiles  # the tiles with the most keys first
     head = tl.program_id(0) // n_tiles

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.attention.backward import dkv_kernel, dq_kernel
 from kernels.attention.call import Call
 from kernels.attention.forward import forward_kernel
+from kernels.attention.parts import ALIGN
 from kernels.dispatch import on_its_device, target_of
 
 
@@ -86,6 +87,7 @@ def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: boo
 @on_its_device
 def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor, softmax_stats: Tensor) -> None:
     """Fill `out` (B, H, Tq, D) laid out (B, Tq, H, D), `lse` (B, H, Tq) and `softmax_stats` (2, B, H, Tq)."""
+    q, k, v = map(_aligned, (q, k, v))
     row_max, inv_sum = softmax_stats
     arguments = (q, k, v, out, lse, row_max, inv_sum, *_optional(call, q), *_strides(q, k, v))
     launch("forward", call.longest_q, q, k, call, arguments)
@@ -105,6 +107,7 @@ def backward(
 ) -> None:
     """Fill `gradients`, those of q, k and v, each laid out (B, T, H, D)."""
     dq, dk, dv = gradients
+    q, k, v, out, dout = map(_aligned, (q, k, v, out, dout))
     row_max, inv_sum = softmax_stats
     delta = torch.empty_like(row_max)
     stats = row_max, inv_sum, delta
@@ -158,5 +161,18 @@ def _optional(call: Call, q: Tensor) -> tuple[Tensor, ...]:
     return tuple(q if x is None else x for x in (call.starts_q, call.starts_k, call.slopes, call.seed))
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """x (B, H, T, D), or where its rows do not all begin at a multiple of ALIGN elements a copy whose rows do: a view
+    that is off by some elements, or a head size that ALIGN does not divide."""
+    sizes_and_strides = zip(x.shape[:3], x.stride()[:3], strict=True)
+    if x.data_ptr() % 16 == 0 and all(stride % ALIGN.value == 0 for size, stride in sizes_and_strides if size > 1):
+        return x
+    B, H, T, D = x.shape
+    room = x.new_empty(B, T, H, -(-D // ALIGN.value) * ALIGN.value)
+    return room[..., :D].transpose(1, 2).copy_(x)
+
+
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+    """The strides of aligned tensors in units of ALIGN; those along one element are never used."""
+    pairs = (pair for x in tensors for pair in zip(x.shape[:3], x.stride()[:3], strict=True))
+    return tuple(stride // ALIGN.value if size > 1 else 0 for size, stride in pairs)

@@ -15,6 +15,11 @@ if interpreting():
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# Strides are multiples of this many elements (16 bytes of bfloat16, the most that is loaded at once), and come divided
+# by it: of a stride Triton itself knows multiples of 16 or nothing, and loads head size 40 two bytes at a time.
+ALIGN = tl.constexpr(8)
+# The numbers that a kernel is not compiled anew for. What runs is then what kernels.aot compiles.
+NUMBERS = ("H", "GROUP", "Tq", "Tk", "longest", "window", "threshold")
 PHILOX_ROUNDS = tl.constexpr(7)  # Salmon et al. 2011: the fewest that pass BigCrush
 
 
@@ -22,6 +27,12 @@ PHILOX_ROUNDS = tl.constexpr(7)  # Salmon et al. 2011: the fewest that pass BigC
 def wide(number):
     """A number as int64, for offsets into a tensor of more than 2^31 elements."""
     return tl.zeros([], tl.int64) + number
+
+
+@triton.jit
+def strides(batch, head, row):
+    """The strides in elements."""
+    return wide(batch) * ALIGN, wide(head) * ALIGN, row * ALIGN
 
 
 @triton.jit
