@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,7 +60,7 @@ def _attention(target: str) -> Iterator[Case]:
     from kernels.attention.launch import constants
 
     given = torch.zeros(1)  # only whether a tensor is there matters
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "window": {"window": 7},
         "ALiBi": {"slopes": given},
         "dropout": {"dropout": 0.5, "seed": given},
@@ -79,6 +79,8 @@ def _attention(target: str) -> Iterator[Case]:
             call = call._replace(**options[name])
         note = f"head size {size}, {', '.join(('causal' if causal else 'full', *names))}"
         settings = constants(kernel, size, dtype, target, call)
+        if kernel == "dq":
+            settings["HAS_DLSE"] = bool(names)
         module = "attention.forward" if kernel == "forward" else "attention.backward"
         yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
 

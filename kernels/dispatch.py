@@ -12,8 +12,10 @@ BACKENDS = ("auto", "triton", "torch")
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and asynchronous copies
 
 
+@functools.cache
 def interpreting() -> bool:
-    """Whether Triton's kernels run in its interpreter: in NumPy, slowly, on any machine."""
+    """Whether Triton's kernels run in its interpreter: in NumPy, slowly, on any machine. Asked once: the kernels are
+    made for one or the other when they are imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -27,8 +29,10 @@ def _find_triton() -> bool:
 HAS_TRITON = _find_triton()
 
 
+@functools.cache
 def why_not(device: torch.device | str) -> str | None:
-    """Why the Triton kernels cannot run on tensors of `device`, and the way out; None when they can."""
+    """Why the Triton kernels cannot run on tensors of `device`, and the way out; None when they can. Asked once a
+    device: its answer is part of every call."""
     device = torch.device(device)
     if not HAS_TRITON:
         return "triton is not installed (pip install triton; Linux only)"
@@ -55,6 +59,7 @@ def use_triton(backend: str, device: torch.device, wins: bool = False) -> bool:
     return backend == "auto" and wins and not interpreting() and why_not(device) is None
 
 
+@functools.cache
 def target_of(device: torch.device) -> str:
     """Which row of the kernels' tables `device` belongs to: "interpreter", "hip", "sm90" or "sm80"."""
     if interpreting():

@@ -30,6 +30,7 @@ from engine.config.sections import Config
 from engine.run import report
 from finetune.classify.options import ClassifyConfig
 from finetune.instruct.options import InstructConfig
+from kernels import dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -152,6 +153,19 @@ def process(tmp_path):
     for each in started:
         each.kill()
         each.wait()
+
+
+@pytest.fixture
+def asked_anew():
+    """What the kernels know of this machine is forgotten, before and after the test and when it says so."""
+
+    def forget() -> None:
+        for answer in (dispatch.interpreting, dispatch.why_not, dispatch.target_of):
+            answer.cache_clear()
+
+    forget()
+    yield forget
+    forget()
 
 
 NAMES = """emma olivia ava isabella sophia charlotte mia amelia harper evelyn abigail emily ella elizabeth camila luna

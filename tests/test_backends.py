@@ -89,7 +89,7 @@ WITHOUT = {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize("flag", ["--attention", "--norm-kernel"])
-def test_what_cannot_be_honoured_stops_with_the_reason(cli, names, flag):
+def test_what_cannot_be_honoured_stops_with_the_reason(cli, names, asked_anew, flag):
     done = cli(
         "train.py",
         *NARROW,
@@ -109,6 +109,7 @@ def test_what_cannot_be_honoured_stops_with_the_reason(cli, names, flag):
     assert f"{flag} triton: the Triton kernels cannot run here: they need a GPU, not cpu" in done.err
     assert f"; use {flag} torch" in done.err
     assert cli("train.py", *NARROW, "--steps", 2, "--data", names, "--kind", "lines", "--out", "run").code == 0
+    asked_anew()
     done = cli("sample.py", "run", "--device", "cpu", flag, "triton", env=WITHOUT)
     assert done.code == 2 and "cannot run here" in done.err
 

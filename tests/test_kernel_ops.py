@@ -1,5 +1,6 @@
 """The kernels as operators of torch: registration, compiling, autocast, checkpointing, DDP, dispatch and bad input."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import kernels
@@ -63,13 +65,14 @@ def assert_close(ours: list, theirs: list, **tolerance) -> None:
 OPS = torch.ops.charlm
 LEAF = {"device": DEVICE, "requires_grad": True}
 SAMPLES = {
-    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), None, None, None, None, True, None, 0.25, 0.0)),
+    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), None, None, None, None, None, True, None, 0.25, 0.0)),
     "attention with options": lambda: (
         OPS.attention,
         (
             *qkv(requires_grad=True),
             torch.rand(H, device=DEVICE),
             torch.tensor([5], device=DEVICE),
+            None,
             None,
             None,
             False,
@@ -229,18 +232,47 @@ def test_two_ranks_of_ddp_have_the_gradients_of_one(tmp_path):
         assert out == "equal\n", err
 
 
+BACKWARDS = {
+    "attention": lambda: kernels.attention(*qkv(requires_grad=True), backend="triton"),
+    "packed attention": lambda: kernels.attention_packed(
+        *(x[0].transpose(0, 1) for x in qkv(requires_grad=True)), torch.tensor([0, 3, T]).int(), backend="triton"
+    ),
+    "a norm": lambda: kernels.layer_norm(torch.randn(5, C, **LEAF), backend="triton"),
+    "cross-entropy": lambda: kernels.cross_entropy(
+        torch.randn(5, V, **LEAF), torch.zeros(5, dtype=torch.int64, device=DEVICE), reduction="none", backend="triton"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_a_backward_makes_no_zeros_and_reads_no_lengths_again(name, monkeypatch):
+    out = BACKWARDS[name]()
+    called = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function.name())
+            return function(*args, **kwargs or {})
+
+    monkeypatch.setattr(importlib.import_module("kernels.attention.op"), "longest_sequences", None)
+    with Watch():
+        out.backward(torch.ones_like(out))
+    assert [name for name in called if "charlm" in name], "what was watched"
+    assert not [name for name in called if "zeros" in name]
+
+
 def test_auto_is_torch_where_triton_was_not_measured_to_win(monkeypatch):
     def never(*_):
         raise AssertionError("the Triton kernels ran")
 
     for name in ("attention", "norm", "cross_entropy"):
-        monkeypatch.setattr(torch.ops.charlm, name, never)
+        monkeypatch.setattr(importlib.import_module(f"kernels.{name}.op"), "_forward", never)
     run, leaves = block("auto")
     plain, plain_leaves = block("torch")
     assert_close(loss_and_gradients(run, leaves), loss_and_gradients(plain, plain_leaves), rtol=0, atol=0)
 
 
-def test_a_choice_that_cannot_be_honoured_says_why(monkeypatch):
+def test_a_choice_that_cannot_be_honoured_says_why(monkeypatch, asked_anew):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x = torch.randn(3, 8)
     for call in (
@@ -251,6 +283,7 @@ def test_a_choice_that_cannot_be_honoured_says_why(monkeypatch):
         with pytest.raises(RuntimeError, match="cannot run here: they need a GPU, not cpu .TRITON_INTERPRET=1"):
             call()
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    asked_anew()
     with pytest.raises(RuntimeError, match="triton is not installed"):
         kernels.layer_norm(x, backend="triton")
     assert torch.equal(kernels.layer_norm(x), torch.nn.functional.layer_norm(x, (8,)))

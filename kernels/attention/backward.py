@@ -76,7 +76,7 @@ def dq_kernel(
     H, GROUP, Tq, Tk, longest, scale, window, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_DLSE: tl.constexpr,
 ):  # fmt: skip
     """Compute dq of one tile of queries of one head, and delta: each row's sum of dout * out, less its dlse."""
     sqb, sqh, sqt = strides(sqb, sqh, sqt)
@@ -113,7 +113,9 @@ def dq_kernel(
     inside = query < n_queries
     row_max = tl.load(ROW_MAX + index, inside, 0.0)
     inv_sum = tl.load(INV_SUM + index, inside, 0.0)
-    delta = tl.sum(o.to(ACC) * do.to(ACC), 1) - tl.load(DLSE + index, inside, 0.0)
+    delta = tl.sum(o.to(ACC) * do.to(ACC), 1)
+    if HAS_DLSE:
+        delta -= tl.load(DLSE + index, inside, 0.0)
     tl.store(DELTA + index, delta, inside)
     slope = 0.0
     if ALIBI:

@@ -96,7 +96,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tenso
 @on_its_device
 def backward(
     dout: Tensor,
-    dlse: Tensor,
+    dlse: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -105,14 +105,15 @@ def backward(
     call: Call,
     gradients: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Fill `gradients`, those of q, k and v, each laid out (B, T, H, D)."""
+    """Fill `gradients`, those of q, k and v, each laid out (B, T, H, D). `dlse`: None where nobody asks for it."""
     dq, dk, dv = gradients
     q, k, v, out, dout = map(_aligned, (q, k, v, out, dout))
     row_max, inv_sum = softmax_stats
     delta = torch.empty_like(row_max)
     stats = row_max, inv_sum, delta
-    arguments = (q, k, v, out, dout, dlse, *stats, dq, *_optional(call, q), *_strides(q, k, v, out, dout))
-    launch("dq", call.longest_q, q, k, call, arguments)
+    given = delta if dlse is None else dlse
+    arguments = (q, k, v, out, dout, given, *stats, dq, *_optional(call, q), *_strides(q, k, v, out, dout))
+    launch("dq", call.longest_q, q, k, call, arguments, HAS_DLSE=dlse is not None)
     B, H, _, D = q.shape
     heads, T = k.shape[1:3]
     if heads == H:
@@ -126,7 +127,7 @@ def backward(
             whole.copy_(part.unflatten(1, (heads, H // heads)).sum(2))
 
 
-def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, arguments: tuple) -> None:
+def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, arguments: tuple, **flags: bool) -> None:
     """Run `kernel` on one program for each tile and head. Nothing to do for empty tensors."""
     B, H, Tq, D = q.shape
     heads, Tk = k.shape[1:3]
@@ -138,7 +139,7 @@ def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, argument
         return
     KERNELS[kernel][(programs,)](
         *arguments, H, H // heads, Tq, Tk, longest, call.scale, call.window or 0, round(call.dropout * 2**24),
-        1.0 / (1.0 - call.dropout), **settings,
+        1.0 / (1.0 - call.dropout), **settings, **flags,
     )  # fmt: skip
 
 
@@ -164,8 +165,8 @@ def _optional(call: Call, q: Tensor) -> tuple[Tensor, ...]:
 def _aligned(x: Tensor) -> Tensor:
     """x (B, H, T, D), or where its rows do not all begin at a multiple of ALIGN elements a copy whose rows do: a view
     that is off by some elements, or a head size that ALIGN does not divide."""
-    sizes_and_strides = zip(x.shape[:3], x.stride()[:3], strict=True)
-    if x.data_ptr() % 16 == 0 and all(stride % ALIGN.value == 0 for size, stride in sizes_and_strides if size > 1):
+    batch, head, row, _ = x.stride()
+    if x.data_ptr() % 16 == 0 and (batch | head | row) % ALIGN.value == 0:
         return x
     B, H, T, D = x.shape
     room = x.new_empty(B, T, H, -(-D // ALIGN.value) * ALIGN.value)
@@ -173,6 +174,5 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    """The strides of aligned tensors in units of ALIGN; those along one element are never used."""
-    pairs = (pair for x in tensors for pair in zip(x.shape[:3], x.stride()[:3], strict=True))
-    return tuple(stride // ALIGN.value if size > 1 else 0 for size, stride in pairs)
+    """The strides of aligned tensors in units of ALIGN."""
+    return tuple(stride // ALIGN.value for x in tensors for stride in x.stride()[:3])

@@ -130,8 +130,12 @@ def _triton(q, k, v, causal, window, slopes, scale, dropout, seed, starts_q, sta
     if q.shape[-1] > MAX_HEAD_SIZE:
         raise ValueError(f"q has head size {q.shape[-1]}; the Triton kernels take 1 to {MAX_HEAD_SIZE}")
     slopes = None if slopes is None else slopes.detach()
+    longest = None
+    if starts_q is not None:
+        longest = torch.ops.charlm.longest_sequences(starts_q, starts_k, q.shape[2], k.shape[2])
+        starts_q, starts_k = (starts.to(q.device) for starts in (starts_q, starts_k))
     out, lse, _ = _forward(
-        q, k, v, slopes, _seed(seed, dropout, q), starts_q, starts_k, causal, window, _scale(scale, q), dropout
+        q, k, v, slopes, _seed(seed, dropout, q), starts_q, starts_k, longest, causal, window, _scale(scale, q), dropout
     )
     return out, lse
 
@@ -176,54 +180,73 @@ def _seed(seed: Tensor | None, dropout: float, q: Tensor) -> Tensor | None:
     return torch.randint(2**62, (1,), device=q.device) if seed is None else seed.to(q.device)
 
 
+@torch.library.custom_op("charlm::longest_sequences", mutates_args=())
+def _longest_op(starts_q: Tensor, starts_k: Tensor, total_q: int, total_k: int) -> Tensor:
+    """The most queries and keys of a packed sequence, (2,) on the CPU: an operator of its own, which the compiler does
+    not look into, so that the starts are checked, and a GPU that holds them waited for, once."""
+    return torch.tensor(longest_sequences(starts_q, starts_k, total_q, total_k))
+
+
+@_longest_op.register_fake
+def _(starts_q, starts_k, total_q, total_k):
+    return torch.empty(2, dtype=torch.int64)
+
+
 @torch.library.custom_op("charlm::attention", mutates_args=())
 def _forward_op(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None,
-    starts_k: Tensor | None, causal: bool, window: int | None, scale: float, dropout: float,
+    starts_k: Tensor | None, longest: Tensor | None, causal: bool, window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of packed sequences the starts are on the device of q, and `longest` is what `_longest_op` gave."""
     from kernels.attention import launch
 
     out, lse, softmax_stats = _empty_outputs(q)
-    call = _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
+    call = _make_call(q, k, slopes, seed, starts_q, starts_k, longest, causal, window, scale, dropout)
     launch.forward(q, k, v, call, out, lse, softmax_stats)
     return out, lse, softmax_stats
 
 
 @_forward_op.register_fake
-def _(q, k, v, slopes, seed, starts_q, starts_k, causal, window, scale, dropout):
+def _(q, k, v, slopes, seed, starts_q, starts_k, longest, causal, window, scale, dropout):
     return _empty_outputs(q)
 
 
 @torch.library.custom_op("charlm::attention_backward", mutates_args=())
 def _backward_op(
-    dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_stats: Tensor,
-    slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None, starts_k: Tensor | None, causal: bool,
-    window: int | None, scale: float, dropout: float,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_stats: Tensor,
+    slopes: Tensor | None, seed: Tensor | None, starts_q: Tensor | None, starts_k: Tensor | None,
+    longest: Tensor | None, causal: bool, window: int | None, scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from kernels.attention import launch
 
     gradients = _empty_bthd(q), _empty_bthd(k), _empty_bthd(v)
-    call = _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout)
+    call = _make_call(q, k, slopes, seed, starts_q, starts_k, longest, causal, window, scale, dropout)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    launch.backward(dout, dlse.contiguous(), q, k, v, out, softmax_stats, call, gradients)
+    launch.backward(dout, None if dlse is None else dlse.contiguous(), q, k, v, out, softmax_stats, call, gradients)
     return gradients
 
 
 @_backward_op.register_fake
-def _(dout, dlse, q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k, causal, window, scale, dropout):
+def _(
+    dout, dlse, q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k, longest, causal, window, scale, dropout
+):
     return tuple(_empty_bthd(x) for x in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, slopes, seed, starts_q, starts_k, *ctx.options = inputs
+    q, k, v, slopes, seed, starts_q, starts_k, longest, *ctx.options = inputs
     out, _, softmax_stats = output
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(softmax_stats)
-    ctx.save_for_backward(q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k)
+    ctx.save_for_backward(q, k, v, out, softmax_stats, slopes, seed, starts_q, starts_k, longest)
 
 
 def _backward(ctx, dout, dlse, _):
+    if dout is None and dlse is None:
+        return (None,) * 12
+    dout = torch.zeros_like(ctx.saved_tensors[3]) if dout is None else dout
     dq, dk, dv = _gradients(dout, dlse, *ctx.saved_tensors, *ctx.options)
-    return dq, dk, dv, *([None] * 8)
+    return dq, dk, dv, *([None] * 9)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -244,11 +267,10 @@ def _empty_bthd(x: Tensor) -> Tensor:
     return x.new_empty(B, T, H, D).transpose(1, 2)
 
 
-def _make_call(q, k, slopes, seed, starts_q, starts_k, causal, window, scale, dropout) -> Call:
-    longest_q, longest_k = q.shape[2], k.shape[2]
+def _make_call(q, k, slopes, seed, starts_q, starts_k, longest, causal, window, scale, dropout) -> Call:
+    longest_q, longest_k = (q.shape[2], k.shape[2]) if longest is None else longest.tolist()
     if starts_q is not None:
-        longest_q, longest_k = longest_sequences(starts_q, starts_k, longest_q, longest_k)
-        starts_q, starts_k = (starts.to(q.device).contiguous() for starts in (starts_q, starts_k))
+        starts_q, starts_k = starts_q.contiguous(), starts_k.contiguous()
     if window is not None:
         window = min(window, q.shape[2] + k.shape[2])  # the same keys, and no int32 overflows
     if slopes is not None:

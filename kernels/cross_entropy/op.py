@@ -138,11 +138,14 @@ def _backward_in_place_op(
 def _setup_context(ctx, inputs, output) -> None:
     logits, targets, *ctx.options, ctx.in_place = inputs
     _, row_max, inv_sum = output
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(row_max, inv_sum)
     ctx.save_for_backward(logits, targets, row_max, inv_sum)
 
 
 def _backward(ctx, upstream, _, __):
+    if upstream is None:
+        return None, None, None, None, None
     logits, targets, row_max, inv_sum = ctx.saved_tensors
     if ctx.in_place:
         if torch.is_grad_enabled():

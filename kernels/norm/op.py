@@ -122,15 +122,12 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from kernels.norm import launch
 
-    dx, dw, db = _empty_gradients(s, weight, has_bias, rstd)
-    gradients = launch.backward(
+    dx = s.new_empty(s.shape)
+    dw, db = launch.backward(
         _as_rows(dy), None if ds is None else _as_rows(ds), _as_rows(s), _contiguous(weight), has_bias, mean, rstd, rms,
         _as_rows(dx),
     )  # fmt: skip
-    for out, gradient in zip((dw, db), gradients, strict=True):
-        if gradient is not None:
-            out.copy_(gradient)
-    return dx, dw, db
+    return dx, rstd.new_empty(0) if dw is None else dw, rstd.new_empty(0) if db is None else db
 
 
 @_backward_op.register_fake
