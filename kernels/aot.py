@@ -1,6 +1,6 @@
 """Compile every kernel in every shape of tile for GPUs that are not here, and check what it uses.
 
-    python -m kernels.aot [--targets sm80 sm90 hip] [--only attention]
+    python -m kernels.aot [--targets sm80 sm90 hip] [--only attention] [--ends]
 
 The interpreter accepts what a GPU refuses: tiles that fit no shared memory, registers that spill, tensor-core
 instructions that wait for each other. The compilers that come with Triton say so without a GPU. Exit code 1 when a
@@ -47,15 +47,20 @@ class Usage(NamedTuple):
     serialized: bool
 
 
-def cases(targets: list[str], only: str) -> Iterator[Case]:
-    """Every kernel with every shape of tile and both ends of its options, without repeats."""
+def cases(targets: list[str], only: str = "", ends: bool = False) -> Iterator[Case]:
+    """Every kernel with every shape of tile and what can be asked of it, without repeats. `ends`: of attention only the
+    causal one without options, and the full one with all of them."""
     for target in targets:
-        for name, cases_of in (("attention", _attention), ("norm", _norm), ("cross_entropy", _cross_entropy)):
+        for name, found in (
+            ("attention", _attention(target, ends)),
+            ("norm", _norm(target)),
+            ("cross_entropy", _cross_entropy(target)),
+        ):
             if only in name:
-                yield from {case._replace(note=""): case for case in cases_of(target)}.values()
+                yield from {case._replace(note=""): case for case in found}.values()
 
 
-def _attention(target: str) -> Iterator[Case]:
+def _attention(target: str, ends: bool) -> Iterator[Case]:
     from kernels.attention.call import Call
     from kernels.attention.launch import constants
 
@@ -72,8 +77,9 @@ def _attention(target: str) -> Iterator[Case]:
     for kernel, dtype, size, names, causal in itertools.product(
         ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
     ):
-        if size in ODD_SIZES and (names or not causal) and (causal or len(names) < len(options)):
-            continue  # of these the plain causal kernel and the one with everything
+        is_end = (causal and not names) or (not causal and len(names) == len(options))
+        if (ends or size in ODD_SIZES) and not is_end:
+            continue
         call = plain._replace(causal=causal)
         for name in names:
             call = call._replace(**options[name])
@@ -213,9 +219,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(MAX_SHARED), choices=list(MAX_SHARED))
     parser.add_argument("--only", default="", help="part of an operation's name: attention, norm, cross_entropy")
+    parser.add_argument("--ends", action="store_true", help="of attention: causal without options, and full with all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    todo = list(cases(args.targets, args.only))
+    todo = list(cases(args.targets, args.only, args.ends))
     failed = 0
     with (
         tempfile.TemporaryDirectory() as cache,
