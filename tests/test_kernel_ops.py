@@ -65,7 +65,7 @@ def assert_close(ours: list, theirs: list, **tolerance) -> None:
 OPS = torch.ops.charlm
 LEAF = {"device": DEVICE, "requires_grad": True}
 SAMPLES = {
-    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), None, None, None, None, None, True, None, 0.25, 0.0)),
+    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), *[None] * 5, True, None, 0.25, 0.0)),
     "attention with options": lambda: (
         OPS.attention,
         (
