@@ -29,11 +29,12 @@ def _tab_separated(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list
 def _quoted(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(MAX_DOCUMENT)
     reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
-    begins = 1  # the line on which the next row begins, where a quote that never ends is to be looked for
+    begins = 1  # the line on which the next row begins
     try:
         for row in reader:
             if row:
                 yield reader.line_num, row
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path} line {begins}: {error}") from error
+        reason = "a quote that begins here never ends" if "unexpected end" in str(error) else str(error)
+        raise UserError(f"{path} line {begins}: {reason}") from error

@@ -120,7 +120,7 @@ MISTAKES = {
     "column zero": ("x.tsv", "a\tb\n", Columns("0", "1"), "there is no column 0"),
     "deep": ("x.json", "[" * 200_000, PLAIN, "is not JSON"),
     "short row": ("x.tsv", "text\tlabel\na\tb\nonly\n", PLAIN, "line 3 has 1 columns where 2 are needed"),
-    "bad csv": ("x.csv", 'text,label\n"a,b\n', PLAIN, "line 2: "),
+    "bad csv": ("x.csv", 'text,label\n"a,b\n', PLAIN, "line 2: a quote that begins here never ends"),
     "no key": (
         "x.jsonl",
         '{"text": "a", "label": "b"}\n{"txt": "a", "label": "b"}\n',
