@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench import peers
 from bench.nanogpt_cpu import FLAGS, nanogpt_model
 from engine.config.flags import parse
 from engine.registry import build_model
@@ -57,7 +58,7 @@ def report(nanogpt: Path, length: int = 500, turns: int = 3) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.decoding", description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--nanogpt", type=peers.checkout("model.py"), required=True, help="a checkout of nanoGPT")
     parser.add_argument("--length", type=int, default=500, help="characters a sample")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()

@@ -9,7 +9,6 @@ Without --makemore only ours are measured.
 
 import argparse
 import statistics
-from pathlib import Path
 
 from bench import peers
 from data.sources import resolve
@@ -22,7 +21,7 @@ SAME_SIZE = {"mlp": ("--order", "16")}  # makemore's MLP sees the whole name; th
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.families", description=__doc__.splitlines()[0])
-    parser.add_argument("--makemore", type=Path, help="a checkout of makemore to run beside")
+    parser.add_argument("--makemore", type=peers.checkout("makemore.py"), help="a checkout of makemore to run beside")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()

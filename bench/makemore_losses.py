@@ -64,7 +64,7 @@ def _train(*flags: str | Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.makemore_losses", description=__doc__.splitlines()[0])
-    parser.add_argument("--makemore", type=Path, help="a checkout of makemore to run beside")
+    parser.add_argument("--makemore", type=peers.checkout("makemore.py"), help="a checkout of makemore to run beside")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     args = parser.parse_args()
     print("| family | makemore | ours, 1,000 names | ours, 847 unseen | seconds |\n|---|---|---|---|---|")

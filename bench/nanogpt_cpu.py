@@ -29,7 +29,7 @@ BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 def nanogpt_model(checkout: Path) -> Any:
     """nanoGPT's model at its CPU README's sizes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec and spec.loader
+    assert spec and spec.loader  # `peers.checkout` has found the file
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     config = theirs.GPTConfig(
@@ -82,7 +82,7 @@ def turn(step: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.nanogpt_cpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to run beside")
+    parser.add_argument("--nanogpt", type=peers.checkout("model.py"), help="a checkout of nanoGPT to run beside")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000, help="of our full run; 0 leaves it out")
     args = parser.parse_args()

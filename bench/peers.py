@@ -1,6 +1,7 @@
 """Running a peer's own, unmodified program beside ours. Where it lies: `--makemore DIR`, `--nanogpt DIR` (a
 checkout each)."""
 
+import argparse
 import itertools
 import json
 import re
@@ -8,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,17 @@ sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=Sum
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def checkout(program: str) -> Callable[[str], Path]:
+    """A type for argparse: the folder of a peer's checkout, which holds its `program`."""
+
+    def folder(path: str) -> Path:
+        if not Path(path, program).is_file():
+            raise argparse.ArgumentTypeError(f"{path} holds no {program}: give a checkout")
+        return Path(path)
+
+    return folder
 
 
 def ours(*flags: str) -> dict:

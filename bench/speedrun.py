@@ -141,8 +141,8 @@ def _show_within(row: str, summary: dict, target: float, seconds: float, in_time
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speedrun", description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--makemore", type=Path, help="a checkout of makemore")
+    parser.add_argument("--nanogpt", type=peers.checkout("model.py"), help="a checkout of nanoGPT")
+    parser.add_argument("--makemore", type=peers.checkout("makemore.py"), help="a checkout of makemore")
     usual = ",".join(row for row in ROWS if row != "baby" or torch.cuda.is_available())
     parser.add_argument("--rows", default=usual, help=f"which of {', '.join(ROWS)}, with commas between")
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of ours")

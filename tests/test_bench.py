@@ -111,6 +111,16 @@ def test_what_has_no_step_to_time_is_refused(cli, names, flags, words):
     refused(cli("-m bench.step", "--data", names, "--kind", "lines", *flags), words)
 
 
+@pytest.mark.parametrize(
+    "command, program",
+    [("nanogpt_cpu --nanogpt", "model.py"), ("decoding --nanogpt", "model.py"), ("families --makemore", "makemore.py")],
+)
+def test_a_folder_that_is_no_checkout_of_a_peer_is_refused(cli, tmp_path, command, program):
+    module, flag = command.split()
+    done = cli(f"-m bench.{module}", flag, tmp_path)
+    assert done.code == 2 and f"argument {flag}: {tmp_path} holds no {program}" in done.err
+
+
 @pytest.mark.parametrize("search", matrix(["grid", "random", "bayes"], ["bayes"]))
 def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, forks, names, tmp_path, search):
     flags = ("--data", names, "--lr", "0.001,0.01", "--n-embd", "4,8", "--search", search, "--out", "s")
