@@ -419,6 +419,13 @@ def test_dropout_drops_its_share_and_the_seed_decides_which():
     assert not torch.equal(drawn, kernels.attention(ones, ones, value, **options))
 
 
+def test_the_four_weights_that_share_a_draw_are_dropped_apart():
+    kept = reference.dropout_keeps((2, 3), 64, 64, torch.tensor([7]), 0.5)
+    for along in ((0, 1), (1, 0), (0, 8), (8, 0), (8, 8), (16, 0)):
+        both = kept & kept.roll(along, (-2, -1))
+        assert abs(both.float().mean().item() - 0.25) < 0.02, along
+
+
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: 4 GB of keys")
 def test_more_than_two_billion_elements():
     q = torch.randn(1, 1, 64, 64, device=DEVICE, dtype=torch.float16)

@@ -87,8 +87,8 @@ MUTANTS = {
     ),
     "dropout drawn anew in the backward": Mutant(
         "attention/backward.py",
-        "dropout_keeps(seed, query[None, :], key[:, None]",
-        "dropout_keeps(seed + 1, query[None, :], key[:, None]",
+        "dropout_keeps(seed, start, first_key",
+        "dropout_keeps(seed + 1, start, first_key",
         "test_attention.py",
         "near_as_torchs",
     ),

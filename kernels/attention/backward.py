@@ -44,7 +44,7 @@ def _probabilities(
 @triton.jit
 def _dq_tiles(
     dq, q, do, row_max, inv_sum, delta, k_base, v_base, k_stride, v_stride,
-    query, offset, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
+    query, first_row, offset, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +63,8 @@ def _dq_tiles(
         )  # fmt: skip
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         if DROPOUT:
-            dp = tl.where(dropout_keeps(seed, query[:, None], key, head, threshold), dp * keep_scale, 0.0)
+            kept = dropout_keeps(seed, first_row, start, head, threshold, query.shape[0], BLOCK_N, False)
+            dp = tl.where(kept, dp * keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
     return dq
@@ -128,7 +129,7 @@ def dq_kernel(
     lo, full_lo, full_hi, hi = keys_of(first_row + offset, last_row + offset, n_keys, window, CAUSAL, WINDOWED, BLOCK_N)
     for part in tl.static_range(0 if WINDOWED else 1, 3):
         dq = _dq_tiles(
-            dq, q, do, row_max, inv_sum, delta, k_base, v_base, skt, svt, query, offset, n_keys,
+            dq, q, do, row_max, inv_sum, delta, k_base, v_base, skt, svt, query, first_row, offset, n_keys,
             lo if part == 0 else (full_lo if part == 1 else full_hi),
             full_lo if part == 0 else (full_hi if part == 1 else hi),
             window, scale * LOG2E, slope, seed, head, threshold, keep_scale,
@@ -140,7 +141,7 @@ def dq_kernel(
 @triton.jit
 def _dkv_tiles(
     dk, dv, k, v, q_base, g_base, q_stride, g_stride, ROW_MAX, INV_SUM, DELTA, head_offset,
-    key, offset, n_queries, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
+    key, first_key, offset, n_queries, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -170,7 +171,7 @@ def _dkv_tiles(
             p = tl.where(inside[None, :], p, 0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
         if DROPOUT:
-            kept = dropout_keeps(seed, query[None, :], key[:, None], head, threshold)
+            kept = dropout_keeps(seed, start, first_key, head, threshold, BLOCK_M, key.shape[0], True)
             dropped = tl.where(kept, p * keep_scale, 0.0)
             dp = tl.where(kept, dp * keep_scale, 0.0)
         else:
@@ -229,7 +230,7 @@ def dkv_kernel(
     for part in tl.static_range(0, 3):
         dk, dv = _dkv_tiles(
             dk, dv, k, v, Q + q_offset + wide(h) * sqh, DOUT + g_offset + wide(h) * sgh, sqt, sgt,
-            ROW_MAX, INV_SUM, DELTA, head_offset, first_key + n, offset, n_queries, n_keys,
+            ROW_MAX, INV_SUM, DELTA, head_offset, first_key + n, first_key, offset, n_queries, n_keys,
             lo if part == 0 else (full_lo if part == 1 else full_hi),
             full_lo if part == 0 else (full_hi if part == 1 else hi),
             window, scale * LOG2E, slope, seed, head, threshold, keep_scale,

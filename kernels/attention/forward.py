@@ -27,7 +27,7 @@ from kernels.attention.parts import (
 @triton.jit
 def _forward_tiles(
     acc, row_max, row_sum, q, k_base, v_base, k_stride, v_stride,
-    query, offset, n_keys, lo, hi, window, scale, slope, seed, head, threshold,
+    query, first_row, offset, n_keys, lo, hi, window, scale, slope, seed, head, threshold,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +53,7 @@ def _forward_tiles(
         rescale = tl.exp2(row_max - safe_max)
         row_sum = row_sum * rescale + tl.sum(p, 1)
         if DROPOUT:
-            p = tl.where(dropout_keeps(seed, query[:, None], key, head, threshold), p, 0.0)
+            p = tl.where(dropout_keeps(seed, first_row, start, head, threshold, query.shape[0], BLOCK_N, False), p, 0.0)
         acc = acc * rescale[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION, out_dtype=ACC)
         row_max = new_max
@@ -106,7 +106,7 @@ def forward_kernel(
     lo, full_lo, full_hi, hi = keys_of(first_row + offset, last_row + offset, n_keys, window, CAUSAL, WINDOWED, BLOCK_N)
     for part in tl.static_range(0 if WINDOWED else 1, 3):
         acc, row_max, row_sum = _forward_tiles(
-            acc, row_max, row_sum, q, k_base, v_base, skt, svt, query, offset, n_keys,
+            acc, row_max, row_sum, q, k_base, v_base, skt, svt, query, first_row, offset, n_keys,
             lo if part == 0 else (full_lo if part == 1 else full_hi),
             full_lo if part == 0 else (full_hi if part == 1 else hi),
             window, scale * LOG2E, slope, seed, head, threshold,

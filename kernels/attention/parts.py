@@ -105,10 +105,39 @@ def sees(position, key, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.const
 
 
 @triton.jit
-def dropout_keeps(seed, query, key, head, threshold):
-    """Whether dropout keeps the weight of a query and a key, from a counter: the backward draws the same again."""
+def dropout_keeps(
+    seed, first_query, first_key, head, threshold, QUERIES: tl.constexpr, KEYS: tl.constexpr, KEYS_FIRST: tl.constexpr
+):
+    """Whether dropout keeps the weights of a tile, (QUERIES, KEYS) or with KEYS_FIRST (KEYS, QUERIES), from a counter:
+    the backward draws the same again.
+
+    One draw of Philox gives four numbers: for queries i and i + 8, and for each of these keys j and j + 8. In a tile as
+    the tensor cores lay it out, either way round, these four are one thread's: none is sent to another."""
+    query = first_query // 2 + tl.arange(0, QUERIES // 2)
+    key = first_key // 2 + tl.arange(0, KEYS // 2)
+    if KEYS_FIRST:
+        w0, w2, w1, w3 = _draws(seed, query[None, :], key[:, None], head)
+        R: tl.constexpr = KEYS
+        C: tl.constexpr = QUERIES
+    else:
+        w0, w1, w2, w3 = _draws(seed, query[:, None], key[None, :], head)
+        R: tl.constexpr = QUERIES
+        C: tl.constexpr = KEYS
+    upper = tl.join(_keeps(w0, threshold), _keeps(w1, threshold))  # (R / 2, C / 2, 2): columns j and j + 8
+    lower = tl.join(_keeps(w2, threshold), _keeps(w3, threshold))
+    kept = tl.join(upper, lower).reshape(R // 16, 8, C // 16, 8, 2, 2).permute(0, 5, 1, 2, 4, 3)
+    return kept.reshape(R, C)
+
+
+@triton.jit
+def _draws(seed, query, key, head):
+    """Four words of 32 random bits for each pair of a query and a key; they broadcast."""
     zero = query * 0 + key * 0
-    bits, _, _, _ = tl.philox(seed, zero + key, zero + query, zero + head, zero, PHILOX_ROUNDS)
+    return tl.philox(seed, zero + key, zero + query, zero + head, zero, PHILOX_ROUNDS)
+
+
+@triton.jit
+def _keeps(bits, threshold):
     return (bits >> 8).to(tl.int32) >= threshold
 
 

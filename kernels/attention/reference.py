@@ -96,12 +96,14 @@ def _positions(Tq: int, Tk: int, device) -> tuple[Tensor, Tensor, Tensor]:
 
 def dropout_keeps(heads: Sequence[int], Tq: int, Tk: int, seed: Tensor, dropout: float) -> Tensor:
     """Whether dropout keeps a weight, (B, H, Tq, Tk) bool, for `heads` (B, H). Philox-4x32 (Salmon et al. 2011) with 7
-    rounds and the counter (key, query, head of the batch, 0)."""
+    rounds and the counter (key, query, head of the batch, 0). Bit 3 of key and query is not counted but says which of
+    the four words is theirs."""
     B, H = heads
     device = seed.device
+    query, key = torch.arange(Tq, device=device)[:, None], torch.arange(Tk, device=device)
     words = [
-        torch.arange(Tk, device=device),
-        torch.arange(Tq, device=device)[:, None],
+        key // 16 * 8 + key % 8,
+        query // 16 * 8 + query % 8,
         torch.arange(B * H, device=device).view(B, H, 1, 1),
         torch.zeros((), dtype=torch.int64, device=device),
     ]
@@ -112,4 +114,6 @@ def dropout_keeps(heads: Sequence[int], Tq: int, Tk: int, seed: Tensor, dropout:
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return (c0 >> 8) >= round(dropout * 2**24)
+    number = (key // 8 % 2 + query // 8 % 2 * 2).expand(B, H, Tq, Tk)
+    drawn = torch.stack([c0, c1, c2, c3]).gather(0, number[None])[0]
+    return (drawn >> 8) >= round(dropout * 2**24)
