@@ -99,10 +99,10 @@ def _norm(target: str) -> Iterator[Case]:
     widths = (*(2**i for i in range(ONE_TILE.bit_length())), 65536)  # each size of tile, and a row wider than any
     for width, rms, dtype in itertools.product(widths, (False, True), (torch.bfloat16, torch.float32)):
         for kernel in ("forward", "backward") if width <= ONE_TILE else ("forward", "wide_rows", "wide_weights"):
-            rows, block_c, num_warps = tiles(kernel, width, target)
+            rows, block_c, num_warps, stages = tiles(kernel, width, target)
             settings = {
-                "ROWS": rows, "BLOCK_C": block_c, "RMS": rms, "HAS_W": True, "HAS_B": not rms, "HAS_R": True,
-                "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
+                "ROWS": rows, "BLOCK_C": block_c, "STAGES": stages, "RMS": rms, "HAS_W": True, "HAS_B": not rms,
+                "HAS_R": True, "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
             }  # fmt: skip
             note = f"width {width}, {'rms' if rms else 'layer'}"
             yield Case("norm.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)

@@ -35,7 +35,7 @@ def _affine(y, W, B, column, inside, HAS_W: tl.constexpr, HAS_B: tl.constexpr, A
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def forward_kernel(
     X, R, W, B, Y, S, MEAN, RSTD, n_rows, C, eps,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr, RMS: tl.constexpr, HAS_R: tl.constexpr,
@@ -106,21 +106,24 @@ def _normalized(S, index, mask, mean, rstd, RMS: tl.constexpr, ACC: tl.constexpr
     return tl.where(mask, x * rstd[:, None], 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def backward_kernel(
     S, W, MEAN, RSTD, DY, DS, DX, DW, DB, n_rows, C,
-    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_S: tl.constexpr, HAS_W: tl.constexpr,
-    HAS_B: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr, RMS: tl.constexpr, HAS_S: tl.constexpr,
+    HAS_W: tl.constexpr, HAS_B: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Compute dx of every n-th group of rows, held whole, and their part of dw and db. n is the number of programs."""
+    """Compute dx of every n-th group of rows, held whole, and their part of dw and db. n is the number of programs.
+
+    The next groups are loaded meanwhile (STAGES), and dw and db are summed over the rows of a group at the end only:
+    memory is what a norm waits for."""
     c = tl.arange(0, BLOCK_C)
     inside = c < C
     w = tl.full([BLOCK_C], 1.0, ACC)
     if HAS_W:
         w = tl.load(W + c, inside, 0.0).to(ACC)
-    dw = tl.zeros([BLOCK_C], ACC)
-    db = tl.zeros([BLOCK_C], ACC)
-    for group in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
+    dw = tl.zeros([ROWS, BLOCK_C], ACC)
+    db = tl.zeros([ROWS, BLOCK_C], ACC)
+    for group in tl.range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = group * ROWS + tl.arange(0, ROWS)
         live = row < n_rows
         mask = live[:, None] & inside[None, :]
@@ -132,9 +135,9 @@ def backward_kernel(
         x = _normalized(S, index, mask, mean, rstd, RMS, ACC)
         dy = tl.load(DY + index, mask, 0.0).to(ACC)
         if HAS_W:
-            dw += tl.sum(dy * x, 0)
+            dw += dy * x
         if HAS_B:
-            db += tl.sum(dy, 0)
+            db += dy
         dy = dy * w[None, :]
         dx = dy - x * (tl.sum(dy * x, 1) / C)[:, None]
         if not RMS:
@@ -145,12 +148,12 @@ def backward_kernel(
         tl.store(DX + index, dx, mask)
     partial = (tl.zeros([], tl.int64) + tl.program_id(0)) * C + c
     if HAS_W:
-        tl.store(DW + partial, dw, inside)
+        tl.store(DW + partial, tl.sum(dw, 0), inside)
     if HAS_B:
-        tl.store(DB + partial, db, inside)
+        tl.store(DB + partial, tl.sum(db, 0), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def wide_rows_kernel(
     S, W, MEAN, RSTD, DY, DS, DX, n_rows, C,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_S: tl.constexpr, HAS_W: tl.constexpr,
@@ -188,7 +191,7 @@ def wide_rows_kernel(
         tl.store(DX + index, dx, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def wide_weights_kernel(
     S, MEAN, RSTD, DY, DW, DB, n_rows, C,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, RMS: tl.constexpr, HAS_W: tl.constexpr, HAS_B: tl.constexpr,

@@ -11,15 +11,18 @@ from kernels.dispatch import on_its_device, target_of
 from kernels.norm.kernel import backward_kernel, forward_kernel, wide_rows_kernel, wide_weights_kernel
 
 ONE_TILE = 8192  # the widest row that is held whole
+PIPELINED = 2048  # the widest row whose successors the backward loads meanwhile; wider ones, and registers spill
+GROUP = 4096  # elements of the rows that it takes at once
 PARTIALS = 264  # programs that sum the gradients of the weights: two for each processor of an H100
 
 
 class Tiles(NamedTuple):
-    """Rows a program, columns a tile, warps a program."""
+    """Rows a program, columns a tile, warps a program, and groups of rows that the backward's loop has on the way."""
 
     rows: int
     block_c: int
     num_warps: int
+    stages: int = 1
 
 
 def tiles(kernel: str, width: int, target: str) -> Tiles:
@@ -30,6 +33,8 @@ def tiles(kernel: str, width: int, target: str) -> Tiles:
     block_c = min(whole, ONE_TILE) if width <= ONE_TILE else 4096
     if target == "interpreter":
         return Tiles(32 if block_c <= 512 else 4, block_c, 4)
+    if kernel == "backward" and block_c <= PIPELINED:
+        return Tiles(min(64, GROUP // block_c), block_c, 8, 1 if target == "hip" else 3)
     rows = max(1, min(16, (2048 if kernel == "forward" else 1024) // block_c))
     elements = rows * block_c
     return Tiles(rows, block_c, 4 if elements <= 2048 else 8 if elements <= 4096 else 16)
@@ -56,7 +61,7 @@ def forward(
     N, C = x.shape
     if N == 0:
         return
-    rows, block_c, num_warps = tiles("forward", C, target_of(x.device))
+    rows, block_c, num_warps, _ = tiles("forward", C, target_of(x.device))
     forward_kernel[(triton.cdiv(N, rows),)](
         x, _or(residual, x), _or(weight, x), _or(bias, x), y, _or(s if residual is not None else None, x),
         rstd if rms else mean, rstd, N, C, eps,
@@ -83,7 +88,7 @@ def backward(
     mean = rstd if rms else mean
     flags = {"RMS": rms, "HAS_W": weight is not None, "ACC": _accumulator(s)}
     wide = C > ONE_TILE
-    rows, block_c, num_warps = tiles("wide_weights" if wide else "backward", C, target)
+    rows, block_c, num_warps, stages = tiles("wide_weights" if wide else "backward", C, target)
     programs = min(PARTIALS if target != "interpreter" else 4, triton.cdiv(N, rows))
     partial = s.new_empty(2, programs, C, dtype=rstd.dtype)
     if N > 0 and wide:
@@ -92,7 +97,7 @@ def backward(
                 s, mean, rstd, dy, partial[0], partial[1], N, C,
                 ROWS=rows, BLOCK_C=block_c, HAS_B=has_bias, num_warps=num_warps, **flags,
             )  # fmt: skip
-        rows, block_c, num_warps = tiles("wide_rows", C, target)
+        rows, block_c, num_warps, _ = tiles("wide_rows", C, target)
         wide_rows_kernel[(triton.cdiv(N, rows),)](
             s, _or(weight, s), mean, rstd, dy, _or(ds, dy), dx, N, C,
             ROWS=rows, BLOCK_C=block_c, HAS_S=ds is not None, num_warps=num_warps, **flags,
@@ -100,7 +105,8 @@ def backward(
     elif N > 0:
         backward_kernel[(programs,)](
             s, _or(weight, s), mean, rstd, dy, _or(ds, dy), dx, partial[0], partial[1], N, C,
-            ROWS=rows, BLOCK_C=block_c, HAS_S=ds is not None, HAS_B=has_bias, num_warps=num_warps, **flags,
+            ROWS=rows, BLOCK_C=block_c, STAGES=stages, HAS_S=ds is not None, HAS_B=has_bias, num_warps=num_warps,
+            **flags,
         )  # fmt: skip
     return (partial[0].sum(0) if weight is not None else None), (partial[1].sum(0) if has_bias else None)
 
