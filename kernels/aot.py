@@ -63,6 +63,7 @@ def cases(targets: list[str], only: str = "", ends: bool = False) -> Iterator[Ca
 def _attention(target: str, ends: bool) -> Iterator[Case]:
     from kernels.attention.call import Call
     from kernels.attention.launch import constants
+    from kernels.attention.tiles import SMALL_HEADS
 
     given = torch.zeros(1)  # only whether a tensor is there matters
     options: dict[str, dict[str, Any]] = {
@@ -73,18 +74,20 @@ def _attention(target: str, ends: bool) -> Iterator[Case]:
     }
     chosen = [(), *((name,) for name in options), tuple(options)]  # each alone, and all
     plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
-    sizes = (16, 32, 64, 128, *ODD_SIZES)
-    for kernel, dtype, size, names, causal in itertools.product(
+    sizes = [(size, "plain") for size in (16, 32, 64, 128, *ODD_SIZES)]
+    if target == "sm90":
+        sizes += itertools.product((16, 32), SMALL_HEADS[1:])
+    for kernel, dtype, (size, way), names, causal in itertools.product(
         ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
     ):
         is_end = (causal and not names) or (not causal and len(names) == len(options))
-        if (ends or size in ODD_SIZES) and not is_end:
+        if (ends or size in ODD_SIZES or way != "plain") and not is_end:
             continue
         call = plain._replace(causal=causal)
         for name in names:
             call = call._replace(**options[name])
-        note = f"head size {size}, {', '.join(('causal' if causal else 'full', *names))}"
-        settings = constants(kernel, size, dtype, target, call)
+        note = f"head size {size} {way}, {', '.join(('causal' if causal else 'full', *names))}"
+        settings = constants(kernel, size, dtype, target, call, way)
         if kernel == "dq":
             settings["HAS_DLSE"] = bool(names)
         module = "attention.forward" if kernel == "forward" else "attention.backward"

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 
 import kernels
 from kernels.attention import launch, reference
+from kernels.attention.call import Call
+from kernels.attention.tiles import Tiles, small_heads
 from tests.kernel_helpers import DEVICE, DTYPES, check, name_of, pairwise, run
 from tests.matrices import matrix
 from tests.sanitizer import sanitize
 
 SEED = torch.tensor([0x123456789ABCDEF])
-SMALL = launch.Tiles(16, 16, 4, 1)
+SMALL = Tiles(16, 16, 4, 1)
 LENGTHS = (0, 1, 2, 15, 16, 17, 31, 33, 127, 129)
 
 
@@ -26,7 +28,7 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def tiled(monkeypatch, tiles: launch.Tiles) -> None:
+def tiled(monkeypatch, tiles: Tiles) -> None:
     monkeypatch.setattr(launch, "tiles", lambda *_: tiles)
 
 
@@ -163,7 +165,7 @@ CASES = pairwise(
 @pytest.mark.parametrize("case", matrix(CASES, CASES[::15]), ids=name_of)
 def test_outputs_and_gradients_are_as_near_as_torchs(case, monkeypatch):
     if DEVICE == "cpu":
-        tiled(monkeypatch, launch.Tiles(*case["tiles"], 4, 1))
+        tiled(monkeypatch, Tiles(*case["tiles"], 4, 1))
     agree(case)
 
 
@@ -349,7 +351,7 @@ def test_the_tiles_do_not_change_what_is_computed(monkeypatch):
     found, upstream = inputs(EVERYTHING)
     results = []
     for tiles in ((16, 16), (64, 16), (16, 64), (32, 32)):
-        tiled(monkeypatch, launch.Tiles(*tiles, 4, 1))
+        tiled(monkeypatch, Tiles(*tiles, 4, 1))
         results.append(
             run(lambda **x: kernels.attention(**x, **options_of(EVERYTHING), backend="triton"), found, torch.float32,
                 upstream[:1])
@@ -424,6 +426,37 @@ def test_the_four_weights_that_share_a_draw_are_dropped_apart():
     for along in ((0, 1), (1, 0), (0, 8), (8, 0), (8, 8), (16, 0)):
         both = kept & kept.roll(along, (-2, -1))
         assert abs(both.float().mean().item() - 0.25) < 0.02, along
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Sets the way of small heads."""
+
+    def choose(way: str) -> None:
+        monkeypatch.setenv("CHARLM_SMALL_HEADS", way)
+        small_heads.cache_clear()
+
+    yield choose
+    small_heads.cache_clear()
+
+
+def test_small_heads_have_ways_around_a_compiler_that_fails(ways):
+    found, _ = inputs({"heads": (2, 1), "T": (40, 40), "D": 24, "dtype": torch.float32})
+    plain = kernels.attention(**found, backend="triton")
+    ways("padded")
+    assert torch.equal(kernels.attention(**found, backend="triton"), plain)
+    call = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
+    for kernel in ("forward", "dq", "dkv"):
+        for dtype in (torch.bfloat16, torch.float32):
+            of_way = {way: launch.constants(kernel, 24, dtype, "sm90", call, way) for way in ("padded", "two-warps")}
+            assert of_way["padded"]["BLOCK_D"] == 64 and of_way["two-warps"]["num_warps"] == 2
+            for way in of_way:
+                assert launch.constants(kernel, 64, dtype, "sm90", call, way) == launch.constants(
+                    kernel, 64, dtype, "sm90", call
+                )
+    ways("wide")
+    with pytest.raises(ValueError, match="CHARLM_SMALL_HEADS is 'wide'; it may be plain, padded, two-warps"):
+        kernels.attention(**found, backend="triton")
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: 4 GB of keys")

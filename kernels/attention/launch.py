@@ -1,9 +1,6 @@
-"""Launching the attention kernels: their tiles, their compile-time arguments, their grid."""
-
-from typing import NamedTuple
+"""Launching the attention kernels: their compile-time arguments, their grid."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -11,79 +8,10 @@ from kernels.attention.backward import dkv_kernel, dq_kernel
 from kernels.attention.call import Call
 from kernels.attention.forward import forward_kernel
 from kernels.attention.parts import ALIGN
+from kernels.attention.tiles import padded, small_heads, tiles
 from kernels.dispatch import on_its_device, target_of
 
-
-class Tiles(NamedTuple):
-    """Queries and keys a tile, warps a program, stages of the software pipeline."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
-
-# (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without options, tiles with some (window,
-# ALiBi, dropout, packed). The first row that fits is taken. Chosen by what compiles without spilling (python -m
-# kernels.aot), not yet timed on a GPU.
-_NV, _HIP = ("sm80", "sm90"), ("hip",)
-_TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tiles, Tiles]]] = {
-    (False, "forward"): [
-        (_NV, (16, 32, 64), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2)),
-        (_NV, (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
-        (_HIP, (16, 32, 64), Tiles(128, 64, 4, 1), Tiles(128, 64, 4, 1)),
-        (_HIP, (128,), Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 1)),
-    ],
-    (False, "dq"): [
-        (("sm80",), (128,), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
-        (_NV, (16, 32, 64, 128), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
-        (_HIP, (16, 32, 64, 128), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
-    ],
-    (False, "dkv"): [
-        (("sm80",), (128,), Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
-        (_NV, (128,), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
-        (_NV, (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
-        (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 128, 8, 1)),
-        (_HIP, (128,), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
-    ],
-    (True, "forward"): [
-        (_NV, (16, 32), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
-        (("sm80",), (64,), Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 1)),
-        (("sm90",), (64,), Tiles(64, 32, 4, 2), Tiles(64, 32, 8, 2)),
-        (_NV, (128,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
-        (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
-    ],
-    (True, "dq"): [
-        (("sm80",), (64,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
-        (_NV, (16, 32, 64), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
-        (("sm90",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)),
-        (("sm80",), (128,), Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-        (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
-    ],
-    (True, "dkv"): [
-        (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)),
-        (("sm90",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2)),
-        (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(64, 32, 8, 1)),
-        (_NV, (128,), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
-        (_HIP, (16, 32, 64), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
-        (_HIP, (128,), Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),
-    ],
-}
-
-
-def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: bool) -> Tiles:
-    """The tiles of `kernel` ("forward", "dq" or "dkv") for a padded head size, on "sm80", "sm90", "hip" or
-    "interpreter", without (`plain`) or with options besides the causal mask.
-
-    A fixed table, because a search by time may choose other tiles in the next run, and other tiles give other bits."""
-    if target == "interpreter":  # whose cost is the number of programs
-        return Tiles(64, 64, 4, 1)
-    for targets, sizes, without, with_options in _TILES[dtype == torch.float32, kernel]:
-        if target in targets and block_d in sizes:
-            return without if plain else with_options
-    raise ValueError(f"no tiles for {kernel} with head size {block_d} on {target}")
 
 
 @on_its_device
@@ -134,7 +62,7 @@ def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, argument
     B, H, Tq, D = q.shape
     heads, Tk = k.shape[1:3]
     sequences = B if call.starts_q is None else len(call.starts_q) - 1
-    settings = constants(kernel, D, q.dtype, target_of(q.device), call)
+    settings = constants(kernel, D, q.dtype, target_of(q.device), call, small_heads())
     block = settings["BLOCK_N" if kernel == "dkv" else "BLOCK_M"]
     programs = -(-longest // block) * sequences * H
     if programs == 0:
@@ -145,11 +73,11 @@ def launch(kernel: str, longest: int, q: Tensor, k: Tensor, call: Call, argument
     )  # fmt: skip
 
 
-def constants(kernel: str, head_size: int, dtype: torch.dtype, target: str, call: Call) -> dict:
-    """The compile-time arguments and the launch options of `kernel`."""
-    block_d = max(16, triton.next_power_of_2(head_size))
+def constants(kernel: str, head_size: int, dtype: torch.dtype, target: str, call: Call, way: str = "plain") -> dict:
+    """The compile-time arguments and the launch options of `kernel`; of small heads, those of `way` (tiles.py)."""
+    block_d = padded(head_size, target, way)
     plain = call.window is None and call.slopes is None and call.dropout == 0 and call.starts_q is None
-    block_m, block_n, num_warps, num_stages = tiles(kernel, block_d, dtype, target, plain)
+    block_m, block_n, num_warps, num_stages = tiles(kernel, block_d, dtype, target, plain, way)
     return {
         "D": head_size, "BLOCK_D": block_d, "BLOCK_M": block_m, "BLOCK_N": block_n, "CAUSAL": call.causal,
         "WINDOWED": call.window is not None, "ALIBI": call.slopes is not None, "DROPOUT": call.dropout > 0,
