@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from data.errors import UserError
+from kernels import Attention
 from kernels.attention.reference import sdpa_mask
 from makemore.base import LanguageModel, Output
 from makemore.counts.ngram import FLOOR, NGram
@@ -59,7 +60,7 @@ def _plain(model: LanguageModel) -> nn.Module:
         return _Counts(model)
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
-            module.register_module("attend", _Attention(module.attend.window, module.attend.slopes))
+            module.register_module("attend", _Attention(module.attend))
     return model
 
 
@@ -130,16 +131,18 @@ class _Attention(nn.Module):
 
     slopes: Tensor | None
 
-    def __init__(self, window: int | None, slopes: Tensor | None):
+    def __init__(self, attend: Attention):
         super().__init__()
-        self.window = window
-        self.register_buffer("slopes", slopes)
+        self.causal, self.window, self.softcap = attend.causal, attend.window, attend.softcap
+        self.register_buffer("slopes", attend.slopes)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         T, scores = q.shape[2], q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, T)
-        mask = sdpa_mask(T, T, True, self.window, self.slopes, q.device, q.dtype)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        mask = sdpa_mask(T, T, self.causal, self.window, self.slopes, q.device, q.dtype)
         scores = scores.masked_fill(~mask, -math.inf) if self.slopes is None else scores + mask
         return scores.softmax(-1) @ v
 

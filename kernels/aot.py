@@ -62,36 +62,49 @@ def cases(targets: list[str], only: str = "", ends: bool = False) -> Iterator[Ca
 
 def _attention(target: str, ends: bool) -> Iterator[Case]:
     from kernels.attention.call import Call
-    from kernels.attention.launch import constants
+    from kernels.attention.launch import combine_constants, constants
     from kernels.attention.tiles import SMALL_HEADS
 
     given = torch.zeros(1)  # only whether a tensor is there matters
     options: dict[str, dict[str, Any]] = {
-        "window": {"window": 7},
+        "window": {"left": 7},
+        "look-ahead": {"right": 3},
         "ALiBi": {"slopes": given},
+        "cap": {"softcap": 50.0},
+        "key mask": {"key_mask": given},
         "dropout": {"dropout": 0.5, "seed": given},
         "packed": {"starts_q": given, "starts_k": given},
     }
-    chosen = [(), *((name,) for name in options), tuple(options)]  # each alone, and all
-    plain = Call(True, None, 1.0, 0.0, None, None, None, None, 0, 0)
+    chosen = [(), *((name,) for name in options)]  # each alone, and all that go together
+    chosen += [tuple(name for name in options if name != without) for without in ("packed", "key mask")]
+    plain = Call(None, None, 1.0, 0.0, 0.0, None, None, None, None, None, 0, 0)
     sizes = [(size, "plain") for size in (16, 32, 64, 128, *ODD_SIZES)]
     if target == "sm90":
         sizes += itertools.product((16, 32), SMALL_HEADS[1:])
     for kernel, dtype, (size, way), names, causal in itertools.product(
-        ("forward", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
+        ("forward", "decode", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
     ):
-        is_end = (causal and not names) or (not causal and len(names) == len(options))
-        if (ends or size in ODD_SIZES or way != "plain") and not is_end:
+        is_end = (causal and not names) or (not causal and len(names) > 1)
+        if (ends or size in ODD_SIZES or way != "plain" or kernel == "decode") and not is_end:
             continue
-        call = plain._replace(causal=causal)
+        if (causal and "look-ahead" in names) or (kernel == "decode" and "packed" in names):
+            continue
+        call = plain._replace(right=0 if causal else None)
         for name in names:
             call = call._replace(**options[name])
         note = f"head size {size} {way}, {', '.join(('causal' if causal else 'full', *names))}"
         settings = constants(kernel, size, dtype, target, call, way)
-        if kernel == "dq":
-            settings["HAS_DLSE"] = bool(names)
-        module = "attention.forward" if kernel == "forward" else "attention.backward"
-        yield Case(module, f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+        if kernel in ("forward", "decode"):
+            settings["SPLIT"] = kernel == "decode"
+        for has_dlse in (False, True) if kernel == "dq" and is_end else (False,):
+            if kernel == "dq":
+                settings["HAS_DLSE"] = has_dlse
+            file = "backward" if kernel in ("dq", "dkv") else "forward"
+            name = "forward" if kernel == "decode" else kernel
+            yield Case(f"attention.{file}", f"{name}_kernel", target, dtype, _frozen(settings), note)
+    for dtype, size in itertools.product((torch.bfloat16, torch.float32), (16, 32, 64, 128, *ODD_SIZES)):
+        settings = combine_constants(size, dtype)
+        yield Case("attention.forward", "combine_kernel", target, dtype, _frozen(settings), f"head size {size}")
 
 
 def _norm(target: str) -> Iterator[Case]:
@@ -133,8 +146,9 @@ def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
 _TYPES = {
     "STARTS_Q": "*i32", "STARTS_K": "*i32", "SEED": "*i64", "TARGETS": "*i64", "SLOPES": "*fp32", "LSE": "*fp32",
     "DLSE": "*fp32", "ROW_MAX": "*fp32", "INV_SUM": "*fp32", "DELTA": "*fp32", "MEAN": "*fp32", "RSTD": "*fp32",
-    "LOSS": "*fp32", "UPSTREAM": "*fp32", "DW": "*fp32", "DB": "*fp32",
-    "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32",
+    "LOSS": "*fp32", "UPSTREAM": "*fp32", "DW": "*fp32", "DB": "*fp32", "KEY_MASK": "*i8", "PART": "*fp32",
+    "PART_MAX": "*fp32", "PART_INV": "*fp32",
+    "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32", "cap": "fp32",
 }  # fmt: skip
 _SIZES = {"H", "GROUP", "C"}
 
@@ -160,6 +174,8 @@ def compile_case(case: Case) -> Usage:
             continue
         is_pointer = name.isupper() and name not in _SIZES
         signature[name] = _TYPES.get(name, POINTERS[case.dtype] if is_pointer else "i32")
+        if name == "OUT" and settings.get("SPLIT"):
+            signature[name] = "*fp32"
         if is_pointer:
             aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)

@@ -69,6 +69,12 @@ def target_of(device: torch.device) -> str:
     return "sm90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm80"
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """The number of multiprocessors of a GPU; in the interpreter some, so that the same ways are taken."""
+    return 8 if interpreting() else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def on_its_device(launcher: Callable) -> Callable:
     """Make the GPU of the launcher's first tensor the current one: Triton launches there, wherever the tensors are."""
 

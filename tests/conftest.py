@@ -160,7 +160,7 @@ def asked_anew():
     """What the kernels know of this machine is forgotten, before and after the test and when it says so."""
 
     def forget() -> None:
-        for answer in (dispatch.interpreting, dispatch.why_not, dispatch.target_of):
+        for answer in (dispatch.interpreting, dispatch.why_not, dispatch.target_of, dispatch.processors):
             answer.cache_clear()
 
     forget()

@@ -28,8 +28,8 @@ MUTANTS = {
     ),
     "window off by one": Mutant(
         "attention/parts.py",
-        "(key > position - window)",
-        "(key >= position - window)",
+        "(key >= position - left)",
+        "(key > position - left)",
         "test_attention.py",
         "alignment",
     ),
@@ -91,6 +91,23 @@ MUTANTS = {
         "dropout_keeps(seed + 1, start, first_key",
         "test_attention.py",
         "near_as_torchs",
+    ),
+    "derivative of the cap lost": Mutant(
+        "attention/backward.py", "ds = ds * derivative", "ds = ds * 1.0", "test_attention.py", "near_as_torchs"
+    ),
+    "padding seen in the backward": Mutant(
+        "attention/backward.py",
+        "there = present(KEY_MASK + wide(b) * Tk, first_key + n, n_keys)[:, None]",
+        "there = n[:, None] >= 0",
+        "test_attention.py",
+        "near_as_torchs",
+    ),
+    "shares of the keys that overlap": Mutant(
+        "attention/forward.py",
+        "hi = tl.minimum(hi, first_key + span)",
+        "hi = tl.minimum(hi, first_key + span + 1)",
+        "test_attention.py",
+        "few_queries",
     ),
     "slope of another head": Mutant(
         "attention/backward.py",

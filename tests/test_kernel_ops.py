@@ -65,19 +65,21 @@ def assert_close(ours: list, theirs: list, **tolerance) -> None:
 OPS = torch.ops.charlm
 LEAF = {"device": DEVICE, "requires_grad": True}
 SAMPLES = {
-    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), *[None] * 5, True, None, 0.25, 0.0)),
+    "attention": lambda: (OPS.attention, (*qkv(requires_grad=True), *[None] * 6, None, 0, 0.25, 0.0, 0.0)),
     "attention with options": lambda: (
         OPS.attention,
         (
             *qkv(requires_grad=True),
             torch.rand(H, device=DEVICE),
             torch.tensor([5], device=DEVICE),
+            torch.arange(2 * T, device=DEVICE).view(2, T) % 3 > 0,
             None,
             None,
             None,
-            False,
             3,
+            2,
             0.25,
+            4.0,
             0.5,
         ),
     ),

@@ -15,9 +15,10 @@ from kernels.attention.parts import (
     dropout_keeps,
     keys_of,
     locate,
+    present,
     queries_of,
     rows,
-    sees,
+    scores,
     stats_offset,
     store_rows,
     strides,
@@ -27,26 +28,26 @@ from kernels.attention.parts import (
 
 @triton.jit
 def _probabilities(
-    s, row_max, inv_sum, position, key, n_keys, window, scale, slope,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
+    s, row_max, inv_sum, position, key, there, n_keys, left, right, scale, cap, slope,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr,
+    ALIBI: tl.constexpr, CAPPED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The softmax of a tile of raw scores, from row_max and inv_sum. Either orientation: the operands broadcast."""
-    if ALIBI:  # in the forward's order of operations, which the compiler fuses alike: the same weights to the bit
-        s = s * scale - slope * tl.abs(position - key).to(ACC)
-        factor = 1.0
-    else:
-        factor = scale
-    if MASKED:
-        s = tl.where(sees(position, key, n_keys, window, CAUSAL, WINDOWED), s, float("-inf"))
-    return tl.exp2(s * factor - row_max) * inv_sum
+    """The softmax of a tile of products q k, from row_max and inv_sum, and the derivative of the cap. Either way round:
+    the operands broadcast."""
+    s, factor, derivative = scores(
+        s, position, key, there, n_keys, left, right, scale, cap, slope,
+        MASKED, CAUSAL, LEFT, RIGHT, KEYED, ALIBI, CAPPED, ACC,
+    )  # fmt: skip
+    return tl.exp2(s * factor - row_max) * inv_sum, derivative
 
 
 @triton.jit
 def _dq_tiles(
-    dq, q, do, row_max, inv_sum, delta, k_base, v_base, k_stride, v_stride,
-    query, first_row, offset, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
+    dq, q, do, row_max, inv_sum, delta, k_base, v_base, KEY_MASK, k_stride, v_stride,
+    query, first_row, offset, n_keys, lo, hi, left, right, scale, cap, slope, seed, head, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr, ALIBI: tl.constexpr, CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add keys lo..hi to the gradient of a tile of queries."""
     d = tl.arange(0, BLOCK_D)
@@ -55,28 +56,34 @@ def _dq_tiles(
         wide_start = wide(start)
         k = rows(k_base + wide_start * k_stride, n, k_stride, d, n_keys - start, D, MASKED, BLOCK_D != D)
         v = rows(v_base + wide_start * v_stride, n, v_stride, d, n_keys - start, D, MASKED, BLOCK_D != D)
-        key = (start + n)[None, :]
+        there = 0
+        if KEYED:
+            there = present(KEY_MASK, start + n, n_keys)[None, :]
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
-        p = _probabilities(
-            s, row_max[:, None], inv_sum[:, None], query[:, None] + offset, key, n_keys, window, scale, slope,
-            MASKED, CAUSAL, WINDOWED, ALIBI, ACC,
+        p, derivative = _probabilities(
+            s, row_max[:, None], inv_sum[:, None], query[:, None] + offset, (start + n)[None, :], there, n_keys,
+            left, right, scale, cap, slope,
+            MASKED, CAUSAL, LEFT, RIGHT, KEYED, ALIBI, CAPPED, ACC,
         )  # fmt: skip
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         if DROPOUT:
             kept = dropout_keeps(seed, first_row, start, head, threshold, query.shape[0], BLOCK_N, False)
             dp = tl.where(kept, dp * keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
+        if CAPPED:
+            ds = ds * derivative
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
     return dq
 
 
 @triton.jit(do_not_specialize=[*(f"s{tensor}{axis}" for tensor in "qkvog" for axis in "bht"), *NUMBERS])
 def dq_kernel(
-    Q, K, V, OUT, DOUT, DLSE, ROW_MAX, INV_SUM, DELTA, DQ, STARTS_Q, STARTS_K, SLOPES, SEED,
+    Q, K, V, OUT, DOUT, DLSE, ROW_MAX, INV_SUM, DELTA, DQ, STARTS_Q, STARTS_K, SLOPES, SEED, KEY_MASK,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sob, soh, sot, sgb, sgh, sgt,
-    H, GROUP, Tq, Tk, longest, scale, window, threshold, keep_scale,
+    H, GROUP, Tq, Tk, longest, scale, cap, left, right, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr, ALIBI: tl.constexpr, CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, HAS_DLSE: tl.constexpr,
 ):  # fmt: skip
     """Compute dq of one tile of queries of one head, and delta: each row's sum of dout * out, less its dlse."""
@@ -126,14 +133,17 @@ def dq_kernel(
         seed = tl.load(SEED)
     dq = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     last_row = tl.minimum(first_row + BLOCK_M, n_queries) - 1
-    lo, full_lo, full_hi, hi = keys_of(first_row + offset, last_row + offset, n_keys, window, CAUSAL, WINDOWED, BLOCK_N)
-    for part in tl.static_range(0 if WINDOWED else 1, 3):
+    lo, full_lo, full_hi, hi = keys_of(
+        first_row + offset, last_row + offset, n_keys, left, right, CAUSAL, LEFT, RIGHT, BLOCK_N
+    )
+    for part in tl.static_range(0 if LEFT else 1, 3):
         dq = _dq_tiles(
-            dq, q, do, row_max, inv_sum, delta, k_base, v_base, skt, svt, query, first_row, offset, n_keys,
+            dq, q, do, row_max, inv_sum, delta, k_base, v_base, KEY_MASK + wide(b) * Tk, skt, svt,
+            query, first_row, offset, n_keys,
             lo if part == 0 else (full_lo if part == 1 else full_hi),
             full_lo if part == 0 else (full_hi if part == 1 else hi),
-            window, scale * LOG2E, slope, seed, head, threshold, keep_scale,
-            D, BLOCK_D, BLOCK_N, part != 1, CAUSAL, WINDOWED, ALIBI, DROPOUT, ACC, PRECISION,
+            left, right, scale * LOG2E, cap * LOG2E, slope, seed, head, threshold, keep_scale,
+            D, BLOCK_D, BLOCK_N, part != 1, CAUSAL, LEFT, RIGHT, KEYED, ALIBI, CAPPED, DROPOUT, ACC, PRECISION,
         )  # fmt: skip
     store_rows(DQ, dq * scale, b, h, H, row0, first_row, n_queries, Tq, D, BLOCK_M, BLOCK_D, VARLEN)
 
@@ -141,9 +151,11 @@ def dq_kernel(
 @triton.jit
 def _dkv_tiles(
     dk, dv, k, v, q_base, g_base, q_stride, g_stride, ROW_MAX, INV_SUM, DELTA, head_offset,
-    key, first_key, offset, n_queries, n_keys, lo, hi, window, scale, slope, seed, head, threshold, keep_scale,
+    key, first_key, there, offset, n_queries, n_keys, lo, hi, left, right, scale, cap, slope,
+    seed, head, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr, ALIBI: tl.constexpr, CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add queries lo..hi of one head to the gradients of a tile of keys and values. Scores are (keys, queries)."""
     d = tl.arange(0, BLOCK_D)
@@ -163,9 +175,10 @@ def _dkv_tiles(
             inv_sum = tl.load(INV_SUM + head_offset + query)
             delta = tl.load(DELTA + head_offset + query)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)  # (keys, queries)
-        p = _probabilities(
-            s, row_max[None, :], inv_sum[None, :], query[None, :] + offset, key[:, None], n_keys, window, scale, slope,
-            MASKED, CAUSAL, WINDOWED, ALIBI, ACC,
+        p, derivative = _probabilities(
+            s, row_max[None, :], inv_sum[None, :], query[None, :] + offset, key[:, None], there, n_keys,
+            left, right, scale, cap, slope,
+            MASKED, CAUSAL, LEFT, RIGHT, KEYED, ALIBI, CAPPED, ACC,
         )  # fmt: skip
         if MASKED:  # a row past the last has no score: with a negative slope what was computed can be infinite
             p = tl.where(inside[None, :], p, 0.0)
@@ -178,17 +191,20 @@ def _dkv_tiles(
             dropped = p
         dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION, out_dtype=ACC)
         ds = p * (dp - delta[None, :])
+        if CAPPED:
+            ds = ds * derivative
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=[*(f"s{tensor}{axis}" for tensor in "qkvg" for axis in "bht"), *NUMBERS])
 def dkv_kernel(
-    Q, K, V, DOUT, ROW_MAX, INV_SUM, DELTA, DK, DV, STARTS_Q, STARTS_K, SLOPES, SEED,
+    Q, K, V, DOUT, ROW_MAX, INV_SUM, DELTA, DK, DV, STARTS_Q, STARTS_K, SLOPES, SEED, KEY_MASK,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sgb, sgh, sgt,
-    H, GROUP, Tq, Tk, longest, scale, window, threshold, keep_scale,
+    H, GROUP, Tq, Tk, longest, scale, cap, left, right, threshold, keep_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOWED: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr, ALIBI: tl.constexpr, CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute what one query head adds to the gradients of one tile of keys and values."""
@@ -221,20 +237,25 @@ def dkv_kernel(
     seed = 0
     if DROPOUT:
         seed = tl.load(SEED)
+    there = 0
+    if KEYED:
+        there = present(KEY_MASK + wide(b) * Tk, first_key + n, n_keys)[:, None]
     dk = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     last_key = tl.minimum(first_key + BLOCK_N, n_keys) - 1
-    lo, full_lo, full_hi, hi = queries_of(first_key, last_key, offset, n_queries, window, CAUSAL, WINDOWED, BLOCK_M)
+    lo, full_lo, full_hi, hi = queries_of(
+        first_key, last_key, offset, n_queries, left, right, CAUSAL, LEFT, RIGHT, BLOCK_M
+    )
     head_offset = stats_offset(b, h, H, q_row0, Tq, VARLEN)
     # All three parts, even where the first is empty: a loop that starts on fresh accumulators serializes wgmma.
     for part in tl.static_range(0, 3):
         dk, dv = _dkv_tiles(
             dk, dv, k, v, Q + q_offset + wide(h) * sqh, DOUT + g_offset + wide(h) * sgh, sqt, sgt,
-            ROW_MAX, INV_SUM, DELTA, head_offset, first_key + n, first_key, offset, n_queries, n_keys,
+            ROW_MAX, INV_SUM, DELTA, head_offset, first_key + n, first_key, there, offset, n_queries, n_keys,
             lo if part == 0 else (full_lo if part == 1 else full_hi),
             full_lo if part == 0 else (full_hi if part == 1 else hi),
-            window, scale * LOG2E, slope, seed, head, threshold, keep_scale,
-            D, BLOCK_D, BLOCK_M, part != 1, CAUSAL, WINDOWED, ALIBI, DROPOUT, ACC, PRECISION,
+            left, right, scale * LOG2E, cap * LOG2E, slope, seed, head, threshold, keep_scale,
+            D, BLOCK_D, BLOCK_M, part != 1, CAUSAL, LEFT, RIGHT, KEYED, ALIBI, CAPPED, DROPOUT, ACC, PRECISION,
         )  # fmt: skip
     store_rows(DK, dk * scale, b, h, H, row0, first_key, n_keys, Tk, D, BLOCK_N, BLOCK_D, VARLEN)
     store_rows(DV, dv, b, h, H, row0, first_key, n_keys, Tk, D, BLOCK_N, BLOCK_D, VARLEN)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from kernels import interpreter
 from kernels.dispatch import interpreting
+from kernels.tanh import tanh
 
 if interpreting():
     interpreter.repair()
@@ -19,7 +20,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 # by it: of a stride Triton itself knows multiples of 16 or nothing, and loads head size 40 two bytes at a time.
 ALIGN = tl.constexpr(8)
 # The numbers that a kernel is not compiled anew for. What runs is then what kernels.aot compiles.
-NUMBERS = ("H", "GROUP", "Tq", "Tk", "longest", "window", "threshold")
+NUMBERS = ("H", "GROUP", "Tq", "Tk", "longest", "left", "right", "threshold")
 PHILOX_ROUNDS = tl.constexpr(7)  # Salmon et al. 2011: the fewest that pass BigCrush
 
 
@@ -46,7 +47,10 @@ def locate(starts, sequence, total, batch_stride, row_stride, VARLEN: tl.constex
 
 
 @triton.jit
-def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr):
+def keys_of(
+    first, last, n_keys, left, right,
+    CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The key tiles of queries at positions first..last: lo, full_lo, full_hi, hi, as above. "Whole" means that every
     one of these queries sees all keys of the tile."""
     hi = n_keys
@@ -54,15 +58,15 @@ def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.cons
     if CAUSAL:
         hi = tl.minimum(n_keys, last + 1)
         whole = tl.minimum(n_keys, first + 1)
-    elif WINDOWED:
-        hi = tl.minimum(n_keys, last + window)
-        whole = tl.minimum(n_keys, first + window)
+    elif RIGHT:
+        hi = tl.minimum(n_keys, last + right + 1)
+        whole = tl.minimum(n_keys, first + right + 1)
     hi = tl.maximum(hi, 0)
     lo = 0
     full_lo = 0
-    if WINDOWED:
-        lo = tl.maximum(first - window + 1, 0) // BLOCK * BLOCK
-        full_lo = tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK) * BLOCK
+    if LEFT:
+        lo = tl.maximum(first - left, 0) // BLOCK * BLOCK
+        full_lo = tl.cdiv(tl.maximum(last - left, 0), BLOCK) * BLOCK
         full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK) * BLOCK)
     full_hi = tl.maximum(tl.maximum(whole, 0) // BLOCK * BLOCK, full_lo)
     return lo, full_lo, full_hi, hi
@@ -70,38 +74,72 @@ def keys_of(first, last, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.cons
 
 @triton.jit
 def queries_of(
-    first, last, offset, n_queries, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK: tl.constexpr
-):
+    first, last, offset, n_queries, left, right,
+    CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The query tiles that see keys first..last, in the same four numbers; query i has position i + offset."""
     lo = 0
     full_lo = 0
     if CAUSAL:
         lo = tl.maximum(first - offset, 0) // BLOCK * BLOCK
         full_lo = tl.cdiv(tl.maximum(last - offset, 0), BLOCK) * BLOCK
-    elif WINDOWED:
-        lo = tl.maximum(first - window + 1 - offset, 0) // BLOCK * BLOCK
-        full_lo = tl.cdiv(tl.maximum(last - window + 1 - offset, 0), BLOCK) * BLOCK
+    elif RIGHT:
+        lo = tl.maximum(first - right - offset, 0) // BLOCK * BLOCK
+        full_lo = tl.cdiv(tl.maximum(last - right - offset, 0), BLOCK) * BLOCK
     hi = n_queries
     whole = n_queries
-    if WINDOWED:
-        hi = tl.maximum(tl.minimum(n_queries, last + window - offset), 0)
-        whole = tl.maximum(tl.minimum(n_queries, first + window - offset), 0)
+    if LEFT:
+        hi = tl.maximum(tl.minimum(n_queries, last + left + 1 - offset), 0)
+        whole = tl.maximum(tl.minimum(n_queries, first + left + 1 - offset), 0)
     full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK) * BLOCK)
     full_hi = tl.maximum(whole // BLOCK * BLOCK, full_lo)
     return lo, full_lo, full_hi, hi
 
 
 @triton.jit
-def sees(position, key, n_keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
+def sees(position, key, n_keys, left, right, CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr):
     """Whether the query at `position` attends to the key at position `key`."""
     seen = key < n_keys
     if CAUSAL:
         seen = seen & (key <= position)
-    if WINDOWED:
-        seen = seen & (key > position - window)
-        if not CAUSAL:
-            seen = seen & (key < position + window)
+    elif RIGHT:
+        seen = seen & (key <= position + right)
+    if LEFT:
+        seen = seen & (key >= position - left)
     return seen
+
+
+@triton.jit
+def present(KEY_MASK, key, n_keys):
+    """Whether the keys `key` of a sequence are none of its padding."""
+    return tl.load(KEY_MASK + key, key < n_keys, 0) != 0
+
+
+@triton.jit
+def scores(
+    s, position, key, there, n_keys, left, right, scale, cap, slope,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEYED: tl.constexpr,
+    ALIBI: tl.constexpr, CAPPED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The scores of a tile of products q k, either way round, -inf where a key is not seen. In units of log 2 once they
+    are multiplied by the second number that is returned. The third is the derivative of the cap.
+
+    Forward and backward both call this, so that the compiler fuses alike and the weights are the same to the bit."""
+    factor = scale
+    derivative = 1.0
+    if CAPPED:
+        capped = tanh(s * (scale / cap))
+        derivative = 1.0 - capped * capped
+        s = capped * cap
+        factor = 1.0
+    if ALIBI:
+        s = s * factor - slope * tl.abs(position - key).to(ACC)
+        factor = 1.0
+    if MASKED:
+        s = tl.where(sees(position, key, n_keys, left, right, CAUSAL, LEFT, RIGHT), s, float("-inf"))
+    if KEYED:
+        s = tl.where(there, s, float("-inf"))
+    return s, factor, derivative
 
 
 @triton.jit

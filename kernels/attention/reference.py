@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 PHILOX_ROUNDS = 7
+Window = int | tuple[int | None, int | None] | None
 
 
 def attention(
@@ -19,20 +20,25 @@ def attention(
     v: Tensor,
     *,
     causal: bool = True,
-    window: int | None = None,
+    window: Window = None,
     slopes: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, Tq, D) and log-sum-exp (B, H, Tq) of `kernels.attention`, in the dtype of q."""
     Tq, Tk = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     s = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)  # (B, H, Tq, Tk)
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
     if slopes is not None:
         s = s - slopes.to(s)[:, None, None] * _positions(Tq, Tk, q.device)[2].abs()
-    s = s.masked_fill(~sees(Tq, Tk, causal, window, q.device), -math.inf)
+    seen = sees(Tq, Tk, causal, window, q.device)
+    s = s.masked_fill(~(seen if key_mask is None else seen & key_mask[:, None, None]), -math.inf)
     if Tk == 0:
         return q.new_zeros(q.shape) + s.sum(), q.new_full(q.shape[:3], -math.inf)
     row_max = s.amax(-1, keepdim=True).detach()
@@ -61,25 +67,46 @@ def attention_packed(
         out, lse = attention(part, k[:, :, keys], v[:, :, keys], dropout=dropout, seed=seed, **options)
         outs.append(out[-1:])
         lses.append(lse[-1:])
+    padding = q[:, :, ends_q[-1] :]
+    outs.append(torch.zeros_like(padding))
+    lses.append(torch.full_like(padding[..., 0], -math.inf))
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def sees(Tq: int, Tk: int, causal: bool, window: int | None, device) -> Tensor:
+def reach(causal: bool, window: Window) -> tuple[int | None, int | None]:
+    """How many keys before and after its own position a query sees; None: all."""
+    if isinstance(window, tuple):
+        return window[0], 0 if causal else window[1]
+    before = None if window is None else window - 1
+    return before, 0 if causal else before
+
+
+def sees(Tq: int, Tk: int, causal: bool, window: Window, device) -> Tensor:
     """Whether a query attends to a key, (Tq, Tk) bool."""
-    query, key, _ = _positions(Tq, Tk, device)
+    before, after = reach(causal, window)
+    ahead = -_positions(Tq, Tk, device)[2]  # of the key before the query
     seen = torch.ones(Tq, Tk, dtype=torch.bool, device=device)
-    if causal:
-        seen = seen & (key <= query)
-    if window is not None:
-        seen = seen & (key > query - window)
-        if not causal:
-            seen = seen & (key < query + window)
+    if before is not None:
+        seen = seen & (ahead >= -before)
+    if after is not None:
+        seen = seen & (ahead <= after)
     return seen
 
 
-def sdpa_mask(Tq: int, Tk: int, causal: bool, window: int | None, slopes: Tensor | None, device, dtype) -> Tensor:
-    """The mask for torch's scaled_dot_product_attention: (Tq, Tk) bool, or with ALiBi (H, Tq, Tk) to add."""
+def sdpa_mask(
+    Tq: int,
+    Tk: int,
+    causal: bool,
+    window: Window,
+    slopes: Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """The mask for torch's scaled_dot_product_attention: (Tq, Tk) bool, or with ALiBi (H, Tq, Tk) to add; of a
+    `key_mask` (B, 1, Tq, Tk) and (B, H, Tq, Tk)."""
     seen = sees(Tq, Tk, causal, window, device)
+    seen = seen if key_mask is None else seen & key_mask[:, None, None]
     if slopes is None:
         return seen
     distance = _positions(Tq, Tk, device)[2].abs()

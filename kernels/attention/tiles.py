@@ -36,6 +36,14 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_HIP, (16, 32, 64), Tiles(128, 64, 4, 1), Tiles(128, 64, 4, 1)),
         (_HIP, (128,), Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 1)),
     ],
+    (False, "decode"): [
+        (_NV, (16, 32, 64, 128), Tiles(16, 64, 4, 2), Tiles(16, 64, 4, 2)),
+        (_HIP, (16, 32, 64, 128), Tiles(16, 64, 4, 1), Tiles(16, 64, 4, 1)),
+    ],
+    (True, "decode"): [
+        (_NV, (16, 32, 64, 128), Tiles(16, 32, 4, 2), Tiles(16, 32, 4, 2)),
+        (_HIP, (16, 32, 64, 128), Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    ],
     (False, "dq"): [
         (("sm80",), (128,), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
         (_NV, (16, 32, 64, 128), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
@@ -52,7 +60,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_NV, (16, 32), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
         (("sm80",), (64,), Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 1)),
         (("sm90",), (64,), Tiles(64, 32, 4, 2), Tiles(64, 32, 8, 2)),
-        (_NV, (128,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
+        (_NV, (128,), Tiles(32, 64, 8, 1), Tiles(32, 32, 8, 1)),
         (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ],
     (True, "dq"): [
@@ -65,7 +73,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
     (True, "dkv"): [
         (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)),
         (("sm90",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2)),
-        (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(64, 32, 8, 1)),
+        (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1)),
         (_NV, (128,), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
         (_HIP, (16, 32, 64), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
         (_HIP, (128,), Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),
@@ -90,12 +98,12 @@ def padded(head_size: int, target: str, way: str) -> int:
 
 
 def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: bool, way: str) -> Tiles:
-    """The tiles of `kernel` ("forward", "dq" or "dkv") for a padded head size, on "sm80", "sm90", "hip" or
+    """The tiles of `kernel` ("forward", "decode", "dq" or "dkv") for a padded head size, on "sm80", "sm90", "hip" or
     "interpreter", without (`plain`) or with options besides the causal mask; of small heads, `way` of SMALL_HEADS.
 
     A fixed table, because a search by time may choose other tiles in the next run, and other tiles give other bits."""
     if target == "interpreter":  # whose cost is the number of programs
-        return Tiles(64, 64, 4, 1)
+        return Tiles(16 if kernel == "decode" else 64, 64, 4, 1)
     is_float32 = dtype == torch.float32
     if way == "two-warps" and target == "sm90" and block_d <= _SMALL:
         return Tiles(16 if is_float32 and kernel == "dkv" else 32, 32, 2, 2)
