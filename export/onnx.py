@@ -136,7 +136,7 @@ class _Attention(nn.Module):
         self.causal, self.window, self.softcap = attend.causal, attend.window, attend.softcap
         self.register_buffer("slopes", attend.slopes)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: None = None) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         T, scores = q.shape[2], q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, T)

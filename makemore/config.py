@@ -38,6 +38,7 @@ class Mark(Enum):
 UNSET = arg(help_behavior_hint="")  # its help says what is done where it is not given
 SIZE = Range(1, MAX_SIZE)
 FRACTION = Range(0, below=1)
+CAP = Range(0, above=0, below=float("inf"), says="above 0 and finite")
 ORDER = Range(0, 16, says="from 1 to 16, or 0 for none")
 
 Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu"]

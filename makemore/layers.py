@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
         the running ones where there is at most one such position. Padding gets a weight of 0: to cut it out, a GPU
         would have to be waited for."""
         x = x.float().flatten(0, -2)  # (N, C)
-        mask = x.new_ones(len(x), 1) if valid is None else _not_padding(valid).flatten()[:, None].type_as(x)
+        mask = x.new_ones(len(x), 1) if valid is None else not_padding(valid).flatten()[:, None].type_as(x)
         n = mask.sum()
         mean = (x * mask).sum(0) / n.clamp_min(1)
         var = ((x - mean).square() * mask).sum(0) / n.clamp_min(1)
@@ -82,7 +82,7 @@ class BatchNorm(nn.Module):
         return mean, var
 
 
-def _not_padding(valid: Tensor) -> Tensor:
+def not_padding(valid: Tensor) -> Tensor:
     """A mask of the positions that are not padding, from the mask `valid` of those with a target: in (B, T) all up to a
     row's last target; a packed batch (N,) has no padding."""
     return valid.flip(1).cumsum(1).flip(1) > 0 if valid.ndim == 2 else torch.ones_like(valid)

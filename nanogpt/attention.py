@@ -16,7 +16,8 @@ from nanogpt.packing import Packing
 
 class CausalSelfAttention(nn.Module):
     """x (B, T, C), RoPE's cos and sin of its positions and the cached keys and values (B, n_kv_head, past, head size)
-    -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded."""
+    -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded.
+    `key_mask` (B, T): which positions are no padding, where later ones are seen."""
 
     def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
@@ -25,7 +26,10 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, config.bias)
         self.c_proj = nn.Linear(n_embd, n_embd, config.bias)
-        self.attend = Attention(window=config.window, slopes=slopes, dropout=config.dropout, backend=config.attention)
+        self.attend = Attention(
+            window=config.window, slopes=slopes, softcap=config.attention_cap, dropout=config.dropout,
+            backend=config.attention,
+        )  # fmt: skip
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -34,11 +38,12 @@ class CausalSelfAttention(nn.Module):
         cos_sin: tuple[Tensor, Tensor] | None,
         cache: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
+        key_mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         q, k, v = self.heads(x, cos_sin, packing)
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        y = self.attend(q, k, v)  # (B, n_head, T, hs); the last of q and of k stand at the same position
+        y = self.attend(q, k, v, key_mask)  # (B, n_head, T, hs); the last of q and of k stand at the same position
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), (k, v)
 

@@ -58,9 +58,10 @@ class Block(nn.Module):
         cache: tuple[Tensor, Tensor] | None,
         valid: Tensor | None,
         packing: Packing | None,
+        key_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, cos_sin, cache, packing)
+        y, cache = self.attn(normed, cos_sin, cache, packing, key_mask)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from makemore.config import SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
+from makemore.config import CAP, SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
 
 
 @dataclass
@@ -20,6 +20,8 @@ class TransformerConfig(LayeredConfig):
     """Sliding window: attend to this many last tokens only (default: to all of the context)."""
     activation: Activation = "gelu"
     """Activation."""
+    attention_cap: Annotated[float | None, CAP, UNSET] = None
+    """Soft cap of the scores: s becomes c tanh(s / c), as in Gemma 2, where c is 50 (default: none)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
     tie_head: bool = True

@@ -17,7 +17,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
 from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
-from makemore.layers import initialise, make_norm
+from makemore.layers import initialise, make_norm, not_padding
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, has_keys_of_its_own
@@ -41,6 +41,7 @@ class Transformer(LanguageModel):
         self.context, self.positions = None if unbounded else config.context, positions
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
+        self.looks_ahead = False
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
@@ -50,6 +51,14 @@ class Transformer(LanguageModel):
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
         self._initialise(config.weight_init, config.activation, config.zero_init)
+
+    def see_ahead(self, tokens: int) -> None:
+        """Let every layer see so many later tokens besides the earlier ones, for reading whole texts. What such a model
+        says of a next token means nothing: it has seen it."""
+        before = None if self.window is None else self.window - 1
+        for block in self.h:
+            block.attn.attend.causal, block.attn.attend.window = False, (before, tokens)
+        self.looks_ahead = True
 
     @property
     def held(self) -> int:
@@ -69,6 +78,7 @@ class Transformer(LanguageModel):
             x = x + self.wpe(position)
         elif self.positions == "sinusoidal":
             x = x + sinusoids(position, self.n_embd).type_as(x)
+        key_mask = not_padding(valid) if self.looks_ahead and valid is not None else None
         packing = self._packing(valid)
         if packing is not None and valid is not None:
             x, valid = packing.pack(x), packing.pack(valid)
@@ -79,7 +89,7 @@ class Transformer(LanguageModel):
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
-                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask)
             else:
                 k, v = block.keys(x, y, cos_sin)
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)

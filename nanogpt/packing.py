@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from makemore.layers import not_padding
+
 
 class Packing(NamedTuple):
     """Between (B, T, ...) and the (N, ...) positions of it that are kept."""
@@ -32,5 +34,4 @@ def leave_padding_out(valid: Tensor) -> Packing | None:
     Padding is what follows a row's last valid target; what is not predicted before it is still read."""
     if valid[:, -1].all():
         return None
-    kept = valid.flip(1).cumsum(1).flip(1).flatten() > 0
-    return Packing(torch.nonzero(kept)[:, 0], (valid.shape[0], valid.shape[1]))
+    return Packing(torch.nonzero(not_padding(valid).flatten())[:, 0], (valid.shape[0], valid.shape[1]))

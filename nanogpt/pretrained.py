@@ -56,7 +56,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {wrong[0]} is {config.get(wrong[0])!r}, which this Transformer does not have")
     return found | {
         "model": "transformer", "n_kv_head": None, "activation": GPT2_ACTIVATIONS[activation], "norm": "layer",
-        "positions": "learned", "window": None, "qk_norm": False, "tie_head": True, "bias": True,
+        "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
+        "tie_head": True, "bias": True,
         "tokenizer": "gpt2", "kind": "stream",
     }  # fmt: skip
 

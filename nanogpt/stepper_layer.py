@@ -142,7 +142,7 @@ def norm_class(norm: nn.Module) -> type[nn.Module]:
 
 def evaluates(block: Block, window: int | None) -> bool:
     """Whether these modules are set as a Layer computes them: nothing is dropped, no statistics are taken, and
-    attention is causal, over this window, and not on Triton's kernels."""
+    attention is causal, over this window, without a cap, and not on Triton's kernels."""
     attn = block.attn
     attend = attn.attend
     return (
@@ -152,6 +152,7 @@ def evaluates(block: Block, window: int | None) -> bool:
         and attend.backend != "triton"
         and attend.causal
         and attend.scale is None
+        and attend.softcap is None
         and attend.window == window
     )
 

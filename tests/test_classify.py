@@ -112,7 +112,8 @@ def test_a_run_of_any_family_becomes_a_classifier(cli, sms, tmp_path, model, tra
     parent = cli("train.py", "--model", model, "--data", text, *sizes, "--steps", 2, "--out", "parent")
     assert parent.code == 0, parent.err
     quick = ("--steps", 4, "--eval-interval", 2, "--batch-size", 8, "--out", "run")
-    done = cli(MODULE, "--data", sms, "--init", "parent", "--train", train, *quick)
+    ahead = ("--look-ahead", 4) if model == "transformer" and train == "lora" else ()
+    done = cli(MODULE, "--data", sms, "--init", "parent", "--train", train, *ahead, *quick)
     if train == "lora" and model == "gru":
         assert done.code == 2 and "has no linear layers to adapt" in done.err
         return
@@ -149,6 +150,11 @@ REFUSED = {
     "class weights": (("--class-weights", "1.5"), "may be none, balanced or a number from 0 to 1"),
     "seed": (("--split-seed", -1), "--split-seed is -1"),
     "ngrams": (("--ngrams", 17), "--ngrams is 17"),
+    "look-ahead of another family": (("--look-ahead", 3), "--look-ahead means nothing to --model gru"),
+    "look-ahead and language": (
+        ("--model", "transformer", "--look-ahead", 3, "--lm-weight", 1),
+        "--look-ahead shows each token what --lm-weight",
+    ),
     "language weight": (("--lm-weight", -1), "--lm-weight is -1"),
     "ngram family": (("--model", "ngram"), "counts once and trains nothing"),
     "empty predict": (("--predict", ""), "no run directory run"),

@@ -60,8 +60,8 @@ class ReversedBlock(Block):
 class OtherKeys(Block):
     """Attends to other keys, also where half of the context is encoded anew."""
 
-    def forward(self, x, y, cos_sin, cache, valid, packing):
-        return super().forward(3 * x, y, cos_sin, cache, valid, packing)
+    def forward(self, x, *rest):
+        return super().forward(3 * x, *rest)
 
 
 class SharperAttention(CausalSelfAttention):

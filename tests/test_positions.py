@@ -37,7 +37,7 @@ def test_relative_positions_see_distances_only(where):
     assert close(model(tokens[:, 4:]).logits[:, 2:], model(tokens).logits[:, 6:])
 
 
-def attention_by_hand(attn, x, where: str, window: int | None):
+def attention_by_hand(attn, x, where: str, window: int | None, cap: float | None):
     """Causal attention of x (T, C) in plain loops, from the layer's own weights."""
     T, hs, groups = len(x), attn.head_size, attn.n_head // attn.n_kv_head
     heads = F.linear(x, attn.c_attn.weight, attn.c_attn.bias).view(T, -1, hs)
@@ -52,21 +52,26 @@ def attention_by_hand(attn, x, where: str, window: int | None):
         slope = 2 ** (-8 * (head + 1) / attn.n_head) if where == "alibi" else 0
         for t in range(T):
             seen = range(max(0, t - window + 1) if window else 0, t + 1)
-            scores = [q[t, head] @ k[s, head // groups] / math.sqrt(hs) - slope * (t - s) for s in seen]
-            weights = torch.stack(scores).softmax(0)
+            scores = torch.stack([q[t, head] @ k[s, head // groups] / math.sqrt(hs) for s in seen])
+            scores = scores if cap is None else cap * (scores / cap).tanh()
+            weights = (scores - slope * (t - torch.tensor(seen))).softmax(0)
             y[t, head] = sum(w * v[s, head // groups] for w, s in zip(weights, seen, strict=True))
     return F.linear(y.flatten(1), attn.c_proj.weight, attn.c_proj.bias)
 
 
 @pytest.mark.parametrize("where", POSITIONS)
-@pytest.mark.parametrize("options", [{}, {"window": 3}, {"n_kv_head": 2}, {"window": 4, "n_kv_head": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 3, "attention_cap": 0.3}, {"n_kv_head": 2}, {"window": 4, "n_kv_head": 1}], ids=str
+)
 def test_attention_is_what_the_papers_say(where, options):
     model = build("transformer", positions=where, **options)
     seen = []
     model.h[0].attn.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output[0])))
     model(some_tokens(9))
     ((x, y),) = seen
-    assert close(y[1], attention_by_hand(model.h[0].attn, x[1], where, options.get("window")))
+    assert close(
+        y[1], attention_by_hand(model.h[0].attn, x[1], where, options.get("window"), options.get("attention_cap"))
+    )
 
 
 def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant():
@@ -76,3 +81,32 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant():
         for block in model.h:
             block.attn.c_attn.weight.data[: 2 * 16] *= 10
         assert close(model(tokens).logits, before) == qk_norm
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 3, "positions": "alibi"}, {"positions": "rope", "norm": "batch"}], ids=str
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reader_of_whole_texts_sees_ahead_and_no_padding(options, training):
+    model, tokens = build("transformer", **options, n_layer=1), some_tokens(9)
+    model.see_ahead(2)
+    model.train(training)
+    valid = torch.ones(tokens.shape, dtype=torch.bool)
+    valid[0, 6:] = False
+
+    def read(tokens):
+        return model.hidden(tokens, None, valid)[0]
+
+    before = read(tokens)
+    for j in (4, 7):
+        changed = tokens.clone()
+        changed[:, j] = 7 + (changed[:, j] - 6) % (len(model.wte.weight) - 8)
+        after = read(changed)
+        same = [[close(a, b) for a, b in zip(*row, strict=True)] for row in zip(before, after, strict=True)]
+        first = max(0, j - 2)
+        last = j + options["window"] if "window" in options else 9
+        sees = [first <= i < last for i in range(9)]
+        if options.get("norm") == "batch" and training:
+            continue  # whose statistics every position shares
+        assert [not is_same for is_same in same[1]] == sees
+        assert [not is_same for is_same in same[0][:6]] == (sees[:6] if j < 6 else [False] * 6), "padding is not seen"

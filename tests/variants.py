@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict] = {
     "transformer grouped": {"n_kv_head": 2},
     "transformer one kv head": {"n_kv_head": 1, "positions": "alibi"},
     "transformer qk-norm": {"qk_norm": True, "positions": "rope"},
+    "transformer cap": {"attention_cap": 0.5, "positions": "alibi", "n_kv_head": 2},
     "transformer untied": {"tie_head": False},
     "transformer untied plain": {"tie_head": False, "bias": False, "norm": "rms"},
     **{f"{model} hashed": {"hash_ngrams": 3, "hash_rows": 50} for model in ("mlp", "cnn", "rnn", "lstm", "gru")},
@@ -61,8 +62,8 @@ EVERYDAY = {
     "bigram", "bigram counted", "ngram 1", "ngram 4", "mlp", "mlp batch", "mlp hashed reach 1", "cnn", "cnn batch",
     "rnn fused", "lstm fused", "gru written", "gru hashed", "gru mixed", "lstm mixed order 1", "transformer batch",
     "transformer learned", "transformer sinusoidal window", "transformer rope window", "transformer alibi window",
-    "transformer one kv head", "transformer hashed", "transformer mixed window", "transformer context 1",
-    "transformer odd context", "transformer default", "transformer llama",
+    "transformer one kv head", "transformer cap", "transformer hashed", "transformer mixed window",
+    "transformer context 1", "transformer odd context", "transformer default", "transformer llama",
 }  # fmt: skip
 
 

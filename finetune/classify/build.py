@@ -9,6 +9,7 @@ from engine.training.lora import add_lora
 from finetune.classify.classifier import Classifier
 from finetune.classify.options import ClassifyConfig, last_layers
 from makemore.base import LanguageModel
+from nanogpt.model import Transformer
 
 
 def class_weights(power: float, labels: np.ndarray, n_classes: int) -> torch.Tensor:
@@ -24,6 +25,9 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
     tuning = config.tuning
     if not tuning.lm_weight and getattr(body, "lm_head", None) is not None:
         body.register_module("lm_head", None)  # predicts no token any more
+    if tuning.look_ahead:
+        assert isinstance(body, Transformer)  # `ClassifyConfig.check`
+        body.see_ahead(tuning.look_ahead)
     model = Classifier(
         body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams or 0,
         dropout=getattr(config.net, "dropout", 0.0), class_weights=weights,

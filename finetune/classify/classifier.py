@@ -13,7 +13,7 @@ from data.batches import IGNORE
 from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
 from makemore.hashing import longer, row_of
-from makemore.layers import widened
+from makemore.layers import not_padding, widened
 
 POOLINGS = ("last", "mean", "max")
 BUCKETS = 1 << 16  # rows that n-grams are hashed into
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         """Logits (B, n_classes), and the summed loss over the rows that have a label. Of every row the target of its
         last token has to be set, if only to 0."""
         labelled = targets != IGNORE  # (B, T), one a row
-        read = labelled.flip(1).cumsum(1).flip(1) > 0  # (B, T) up to the last real token
+        read = not_padding(labelled)  # (B, T)
         hidden, state = self.body.hidden(tokens, None, read)
         features = self.dropout(self._pool(hidden, labelled, read))
         if self.bag is not None:

@@ -7,7 +7,7 @@ from data.errors import UserError
 from engine.config.presets import Defaults
 from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
-from makemore.config import UNSET, Mark, Range
+from makemore.config import MAX_CONTEXT, UNSET, Mark, Range
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding"}
@@ -38,6 +38,9 @@ class ClassifierFlags(Tuning):
     """What is trained: all, head, last:N (the last N layers and the head), or lora."""
     pooling: Literal["last", "mean", "max"] = "last"
     """One vector for a text: of its last token, or the mean or the maximum over its tokens."""
+    look_ahead: Annotated[int, Range(0, MAX_CONTEXT)] = 0
+    """How many later tokens each layer of a Transformer sees besides the earlier ones; 0: none, as a model of language
+    does."""
     ngrams: Annotated[int | None, Range(0, 16, says="from 0 (none) to 16")] = None
     """Longest n-gram of tokens that goes into the head beside the pooled vector; 0: none (default: 4 from nothing, 0
     with --init)."""
@@ -87,6 +90,12 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             raise UserError(f"--class-weights is '{class_weights}'; it may be none, balanced or a number from 0 to 1")
         if train == "head" and self.tuning.lm_weight:
             raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
+        if self.tuning.look_ahead and self.model != "transformer":
+            raise UserError(
+                f"--look-ahead means nothing to --model {self.model}: a Transformer alone sees later tokens"
+            )
+        if self.tuning.look_ahead and self.tuning.lm_weight:
+            raise UserError("--look-ahead shows each token what --lm-weight would have it predict: leave one out")
         self.check_start()
 
 

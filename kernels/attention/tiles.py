@@ -32,7 +32,8 @@ _NV, _HIP = ("sm80", "sm90"), ("hip",)
 _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tiles, Tiles]]] = {
     (False, "forward"): [
         (_NV, (16, 32, 64), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2)),
-        (_NV, (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
+        (("sm80",), (128,), Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)),
+        (("sm90",), (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
         (_HIP, (16, 32, 64), Tiles(128, 64, 4, 1), Tiles(128, 64, 4, 1)),
         (_HIP, (128,), Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 1)),
     ],
@@ -50,7 +51,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_HIP, (16, 32, 64, 128), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
     ],
     (False, "dkv"): [
-        (("sm80",), (128,), Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
+        (("sm80",), (128,), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
         (_NV, (128,), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
         (_NV, (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
         (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 128, 8, 1)),
@@ -67,7 +68,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (("sm80",), (64,), Tiles(32, 64, 8, 1), Tiles(32, 64, 8, 1)),
         (_NV, (16, 32, 64), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
         (("sm90",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)),
-        (("sm80",), (128,), Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
+        (("sm80",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)),
         (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ],
     (True, "dkv"): [
