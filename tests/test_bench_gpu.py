@@ -253,7 +253,7 @@ def test_rows_come_back_as_they_were_written_and_a_torn_one_is_left_out(tmp_path
     table.begin(tmp_path / "x.csv", written[:1])
     table.append(tmp_path / "x.csv", *written[1:])
     with (tmp_path / "x.csv").open("a") as file:
-        file.write("tests,a,b,ours,1.")
+        file.write("tests,a,b,ours,1.\ntests,a,b,ours,1,2,TFLOP/s,0.5,3\ntests,a")
     assert table.read(tmp_path / "x.csv") == [written[0]._replace(note="two lines"), written[1]]
 
 
