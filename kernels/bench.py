@@ -88,8 +88,12 @@ def sdpa(backend: SDPBackend) -> Callable:
 
 
 def with_compiled(who: dict[str, Callable], smoke: bool) -> dict[str, Callable]:
-    """`who` and "torch.compile", which is its "torch eager" compiled."""
-    return who if smoke else who | {"torch.compile": torch.compile(who["torch eager"])}
+    """`who` and "torch.compile", which is its "torch eager" compiled for the sizes of one task alone: what was compiled
+    for others is forgotten, or the compiler would go on with variable sizes, and eagerly after a few more."""
+    if smoke:
+        return who
+    torch.compiler.reset()
+    return who | {"torch.compile": torch.compile(who["torch eager"], dynamic=False)}
 
 
 def attention_tasks(device: str, smoke: bool) -> Iterator[Task]:

@@ -17,6 +17,7 @@ from bench.gpu import rows as table
 from bench.gpu.jobs import Job
 from bench.gpu.plan import Stage
 from bench.gpu.rows import Row
+from kernels import bench
 from kernels.attention import reference
 from tests.conftest import ROOT
 from tests.helpers import ok, refused
@@ -349,6 +350,43 @@ def test_a_model_that_did_not_compile_is_no_measurement_of_a_compiled_one(monkey
     monkeypatch.setattr(torch, "compile", compile)
     row = training.measure("GPT-2 124M", training.Setting("on", "torch", "torch"), True, None)
     assert row.outcome == "failed" and "no compiler" in row.note
+
+
+def test_every_setting_is_compiled_anew(monkeypatch):
+    """More settings than the compiler has room for by itself (recompile_limit), on a compiler that only counts."""
+    graphs: list[int] = []
+
+    def compiler(graph, _):
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=compiler))
+    counts = []
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        graphs.clear()
+        row = training.measure("GPT-2 124M", training.Setting("on", "torch", "torch"), True, None)
+        counts.append(len(graphs))
+    assert row.outcome == "ok" and counts[0] > 0 and len(set(counts)) == 1, counts
+
+
+def test_every_size_of_a_kernel_is_compiled_for_itself(monkeypatch):
+    sizes: list[int] = []
+
+    def compiler(graph, inputs):
+        sizes.extend(int(x.shape[0]) for x in inputs if isinstance(x, torch.Tensor))
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=compiler, **how))
+
+    def double(x):
+        return 2 * x
+
+    expected = list(range(2, torch._dynamo.config.recompile_limit + 5))
+    for n in expected:
+        bench.with_compiled({"torch eager": double}, False)["torch.compile"](torch.ones(n))
+    assert sizes == expected
 
 
 @pytest.mark.parametrize("smoke", [True, False])

@@ -145,6 +145,7 @@ def flops_a_step(trainer: Trainer, times: Times) -> float:
 def measure(model: str, setting: Setting, smoke: bool, peak: float | None) -> Row:
     """The row of a model with a setting. `peak`: TFLOP/s of this machine at best."""
     said = io.StringIO()
+    torch.compiler.reset()  # or the compiler would give up after some settings, and go on eagerly
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(said):
         trainer, note = trainer_of(model, setting, smoke, Path(folder))
         times = time_steps(trainer, smoke)
