@@ -93,7 +93,7 @@ def with_compiled(who: dict[str, Callable], smoke: bool) -> dict[str, Callable]:
     if smoke:
         return who
     torch.compiler.reset()
-    return who | {"torch.compile": torch.compile(who["torch eager"], dynamic=False)}
+    return who | {"torch.compile": torch.compile(who["torch eager"])}
 
 
 def attention_tasks(device: str, smoke: bool) -> Iterator[Task]:

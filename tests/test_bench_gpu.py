@@ -83,6 +83,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.exhaustive
 def test_all_of_it_runs_at_toy_sizes(tmp_path):
     command = [sys.executable, "-m", "bench.gpu", "--smoke", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
