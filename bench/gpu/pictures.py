@@ -71,7 +71,7 @@ def _kernels(kernels: list[Row], rows: list[Row], about: str, path: Path) -> Non
             axes.axhline(best, color="black", lw=0.8, ls=":", label="at best")
         axes.set_title(what, fontsize=10)
         axes.set_ylabel(unit)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.tick_params("x", rotation=30, labelsize=7)
         axes.legend(fontsize=7, frameon=False)
     _save(figure, path)
