@@ -26,14 +26,14 @@ FLAGS = ["--preset", "nanogpt-cpu", "--data", "shakespeare"]
 BATCH, CONTEXT, STEPS_A_TURN = 12, 64, 10
 
 
-def nanogpt_model(checkout: Path) -> Any:
-    """nanoGPT's model at its CPU README's sizes."""
+def nanogpt_model(checkout: Path, n_layer: int = 4, n_head: int = 4, n_embd: int = 128, context: int = CONTEXT) -> Any:
+    """nanoGPT's model, by default at its CPU README's sizes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec and spec.loader  # `peers.checkout` has found the file
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     config = theirs.GPTConfig(
-        block_size=CONTEXT, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False
+        block_size=context, vocab_size=65, n_layer=n_layer, n_head=n_head, n_embd=n_embd, dropout=0.0, bias=False
     )
     return theirs.GPT(config)
 

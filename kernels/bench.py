@@ -36,6 +36,8 @@ TARGETS = {
     ("backward", 64): (180, 250, 280),
     ("backward", 128): (190, 270, 310),
 }
+# Batch, heads, tokens, head size: the default model on names and on a stream, nanoGPT's baby GPT, GPT-2.
+MODELS = ((64, 4, 32, 16), (32, 4, 64, 32), (64, 6, 256, 64), (12, 12, 1024, 64))
 
 
 class Row(NamedTuple):
@@ -86,23 +88,29 @@ def sdpa(backend: SDPBackend) -> Callable:
 
 
 def with_compiled(who: dict[str, Callable], smoke: bool) -> dict[str, Callable]:
-    """`who` and "torch.compile", which is its "torch eager" compiled."""
-    return who if smoke else who | {"torch.compile": torch.compile(who["torch eager"])}
+    """`who` and "torch.compile", which is its "torch eager" compiled for the sizes of one task alone: what was compiled
+    for others is forgotten, or the compiler would go on with variable sizes, and eagerly after a few more."""
+    if smoke:
+        return who
+    torch.compiler.reset()
+    return who | {"torch.compile": torch.compile(who["torch eager"])}
 
 
 def attention_tasks(device: str, smoke: bool) -> Iterator[Task]:
-    """Causal attention of 16k tokens in sequences of 1k, 4k and 16k, 2,048 wide."""
-    lengths = (32,) if smoke else (1024, 4096, 16384)
-    for D, T in itertools.product((16,) if smoke else (64, 128), lengths):
-        B, H = (1, 2) if smoke else (16384 // T, 2048 // D)
+    """Causal attention of 16k tokens in sequences of 1k, 4k and 16k, 2,048 wide; and of this project's models."""
+    lengths = (1024, 4096, 16384)
+    sizes = [(16384 // T, 2048 // D, T, D) for D, T in itertools.product((64, 128), lengths)]
+    for B, H, T, D in [(1, 2, 32, 16)] if smoke else [*sizes, *MODELS]:
         q, k, v = (torch.randn(B, H, T, D, device=device, dtype=_half(device), requires_grad=True) for _ in range(3))
         who: dict[str, Callable] = {"ours": partial(kernels.attention, backend="triton")}
+        who |= {"SDPA": partial(F.scaled_dot_product_attention, is_causal=True)}
         if device != "cpu":
             who |= {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION), "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}
         if B * H * T * T <= 2**30:  # beyond, the tables of scores do not fit
             who = with_compiled(who | {"torch eager": lambda q, k, v: reference.attention(q, k, v)[0]}, smoke)
         flops = 4 * B * H * T * T * D / 2
-        targets = {} if smoke else {way: TARGETS[way, D][lengths.index(T)] for way in ("forward", "backward")}
+        has_target = (B, H, T, D) in sizes and not smoke
+        targets = {way: TARGETS[way, D][lengths.index(T)] for way in ("forward", "backward")} if has_target else {}
         work = {"forward": flops, "backward": 2.5 * flops}
         yield Task("attention", f"B{B} H{H} T{T} D{D}", "TFLOP/s", work, (q, k, v), who, targets)
 
@@ -122,7 +130,7 @@ def norm_tasks(device: str, smoke: bool) -> Iterator[Task]:
     def ours_added(x, w, b, r):
         return kernels.layer_norm(x, w, b, residual=r, backend="triton")
 
-    N, widths = (8, (32,)) if smoke else (4096, (384, 768, 1024, 2048, 4096, 8192, 16384))
+    N, widths = (8, (32,)) if smoke else (4096, (64, 128, 384, 768, 1024, 2048, 4096, 8192, 16384))
     for C in widths:
         x, r = (torch.randn(N, C, device=device, dtype=_half(device), requires_grad=True) for _ in range(2))
         w, b = (torch.randn(C, device=device, dtype=_half(device), requires_grad=True) for _ in range(2))
@@ -166,13 +174,29 @@ def _half(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def measure(task: Task, ceilings: dict[str, float], smoke: bool) -> Iterator[Row]:
-    """A row for each implementation and direction; stderr says which cannot run."""
+# The operations by kind, each with its sizes.
+TASKS: dict[str, Callable[[str, bool], Iterator[Task]]] = {
+    "attention": attention_tasks, "norm": norm_tasks, "cross_entropy": cross_entropy_tasks,
+}  # fmt: skip
+
+
+def print_failure(task: Task, name: str, error: Exception) -> None:
+    """Say on stderr that an implementation cannot run, and why."""
+    print(f"  {task.operation} {task.shape} {name}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+
+
+def measure(
+    task: Task,
+    ceilings: Mapping[str, float],
+    smoke: bool,
+    failed: Callable[[Task, str, Exception], None] = print_failure,
+) -> Iterator[Row]:
+    """A row for each implementation and direction; `failed` is called for each that cannot run."""
     for name, function in task.who.items():
         try:
             times = _times(function, task.inputs, tuple(task.work), smoke)
         except Exception as error:  # a backend that this GPU, dtype or torch does not have
-            print(f"  {task.operation} {task.shape} {name}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+            failed(task, name, error)
             continue
         for direction, ms in times.items():
             rate = task.work[direction] / ms / (1e9 if task.unit == "TFLOP/s" else 1e6)
@@ -275,10 +299,7 @@ def main() -> int:
     print(f"{about}\nat best: {', '.join(f'{value:,.0f} {unit}' for unit, value in ceilings.items())}\n")
     print("| operation | shape | direction | who | ms | rate | share of the best | target |\n" + "|---" * 8 + "|")
     rows = []
-    tasks = itertools.chain(
-        attention_tasks(device, args.smoke), norm_tasks(device, args.smoke), cross_entropy_tasks(device, args.smoke)
-    )
-    for task in tasks:
+    for task in (task for tasks_of in TASKS.values() for task in tasks_of(device, args.smoke)):
         if args.only not in task.operation:
             continue
         for row in measure(task, ceilings, args.smoke):
