@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.batches import IGNORE
-from kernels.cross_entropy import linear
+from kernels.cross_entropy import linear, linear_op
 from makemore import base
 from makemore.config import LayeredConfig
 from makemore.layers import make_norm
@@ -166,13 +166,13 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 8 * 5000)
     model, rows = build("mlp", vocab_size=5000).float().train(), []
-    whole = linear._loss_and_gradient
+    whole = linear_op.loss_and_gradient
 
     def watched(logits, *rest):
         rows.append(len(logits))
         return whole(logits, *rest)
 
-    monkeypatch.setattr(linear, "_loss_and_gradient", watched)
+    monkeypatch.setattr(linear_op, "loss_and_gradient", watched)
     tokens = some_tokens(10)
     model(tokens, tokens, want_logits=False).nll_sum.backward()
     assert sum(rows) == tokens.numel() and max(rows) == 8
