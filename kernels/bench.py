@@ -159,20 +159,20 @@ def cross_entropy_tasks(device: str, smoke: bool) -> Iterator[Task]:
         targets = torch.randint(V, (N,), device=device)
         size = logits.numel() * logits.element_size()
         work = {"forward": size, "backward": 2 * size}
-        for kind, options, theirs in (
-            ("cross_entropy", {}, plain),
-            ("cross_entropy, capped, z-loss", {"softcap": 30.0, "z_loss": 1e-4}, capped),
+        ours = partial(kernels.cross_entropy, backend="triton")
+        for kind, function, theirs in (
+            ("cross_entropy", ours, plain),
+            ("cross_entropy, capped, z-loss", partial(ours, softcap=30.0, z_loss=1e-4), capped),
         ):
-            ours = partial(kernels.cross_entropy, backend="triton", **options)
-            who = with_compiled({"ours": ours, "torch eager": theirs}, smoke)
+            who = with_compiled({"ours": function, "torch eager": theirs}, smoke)
             yield Task(kind, f"{N} x {V}", "GB/s", work, (logits, targets), who, {})
     hidden, weight = (torch.randn(n, C, device=device, dtype=_half(device), requires_grad=True) for n in (N, V))
     shape, inputs = f"{N} x {C} to {V}", (hidden, weight, targets)
-    ours = partial(kernels.linear_cross_entropy, backend="triton")
-    who = with_compiled({"ours": ours, "torch eager": linear}, smoke)
+    over_linear = partial(kernels.linear_cross_entropy, backend="triton")
+    who = with_compiled({"ours": over_linear, "torch eager": linear}, smoke)
     # Ours makes the gradients in the forward, so only the sum of both directions compares.
     yield Task("linear_cross_entropy", shape, "TFLOP/s", {"both": 6 * N * C * V}, inputs, who, {})
-    who = with_compiled({"ours": partial(ours, reduction="none"), "torch eager": each}, smoke)
+    who = with_compiled({"ours": partial(over_linear, reduction="none"), "torch eager": each}, smoke)
     # Ours computes the logits again in the backward, which is not counted as work.
     work = {"forward": 2 * N * C * V, "backward": 4 * N * C * V}
     yield Task("linear_cross_entropy a row", shape, "TFLOP/s", work, inputs, who, {})
