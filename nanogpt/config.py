@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from makemore.config import SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
+from makemore.config import POSITIVE, SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
 
 
 @dataclass
@@ -26,6 +26,8 @@ class TransformerConfig(LayeredConfig):
     """Use the embedding table as the output head too."""
     bias: bool = True
     """Biases in the Transformer's layers."""
+    logit_cap: Annotated[float | None, POSITIVE, UNSET] = None
+    """Soft cap of the logits, cap * tanh(logits / cap) (Gemma 2: 30; default: none)."""
     zero_init: Annotated[bool, Mark.OWN] = False
     """Start the Transformer's residual projections at zero."""
     attention: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"

@@ -87,6 +87,8 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             raise UserError(f"--class-weights is '{class_weights}'; it may be none, balanced or a number from 0 to 1")
         if train == "head" and self.tuning.lm_weight:
             raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
+        if "logit_cap" in explicit and not self.tuning.lm_weight:
+            raise UserError("--logit-cap caps the logits of the next token: it means nothing without --lm-weight")
         self.check_start()
 
 
