@@ -25,10 +25,16 @@ class Batch(NamedTuple):
 
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, IGNORE where nothing is to be predicted
-    n_tokens: int  # valid targets
+    n_tokens: int  # valid targets, of whatever weight
     fresh: bool = True
     position: Tensor | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
     prefix: Tensor | None = None  # (B, history) int64, in evaluation: the tokens before each row, `<bos>` before a text
+    weight: Tensor | None = None  # (B, T) float32, in training: what the loss of each target counts; None: 1
+
+    @property
+    def divisor(self) -> float:
+        """What the summed loss is divided by: the number of valid targets, or the sum of their weights."""
+        return self.n_tokens if self.weight is None else float(self.weight[self.targets != IGNORE].sum())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; a copy to a GPU is asynchronous."""

@@ -17,10 +17,12 @@ EVAL_TOKENS = 8192  # of a batch in evaluation, padding included
 
 
 class Row(NamedTuple):
-    """One example: `tokens` and `targets`, both (T,), the latter IGNORE where nothing is predicted."""
+    """One example: `tokens` and `targets`, both (T,), the latter IGNORE where nothing is predicted. `weight` (T,)
+    float32: what the loss of each target counts; None: 1."""
 
     tokens: np.ndarray
     targets: np.ndarray
+    weight: np.ndarray | None = None
 
 
 class PairRow(NamedTuple):
@@ -104,4 +106,10 @@ def _padded(rows: list[Row], pad: int) -> Batch:
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens)] = row.tokens
         targets[i, : len(row.targets)] = row.targets
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), int((targets != IGNORE).sum()))
+    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), int((targets != IGNORE).sum()))
+    if all(row.weight is None for row in rows):
+        return batch
+    weight = np.ones((len(rows), T), np.float32)
+    for i, row in enumerate(rows):
+        weight[i, : len(row.tokens)] = 1.0 if row.weight is None else row.weight
+    return batch._replace(weight=torch.from_numpy(weight))

@@ -28,7 +28,10 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp
 
 
 class Case(NamedTuple):
-    """One kernel to compile: its module, name and compile-time arguments."""
+    """One kernel to compile: its module, name and compile-time arguments, and what run time sees in the others.
+
+    It makes an int of 1 a constant, and knows of ints and pointers whether 16 divides them (not of an int without a
+    value here), except where a kernel does not specialise on an int."""
 
     module: str
     kernel: str
@@ -36,6 +39,8 @@ class Case(NamedTuple):
     dtype: torch.dtype
     constants: tuple[tuple[str, object], ...]
     note: str
+    ints: tuple[tuple[str, int], ...] = ()
+    aligned: bool = True  # the pointers
 
 
 class Usage(NamedTuple):
@@ -121,7 +126,12 @@ def _norm(target: str) -> Iterator[Case]:
                 "HAS_R": True, "HAS_S": True, "WIDE": width > ONE_TILE, "ACC": tl.float32, "num_warps": num_warps,
             }  # fmt: skip
             note = f"width {width}, {'rms' if rms else 'layer'}"
-            yield Case("norm.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+            case = Case("norm.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+            yield case
+            if width in (1, 64, 1024, ONE_TILE, 65536):
+                yield case._replace(ints=(("C", width),), note=f"{note}, C known")
+                yield case._replace(ints=(("C", width), ("n_rows", 1)), note=f"{note}, one row")
+                yield case._replace(aligned=False, note=f"{note}, off by an element")
 
 
 def _cross_entropy(target: str) -> Iterator[Case]:
@@ -129,16 +139,28 @@ def _cross_entropy(target: str) -> Iterator[Case]:
 
     from kernels.cross_entropy.kernel import tiles
 
+    options = ("SMOOTH", "Z_LOSS", "CAPPED")
     for kernel, vocabulary, dtype in itertools.product(
         ("loss", "gradient"), (*(2**i for i in range(13)), 50257), (torch.bfloat16, torch.float32)
     ):
         rows, block_v, num_warps = tiles(vocabulary, target)
-        settings = {"ROWS": rows, "BLOCK_V": block_v, "SMOOTH": True, "ACC": tl.float32, "num_warps": num_warps}
-        note = f"vocabulary {vocabulary}"
-        yield Case("cross_entropy.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings), note)
+        settings = {"ROWS": rows, "BLOCK_V": block_v, "ACC": tl.float32, "num_warps": num_warps}
+        sizes = {"vocabulary": vocabulary, "stride": vocabulary, "gradient_stride": vocabulary}
+        for chosen in ((), options, *((name,) for name in options)):
+            if kernel == "gradient" and chosen == ("SMOOTH",):
+                continue  # always there
+            flags = {name: name in chosen for name in options if kernel == "loss" or name != "SMOOTH"}
+            note = ", ".join((f"vocabulary {vocabulary}", *chosen))
+            case = Case("cross_entropy.kernel", f"{kernel}_kernel", target, dtype, _frozen(settings | flags), note)
+            yield case._replace(ints=_frozen(sizes))
+            if vocabulary in (1, 128, 4096, 50257) and len(chosen) != 1:
+                yield case._replace(aligned=False, note=f"{note}, off by an element")
+                apart = sizes | {"stride": -(-vocabulary // 64) * 64, "gradient_stride": -(-vocabulary // 64) * 64}
+                yield case._replace(ints=_frozen(apart), note=f"{note}, rows 64 apart")
+                yield case._replace(ints=_frozen(sizes | {"stride": 1}), note=f"{note}, stride 1")
 
 
-def _frozen(settings: dict) -> tuple[tuple[str, object], ...]:
+def _frozen(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(settings.items()))
 
 
@@ -148,7 +170,8 @@ _TYPES = {
     "DLSE": "*fp32", "ROW_MAX": "*fp32", "INV_SUM": "*fp32", "DELTA": "*fp32", "MEAN": "*fp32", "RSTD": "*fp32",
     "LOSS": "*fp32", "UPSTREAM": "*fp32", "DW": "*fp32", "DB": "*fp32", "KEY_MASK": "*i8", "PART": "*fp32",
     "PART_MAX": "*fp32", "PART_INV": "*fp32",
-    "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32", "cap": "fp32",
+    "scale": "fp32", "keep_scale": "fp32", "eps": "fp32", "smoothing": "fp32", "cap": "fp32", "z_loss": "fp32",
+    "softcap": "fp32",
 }  # fmt: skip
 _SIZES = {"H", "GROUP", "C"}
 
@@ -165,10 +188,14 @@ def compile_case(case: Case) -> Usage:
     function = getattr(importlib.import_module(f"kernels.{case.module}"), case.kernel)
     settings = dict(case.constants)
     options = {name: settings[name] for name in ("num_warps", "num_stages") if name in settings}
-    names = function.arg_names
+    names, ints = function.arg_names, dict(case.ints)
     constants = {name: value for name, value in settings.items() if name in names}
-    signature, aligned = {}, {}
-    for i, name in enumerate(names):
+    for parameter in function.params:
+        if not parameter.do_not_specialize and ints.get(parameter.name) == 1:
+            constants[parameter.name] = 1
+    signature, divisible = {}, {}
+    for i, parameter in enumerate(function.params):
+        name = parameter.name
         if name in constants:
             signature[name] = "constexpr"
             continue
@@ -176,9 +203,10 @@ def compile_case(case: Case) -> Usage:
         signature[name] = _TYPES.get(name, POINTERS[case.dtype] if is_pointer else "i32")
         if name == "OUT" and settings.get("SPLIT"):
             signature[name] = "*fp32"
-        if is_pointer:
-            aligned[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
+        is_known = not parameter.do_not_specialize and name in ints and ints[name] % 16 == 0
+        if is_known or (is_pointer and case.aligned):
+            divisible[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(source, target=GPUTarget(*chip), options=options)

@@ -152,22 +152,38 @@ def cross_entropy_tasks(device: str, smoke: bool) -> Iterator[Task]:
     def plain(logits, targets):
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
+    def capped(logits, targets):
+        logits = 30 * torch.tanh(logits.float() / 30)
+        return plain(logits, targets) + 1e-4 * logits.logsumexp(-1).square().sum()
+
     def linear(hidden, weight, targets):
         return plain(hidden @ weight.T, targets)
+
+    def each(hidden, weight, targets):
+        return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
 
     for V in (65,) if smoke else (65, 50257):
         logits = torch.randn(N, V, device=device, dtype=_half(device), requires_grad=True)
         targets = torch.randint(V, (N,), device=device)
-        who = with_compiled({"ours": partial(kernels.cross_entropy, backend="triton"), "torch eager": plain}, smoke)
         size = logits.numel() * logits.element_size()
         work = {"forward": size, "backward": 2 * size}
-        yield Task("cross_entropy", f"{N} x {V}", "GB/s", work, (logits, targets), who, {})
+        ours = partial(kernels.cross_entropy, backend="triton")
+        for kind, function, theirs in (
+            ("cross_entropy", ours, plain),
+            ("cross_entropy, capped, z-loss", partial(ours, softcap=30.0, z_loss=1e-4), capped),
+        ):
+            who = with_compiled({"ours": function, "torch eager": theirs}, smoke)
+            yield Task(kind, f"{N} x {V}", "GB/s", work, (logits, targets), who, {})
     hidden, weight = (torch.randn(n, C, device=device, dtype=_half(device), requires_grad=True) for n in (N, V))
-    ours = partial(kernels.linear_cross_entropy, backend="triton")
-    who = with_compiled({"ours": ours, "torch eager": linear}, smoke)
+    shape, inputs = f"{N} x {C} to {V}", (hidden, weight, targets)
+    over_linear = partial(kernels.linear_cross_entropy, backend="triton")
+    who = with_compiled({"ours": over_linear, "torch eager": linear}, smoke)
     # Ours makes the gradients in the forward, so only the sum of both directions compares.
-    work = {"both": 6 * N * C * V}
-    yield Task("linear_cross_entropy", f"{N} x {C} to {V}", "TFLOP/s", work, (hidden, weight, targets), who, {})
+    yield Task("linear_cross_entropy", shape, "TFLOP/s", {"both": 6 * N * C * V}, inputs, who, {})
+    who = with_compiled({"ours": partial(over_linear, reduction="none"), "torch eager": each}, smoke)
+    # Ours computes the logits again in the backward, which is not counted as work.
+    work = {"forward": 2 * N * C * V, "backward": 4 * N * C * V}
+    yield Task("linear_cross_entropy a row", shape, "TFLOP/s", work, inputs, who, {})
 
 
 def _half(device: str) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""tanh in Triton, for soft caps: the language has none that the interpreter runs and that is exact near 0."""
+"""The hyperbolic tangent in Triton: its interpreter lacks the one of CUDA's library."""
 
 import triton
 import triton.language as tl
@@ -6,10 +6,13 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x):
-    """tanh of x to a few roundings, in float32 and in float64: near 0 by Lambert's continued fraction, else by exp."""
-    square = tl.minimum(x * x, 0.25)
-    above = 135135.0 + square * (17325.0 + square * (378.0 + square))
-    below = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))
+    """tanh(x), float32 or float64, to about a rounding of it everywhere: near 0 by the rational function of Moshier's
+    Cephes library (tanh.c), beyond by 1 - 2 / (exp(2 |x|) + 1), which cancels near 0."""
+    square = x * x
+    above = (-9.64399179425052238628e-1 * square - 9.92877231001918586564e1) * square - 1.61468768441708447952e3
+    below = (
+        (square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3
+    ) * square + 4.84406305325125486048e3
     size = tl.abs(x)
     far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
-    return tl.where(size < 0.5, x * (above / below), tl.where(x < 0, -far, far))
+    return tl.where(size < 0.625, x + x * (square * (above / below)), tl.where(x < 0, -far, far))

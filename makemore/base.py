@@ -5,7 +5,7 @@ reading of texts of any length are here, once.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.batches import IGNORE
 from data.tokenizers import Special
-from kernels import linear_cross_entropy
+from kernels import cross_entropy, linear_cross_entropy
 from makemore.config import LayeredConfig, ModelConfig
 from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
@@ -44,18 +44,21 @@ class LanguageModel(nn.Module):
     """Base of all families.
 
     `context`: the most tokens that one `forward` takes, state included (nanoGPT: block_size); None when unbounded.
+    `logit_cap`: the soft cap of the logits, which `head` applies to its product; None without.
     `fixed`: prefixes of the names of buffers that training does not change.
     `wte`: the embedding table that `embed` reads; families without one have an `embed`, or a `hidden`, of their own.
     """
 
     context: int | None = None
+    logit_cap: float | None = None
     fixed: tuple[str, ...] = ()
     wte: nn.Embedding
 
     def __init__(self, vocab_size: int, config: ModelConfig, special: Special = OURS):
         super().__init__()
         self.vocab_size, self.special = vocab_size, special
-        self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have none
+        self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have neither
+        self.z_loss = getattr(config, "z_loss", 0.0)
         self.ngrams: HashedNGrams | None = None
 
     @property
@@ -95,7 +98,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
-        """The weight (V, C) and bias (V,) of `head`, if it is a linear map; else None."""
+        """The weight (V, C) and bias (V,) of `head`, if it is a linear map but for the soft cap; else None."""
         head = getattr(self, "lm_head", None)
         return None if head is None else (head.weight, head.bias)
 
@@ -106,24 +109,43 @@ class LanguageModel(nn.Module):
         return [] if head is None else [head]
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        state: State | None = None,
+        *,
+        weight: Tensor | None = None,
+        want_logits: bool = True,
     ) -> Output:
         """Read `tokens` (B, T) int64 after `state` (None: from the beginning).
 
-        `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. Label smoothing applies in training mode only.
-        Raises ValueError for more tokens than `context`."""
+        `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. `weight` (B, T): what the loss of each target is
+        multiplied by in the sum; None: 1. Label smoothing and z-loss apply in training mode only. Raises ValueError for
+        more tokens than `context`."""
         if targets is None:
             hidden, state = self.hidden(tokens, state, None)
             return Output(self.head(hidden) if want_logits else None, None, None, state)
         valid = targets != IGNORE
         hidden, state = self.hidden(tokens, state, valid)
-        logits = None
-        if want_logits or self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
-            logits = self.head(hidden)
-            nll_sum = self._nll(logits, targets)
+        logits = self.head(hidden) if want_logits else None
+        if logits is None:
+            nll_sum = self.nll(hidden, targets, **self._extras(weight))
         else:
-            nll_sum = self._nll_without_logits(hidden, targets)
-        return Output(logits if want_logits else None, nll_sum, valid.sum(), state)
+            nll_sum = self._nll(logits, targets, **self._extras(weight))
+        return Output(logits, nll_sum, valid.sum(), state)
+
+    def nll(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """The negative log-likelihood of `targets` (...) after features (..., C), in nats: the sum over those that are
+        not IGNORE. Of a large vocabulary a chunk of the logits exists at a time, forward and backward. `options`: those
+        of `kernels.cross_entropy`; with reduction="none" each, (...)."""
+        if self.vocab_size <= SMALL_VOCABULARY or not self._head_is_a_product():
+            return self._nll(self.head(hidden), targets, **options)
+        weights = self.head_weights()
+        assert weights is not None  # `_head_is_a_product`
+        matrix, bias = weights
+        return linear_cross_entropy(
+            hidden, matrix, targets, bias, ignore_index=IGNORE, softcap=self.logit_cap, **options
+        )
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
         """The output for any number of tokens, even more than the context: `forward` for decoding."""
@@ -187,37 +209,26 @@ class LanguageModel(nn.Module):
         it."""
         return 0
 
-    def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.reshape(-1, self.vocab_size)
-        return F.cross_entropy(
-            widened(logits),
-            targets.reshape(-1),
-            ignore_index=IGNORE,
-            reduction="sum",
-            label_smoothing=self._smoothing(),
-        )
-
-    def _nll_without_logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The same sum, computed with a chunk of the logits at a time."""
-        weights = self.head_weights()
-        assert weights is not None  # `_head_is_a_product`
-        weight, bias = weights
-        return linear_cross_entropy(
-            hidden.flatten(0, -2),
-            weight,
-            targets.reshape(-1),
-            bias,
-            ignore_index=IGNORE,
-            label_smoothing=self._smoothing(),
-        )
+    def _nll(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """The same of logits (..., V)."""
+        if options.keys() - {"label_smoothing"}:
+            return cross_entropy(logits, targets, ignore_index=IGNORE, **options)
+        logits = logits.reshape(-1, self.vocab_size)  # torch's own sum: its order gives the last bits
+        return F.cross_entropy(widened(logits), targets.reshape(-1), ignore_index=IGNORE, reduction="sum", **options)
 
     def _head_is_a_product(self) -> bool:
         """Whether `head` does nothing but multiply by `head_weights`: a hook on it is to be heard."""
         head = getattr(self, "lm_head", None)
         return self.head_weights() is not None and (head is None or is_exact(head, nn.Linear))
 
-    def _smoothing(self) -> float:
-        return self.label_smoothing if self.training else 0.0
+    def _extras(self, weight: Tensor | None) -> dict[str, Any]:
+        """The options of the loss that are in use."""
+        found: dict[str, Any] = {} if weight is None else {"weights": weight}
+        if self.training and self.label_smoothing:
+            found["label_smoothing"] = self.label_smoothing
+        if self.training and self.z_loss:
+            found["z_loss"] = self.z_loss
+        return found
 
 
 def precise(device: torch.device) -> torch.dtype:

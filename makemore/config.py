@@ -38,7 +38,8 @@ class Mark(Enum):
 UNSET = arg(help_behavior_hint="")  # its help says what is done where it is not given
 SIZE = Range(1, MAX_SIZE)
 FRACTION = Range(0, below=1)
-CAP = Range(0, above=0, below=float("inf"), says="above 0 and finite")
+NOT_NEGATIVE = Range(0, below=float("inf"), says="at least 0 and finite")
+POSITIVE = Range(0, above=0, below=float("inf"), says="above 0 and finite")
 ORDER = Range(0, 16, says="from 1 to 16, or 0 for none")
 
 Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu"]
@@ -66,6 +67,8 @@ class TrainedConfig(ModelConfig):
     """Mix with Kneser-Ney counts of this order of the training text, by a learned gate (0: none)."""
     label_smoothing: Annotated[float, FRACTION, Mark.OWN, Mark.TRAINING] = 0.0
     """Label smoothing of the training loss."""
+    z_loss: Annotated[float, NOT_NEGATIVE, Mark.OWN, Mark.TRAINING] = 0.0
+    """Add this times the square of each target's log-sum-exp of logits to the training loss (PaLM: 1e-4)."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from makemore.config import CAP, SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
+from makemore.config import POSITIVE, SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
 
 
 @dataclass
@@ -20,7 +20,7 @@ class TransformerConfig(LayeredConfig):
     """Sliding window: attend to this many last tokens only (default: to all of the context)."""
     activation: Activation = "gelu"
     """Activation."""
-    attention_cap: Annotated[float | None, CAP, UNSET] = None
+    attention_cap: Annotated[float | None, POSITIVE, UNSET] = None
     """Soft cap of the scores: s becomes c tanh(s / c), as in Gemma 2, where c is 50 (default: none)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
@@ -28,6 +28,8 @@ class TransformerConfig(LayeredConfig):
     """Use the embedding table as the output head too."""
     bias: bool = True
     """Biases in the Transformer's layers."""
+    logit_cap: Annotated[float | None, POSITIVE, UNSET] = None
+    """Soft cap of the logits, cap * tanh(logits / cap) (Gemma 2: 30; default: none)."""
     zero_init: Annotated[bool, Mark.OWN] = False
     """Start the Transformer's residual projections at zero."""
     attention: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"

@@ -2,7 +2,8 @@
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks of attention and a
 four-times wider MLP. Options: RoPE, sinusoidal or ALiBi positions; RMS norm; GELU, ReLU² or SwiGLU (Shazeer 2020);
-grouped heads, sliding window, QK-norm, tied head, biases. The names of the weights are GPT-2's.
+grouped heads, sliding window, QK-norm, tied head, biases, soft-capped logits (Gemma Team 2024). The names of the
+weights are GPT-2's.
 """
 
 import math
@@ -41,7 +42,7 @@ class Transformer(LanguageModel):
         self.context, self.positions = None if unbounded else config.context, positions
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
-        self.looks_ahead = False
+        self.looks_ahead, self.logit_cap = False, config.logit_cap
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
@@ -99,7 +100,8 @@ class Transformer(LanguageModel):
         return x if packing is None else packing.unpack(x), after
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
+        logits = F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
+        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap)
 
     def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
         return (self.wte.weight, None) if self.lm_head is None else super().head_weights()

@@ -57,8 +57,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return found | {
         "model": "transformer", "n_kv_head": None, "activation": GPT2_ACTIVATIONS[activation], "norm": "layer",
         "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
-        "tie_head": True, "bias": True,
-        "tokenizer": "gpt2", "kind": "stream",
+        "tie_head": True, "bias": True, "logit_cap": None, "tokenizer": "gpt2", "kind": "stream",
     }  # fmt: skip
 
 

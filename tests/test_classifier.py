@@ -68,6 +68,14 @@ def test_pooling_is_what_it_says(pooling):
     assert torch.allclose(made(tokens, targets).logits[0], made.head.weight @ pooled)
 
 
+def test_a_z_loss_is_that_of_the_class_logits_in_training_only():
+    (plain, pulled), given = (classifier(z_loss=z) for z in (0.0, 0.5)), batch()
+    out = plain(*given)
+    assert torch.equal(pulled(*given).nll_sum, out.nll_sum)
+    expected = out.nll_sum + 0.5 * out.logits.logsumexp(-1).square().sum()
+    assert torch.allclose(pulled.train()(*given).nll_sum, expected)
+
+
 def test_the_loss_is_the_weighted_cross_entropy_summed_over_rows():
     weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     made, (tokens, targets) = classifier(class_weights=weights), batch()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.batches import IGNORE
-from kernels.cross_entropy import linear
+from kernels.cross_entropy import linear, linear_op
 from makemore import base
 from makemore.config import LayeredConfig
 from makemore.layers import make_norm
@@ -148,16 +148,28 @@ def test_a_model_that_counts_also_scores_nothing_as_nothing(name):
     assert out.nll_sum.item() == 0.0 and out.n_tokens.item() == 0
 
 
+@every_variant
+def test_a_weight_multiplies_the_loss_of_its_target(name):
+    model, tokens, targets = ready(name), some_tokens(longest(ready(name))), some_tokens(longest(ready(name)), seed=1)
+    targets[1] = IGNORE
+    weight = torch.rand(tokens.shape)
+    nll = -model(tokens).logits.double().log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    for want_logits in (True, False):
+        out = model(tokens, targets, weight=weight, want_logits=want_logits)
+        assert close(out.nll_sum, (weight * nll)[targets != IGNORE].sum())
+        assert out.n_tokens == (targets != IGNORE).sum()
+
+
 @every_neural
 def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch):
     found = []
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
         monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 100)
-        model = build(name, label_smoothing=0.1).train()
+        model = build(name, label_smoothing=0.1, z_loss=0.01).train()
         tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
-        targets[0] = IGNORE
-        out = model(tokens, targets, want_logits=False)
+        targets[0], weight = IGNORE, torch.linspace(0, 2, tokens.numel()).view(tokens.shape)
+        out = model(tokens, targets, weight=weight, want_logits=False)
         out.nll_sum.backward()
         found.append((out.nll_sum.detach(), *gradients(model)))
     assert all(close(plain, chunked) for plain, chunked in zip(*found, strict=True))
@@ -166,13 +178,13 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 8 * 5000)
     model, rows = build("mlp", vocab_size=5000).float().train(), []
-    whole = linear._loss_and_gradient
+    whole = linear_op.loss_and_gradient
 
     def watched(logits, *rest):
         rows.append(len(logits))
         return whole(logits, *rest)
 
-    monkeypatch.setattr(linear, "_loss_and_gradient", watched)
+    monkeypatch.setattr(linear_op, "loss_and_gradient", watched)
     tokens = some_tokens(10)
     model(tokens, tokens, want_logits=False).nll_sum.backward()
     assert sum(rows) == tokens.numel() and max(rows) == 8
@@ -232,6 +244,25 @@ def test_labels_are_smoothed_in_training_only(name):
     out = smooth.train()(tokens, targets)
     wanted = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=0.2)
     assert close(out.nll_sum, wanted) and not close(out.nll_sum, plain(tokens, targets).nll_sum)
+
+
+@pytest.mark.parametrize("name", ["mlp", "bigram", "lstm fused", "transformer capped"])
+def test_a_z_loss_is_added_in_training_only(name):
+    plain, pulled = build(name), build(name, z_loss=0.2)
+    tokens, targets = some_tokens(8), some_tokens(8, seed=1)
+    targets[0] = IGNORE
+    expected = plain(tokens, targets)
+    assert torch.equal(pulled(tokens, targets).nll_sum, expected.nll_sum)
+    squares = expected.logits.logsumexp(-1).square()[targets != IGNORE]
+    assert close(pulled.train()(tokens, targets).nll_sum, expected.nll_sum + 0.2 * squares.sum())
+
+
+def test_a_capped_logit_is_nowhere_above_its_cap():
+    model, tokens = ready("transformer capped"), some_tokens(8)
+    uncapped = build("transformer", tie_head=False)
+    uncapped.load_state_dict(model.state_dict())
+    logits = uncapped(tokens).logits
+    assert logits.abs().max() > 2 and close(model(tokens).logits, 2 * torch.tanh(logits / 2))
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm fused", "gru written", "transformer"])

@@ -3,13 +3,15 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.cross_entropy import kernel, linear, reference
+from kernels.cross_entropy import kernel, reference
 from tests.kernel_helpers import DEVICE, DTYPES, check, name_of, pairwise, run
 from tests.sanitizer import sanitize
+
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0}
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +33,31 @@ def batch(case: dict, seed: int = 0) -> tuple[dict, list]:
         logits = torch.cat([logits, logits], 1)[:, :V]
     targets = torch.randint(V, (N,), generator=generator)
     targets[:: case.get("ignore_every", 3)] = -1
-    return {"logits": logits, "targets": targets.to(DEVICE)}, [torch.randn(N, generator=generator).to(DEVICE)]
+    found = {"logits": logits, "targets": targets.to(DEVICE)}
+    upstream = torch.randn(N, generator=generator).to(DEVICE)
+    if case.get("weighted"):
+        found["weights"] = torch.randn(N, generator=generator).to(DEVICE)
+    if case.get("layout") == "deep":  # (..., 3, V) where it goes
+        found = {name: x.unflatten(0, (-1, 1 if N % 3 else 3)) for name, x in found.items()}
+    return found, [upstream.view(found["targets"].shape)]
 
 
 def agree(case: dict, seed: int = 0) -> None:
     found, upstream = batch(case, seed)
-    smoothing = case["smoothing"]
+    options = {name: case[name] for name in ("label_smoothing", "z_loss", "softcap")}
 
-    def ours(logits, targets):
+    def ours(logits, targets, weights=None):
         return kernels.cross_entropy(
-            logits * 1.0 if case["in_place"] else logits, targets, label_smoothing=smoothing, reduction="none",
-            in_place=case["in_place"], backend="triton",
+            logits * 1.0 if case["in_place"] else logits, targets, weights=weights, reduction="none",
+            in_place=case["in_place"], backend="triton", **options,
         )  # fmt: skip
 
-    def plain(logits, targets):
-        return reference.cross_entropy(logits, targets, -1, smoothing)
+    def plain(logits, targets, weights=None):
+        weights = None if weights is None else weights.flatten()
+        losses = reference.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), weights=weights, ignore_index=-1, **options
+        )
+        return losses.view(targets.shape)
 
     dtype = case["dtype"]
     a, p, r = (run(f, found, kind, upstream) for f, kind in ((ours, dtype), (plain, dtype), (plain, torch.float64)))
@@ -57,10 +69,13 @@ CASES = pairwise(
     vocabulary=(1, 2, 63, 65, 1000, 3000),
     rows=(0, 1, 15, 33),
     dtype=DTYPES,
-    smoothing=(0.0, 0.1),
+    label_smoothing=(0.0, 0.1),
+    z_loss=(0.0, 1e-2),
+    softcap=(None, 3.0),
+    weighted=(False, True),
     in_place=(False, True),
     values=("normal", "huge", "constant"),
-    layout=("plain", "strided"),
+    layout=("plain", "strided", "deep"),
     ignore_every=(1, 3),
 )
 
@@ -77,62 +92,92 @@ def test_any_shape_agrees(data):
     agree(
         {
             "vocabulary": pick(st.integers(1, 2500)), "rows": pick(st.integers(0, 40)), "in_place": pick(st.booleans()),
-            "dtype": pick(st.sampled_from(DTYPES)), "smoothing": pick(st.sampled_from((0.0, 0.01, 0.5))),
-            "ignore_every": pick(st.integers(1, 50)),
+            "dtype": pick(st.sampled_from(DTYPES)), "label_smoothing": pick(st.sampled_from((0.0, 0.01, 0.5))),
+            "z_loss": pick(st.sampled_from((0.0, 1e-4, 0.5))), "softcap": pick(st.sampled_from((None, 0.3, 30.0))),
+            "weighted": pick(st.booleans()), "ignore_every": pick(st.integers(1, 50)),
         },
         pick(st.integers(0, 100)),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_linear_cross_entropy_agrees_and_never_holds_all_logits(backend, bias, smoothing, dtype, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    N, C, V, rows = 45, 24, 130, 16
-    found = {
-        "hidden": torch.randn(N, C, generator=generator).to(DEVICE, dtype),
-        "weight": torch.randn(V, C, generator=generator).to(DEVICE, dtype),
-        "targets": torch.randint(V, (N,), generator=generator).to(DEVICE),
-    }
-    found["targets"][::7] = -1
-    if bias:
-        found["bias"] = torch.randn(V, generator=generator).to(DEVICE, dtype)
-    upstream, held = [torch.tensor(0.37, device=DEVICE)], []
-    of_chunk = linear._loss_and_gradient
+def test_reductions_and_a_batch_without_targets(backend):
+    found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32, "weighted": True})
+    logits, targets, weights = found.values()
+    each = kernels.cross_entropy(logits, targets, reduction="none", backend=backend)
+    total, mean = (kernels.cross_entropy(logits, targets, reduction=how, backend=backend) for how in ("sum", "mean"))
+    assert torch.allclose(total, each.sum()) and torch.allclose(mean, each.sum() / 8)
+    nothing = torch.full_like(targets, -1)
+    for weighted in (None, weights, torch.zeros_like(weights)):
+        assert kernels.cross_entropy(logits, nothing, weights=weighted, reduction="mean", backend=backend) == 0
+    assert kernels.cross_entropy(logits, targets, weights=0 * weights, reduction="mean", backend=backend) == 0
 
-    def watched(logits, *args):
-        held.append(logits.shape)
-        assert logits.stride(0) % 64 == 0, "rows of an odd number of logits apart are slow on a GPU"
-        return of_chunk(logits, *args)
 
-    def ours(hidden, weight, targets, bias=None):
-        return kernels.linear_cross_entropy(
-            hidden, weight, targets, bias, label_smoothing=smoothing, chunk_rows=rows, backend=backend
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_a_weight_a_row_is_what_torchs_class_weights_are(backend):
+    found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32})
+    logits, targets = found.values()
+    of_class = torch.rand(9, device=DEVICE)
+    for how in ("sum", "mean"):
+        wanted = F.cross_entropy(logits, targets, of_class, ignore_index=-1, reduction=how)
+        weights = of_class[targets.clamp_min(0)]
+        assert torch.allclose(
+            kernels.cross_entropy(logits, targets, weights=weights, reduction=how, backend=backend), wanted
         )
 
-    def plain(hidden, weight, targets, bias=None):
-        return reference.linear_cross_entropy(hidden, weight, targets, bias, -1, smoothing)
 
-    monkeypatch.setattr(linear, "_loss_and_gradient", watched)
-    a = run(ours, found, dtype, upstream)
-    assert held == [(16, V), (16, V), (13, V)]
-    p, r = (run(plain, found, kind, upstream) for kind in (dtype, torch.float64))
-    for name in r:
-        check(name, a[name], r[name], p[name], dtype)
-    with torch.no_grad():
-        assert torch.equal(ours(**found), a["output 0"])
-
-
-def test_reductions_and_a_batch_without_targets():
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_an_ignored_row_is_exactly_nothing_whatever_its_weight(backend):
     found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32})
-    each = kernels.cross_entropy(**found, reduction="none", backend="triton")
-    total, mean = (kernels.cross_entropy(**found, reduction=how, backend="triton") for how in ("sum", "mean"))
-    assert torch.allclose(total, each.sum()) and torch.allclose(mean, each.sum() / 8)
-    nothing = found | {"targets": torch.full_like(found["targets"], -1)}
-    for backend in ("triton", "torch"):
-        assert kernels.cross_entropy(**nothing, reduction="mean", backend=backend) == 0
+    ignored = found["targets"] == -1
+    leaf = found["logits"].requires_grad_()
+    weights = torch.where(ignored, torch.nan, 1.0).requires_grad_()
+    losses = kernels.cross_entropy(
+        leaf, found["targets"], weights=weights, **OPTIONS, reduction="none", backend=backend
+    )
+    losses.sum().backward()
+    for each in (losses, leaf.grad, weights.grad):
+        assert not each[ignored].any() and each[~ignored].all()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
+def test_gradients_are_derivatives(options):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 70, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights = torch.randn(5, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.tensor([0, 3, -1, 69, 5])
+    torch.use_deterministic_algorithms(False)
+    assert torch.autograd.gradcheck(
+        lambda x, w: kernels.cross_entropy(x, targets, weights=w, **options, reduction="none", backend="triton"),
+        (logits, weights),
+        fast_mode=True,
+    )
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizer watches the interpreter")
+def test_no_access_is_out_of_bounds_and_no_programs_race(monkeypatch):
+    monkeypatch.setattr(kernel, "tiles", lambda *_: kernel.Tiles(4, 32, 4))
+    found, upstream = batch({"rows": 23, "vocabulary": 65, "dtype": torch.float32})
+    results = []
+    for order in ("forward", "reverse"):
+        with sanitize(order) as programs:
+            results.append(
+                run(lambda **x: kernels.cross_entropy(**x, **OPTIONS, reduction="none", backend="triton"),
+                    found, torch.float32, upstream)
+            )  # fmt: skip
+        assert programs == [6, 18]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_gradient_in_place_of_rows_in_several_dimensions_is_their_memory_too():
+    leaf = torch.randn(2, 3, 9, device=DEVICE, requires_grad=True)
+    targets = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE)
+    logits = leaf * 1.0
+    kernels.cross_entropy(logits, targets, in_place=True, backend="triton").backward()
+    assert torch.equal(logits.detach(), leaf.grad)
+    with pytest.raises(ValueError, match="do not lie evenly apart"):
+        kernels.cross_entropy((leaf * 1.0).transpose(0, 1), targets.T, in_place=True, backend="triton")
 
 
 def test_a_gradient_in_place_is_the_logits_memory_and_only_once():
@@ -146,41 +191,6 @@ def test_a_gradient_in_place_is_the_logits_memory_and_only_once():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
-def test_gradients_are_derivatives():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 70, dtype=torch.float64, generator=generator, requires_grad=True)
-    targets = torch.tensor([0, 3, -1, 69, 5])
-    torch.use_deterministic_algorithms(False)
-    assert torch.autograd.gradcheck(
-        lambda x: kernels.cross_entropy(x, targets, label_smoothing=0.1, reduction="none", backend="triton"),
-        logits,
-        fast_mode=True,
-    )
-    hidden, weight = (torch.randn(n, 4, dtype=torch.float64, generator=generator, requires_grad=True) for n in (5, 70))
-    for backend in ("triton", "torch"):
-        assert torch.autograd.gradcheck(
-            lambda h, w, backend=backend: kernels.linear_cross_entropy(h, w, targets, chunk_rows=2, backend=backend),
-            (hidden, weight),
-            fast_mode=True,
-        )
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizer watches the interpreter")
-def test_no_access_is_out_of_bounds_and_no_programs_race(monkeypatch):
-    monkeypatch.setattr(kernel, "tiles", lambda *_: kernel.Tiles(4, 32, 4))
-    found, upstream = batch({"rows": 23, "vocabulary": 65, "dtype": torch.float32})
-    results = []
-    for order in ("forward", "reverse"):
-        with sanitize(order) as programs:
-            results.append(
-                run(lambda **x: kernels.cross_entropy(**x, label_smoothing=0.1, reduction="none", backend="triton"),
-                    found, torch.float32, upstream)
-            )  # fmt: skip
-        assert programs == [6, 18]
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -202,59 +212,11 @@ def test_what_stands_in_an_ignored_row_does_not_matter():
     assert ours["output 0"][3] == 0 and not ours["gradient of logits"][3].any()
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_what_an_ignored_row_is_made_of_does_not_matter_either(backend, smoothing):
-    hidden, weight = torch.randn(6, 4, device=DEVICE), torch.randn(9, 4, device=DEVICE, requires_grad=True)
-    hidden[2], targets = float("nan"), torch.tensor([0, 1, -1, 3, 4, 5], device=DEVICE)
-    hidden.requires_grad_()
-    loss = kernels.linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing, backend=backend)
-    kept = targets != -1
-    expected = reference.linear_cross_entropy(hidden[kept], weight, targets[kept], None, -1, smoothing)
-    assert torch.allclose(loss, expected)
-
-
-def test_a_second_derivative_is_refused_and_not_made_up():
-    hidden = torch.randn(3, 4, device=DEVICE, requires_grad=True)
-    loss = kernels.linear_cross_entropy(
-        hidden, torch.randn(9, 4, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
-    )
-    (gradient,) = torch.autograd.grad(loss**2, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="linear_cross_entropy_backward"):
-        gradient.square().sum().backward()
-
-
 def test_a_gradient_in_place_has_no_derivative():
     leaf = torch.randn(3, 9, device=DEVICE, requires_grad=True)
     loss = kernels.cross_entropy(leaf * 1, torch.tensor([1, 2, 3], device=DEVICE), in_place=True, backend="triton")
     with pytest.raises(RuntimeError, match="leave out create_graph=True"):
         torch.autograd.grad(loss, leaf, create_graph=True)
-
-
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("trained", [(), ("hidden",), ("weight",), ("bias",), ("hidden", "bias")], ids=str)
-def test_nothing_is_computed_for_what_needs_no_gradient(trained, backend):
-    inputs = {"hidden": torch.randn(12, 4), "weight": torch.randn(9, 4), "bias": torch.randn(9)}
-    inputs = {name: x.to(DEVICE).requires_grad_(name in trained) for name, x in inputs.items()}
-    targets = torch.randint(9, (12,), device=DEVICE)
-    made = {}
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **kwargs or {})
-            if function is torch.ops.charlm.linear_cross_entropy.default:
-                made.update(zip(inputs, result[1:], strict=True))
-            return result
-
-    with Watch():
-        loss = kernels.linear_cross_entropy(**inputs, targets=targets, chunk_rows=5, backend=backend)
-    assert {name for name, gradient in made.items() if gradient.numel()} == set(trained)
-    if trained:
-        loss.backward()
-        exact = reference.linear_cross_entropy(inputs["hidden"], inputs["weight"], targets, inputs["bias"])
-        wanted = torch.autograd.grad(exact, [inputs[name] for name in trained])
-        assert all(torch.allclose(inputs[name].grad, x, atol=1e-5) for name, x in zip(trained, wanted, strict=True))
-    assert all(x.grad is None for name, x in inputs.items() if name not in trained)
 
 
 def test_memory_that_cannot_take_a_gradient_in_place_is_refused():
@@ -280,15 +242,12 @@ def test_a_target_outside_of_the_vocabulary_is_not_passed_over():
             kernels.cross_entropy(**found, backend=backend)
         with pytest.raises(ValueError, match=r"targets\[5\] is -100"):
             kernels.cross_entropy(found["logits"], found["targets"].where(found["targets"] < 9, -100), backend=backend)
-    with pytest.raises(ValueError, match=r"targets\[5\] is 9"):
-        kernels.linear_cross_entropy(torch.randn(12, 4), torch.randn(9, 4), found["targets"])
+        deep = found["logits"].view(3, 4, 9), found["targets"].view(3, 4)
+        with pytest.raises(ValueError, match=r"targets\[1, 1\] is 9"):
+            kernels.cross_entropy(*deep, backend=backend)
 
 
-def test_the_modules_are_the_functions():
-    found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32})
-    module = kernels.CrossEntropy(label_smoothing=0.1, reduction="mean", backend="triton")
-    expected = kernels.cross_entropy(**found, label_smoothing=0.1, reduction="mean", backend="triton")
-    assert torch.equal(module(**found), expected)
-    head, hidden = kernels.LinearCrossEntropy(4, 9, chunk_rows=5).to(DEVICE), torch.randn(12, 4, device=DEVICE)
-    loss = reference.linear_cross_entropy(hidden, head.weight, found["targets"], head.bias)
-    assert torch.allclose(head(hidden, found["targets"]), loss, rtol=1e-5)
+def test_the_module_is_the_function():
+    found, _ = batch({"rows": 12, "vocabulary": 9, "dtype": torch.float32, "weighted": True})
+    module = kernels.CrossEntropy(**OPTIONS, reduction="mean", backend="triton")
+    assert torch.equal(module(**found), kernels.cross_entropy(**found, **OPTIONS, reduction="mean", backend="triton"))

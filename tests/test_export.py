@@ -150,6 +150,8 @@ REFUSED = {
     "gelu": (MODERN | {"activation": "gelu"}, "--activation gelu is no part of .* a Llama"),
     "batch norm": (MODERN | {"norm": "batch"}, "--norm batch is no part of .* a Llama"),
     "biases": (LLAMA | {"norm": "layer"}, "--bias is no part of .* a Llama"),
+    "capped": ({"logit_cap": 30.0}, "--logit-cap 30.0 is no part of a GPT-2"),
+    "capped modern": (MODERN | {"logit_cap": 30.0}, "--logit-cap 30.0 is no part of .* a Llama"),
     "hashed n-grams": (MODERN | {"hash_ngrams": 3}, "--hash-ngrams 3 is no part of .* a Llama"),
 }
 

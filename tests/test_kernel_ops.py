@@ -44,7 +44,11 @@ def block(backend: str):
         y = kernels.rms_norm(y, weight, 1e-5, backend=backend) + x
         rows = y.flatten(0, 1)
         loss = kernels.linear_cross_entropy(rows, head, targets, chunk_rows=16, backend=backend)
-        return loss + kernels.cross_entropy(rows @ head.T, targets, backend=backend)
+        loss = loss + kernels.cross_entropy(rows @ head.T, targets, backend=backend)
+        options = {"weights": targets.view(2, T) / V, "z_loss": 0.01, "softcap": 20.0, "backend": backend}
+        deep = targets.view(2, T)
+        each = kernels.linear_cross_entropy(y, head, deep, chunk_rows=16, reduction="none", **options)
+        return loss + each.mean() + kernels.cross_entropy(y @ head.T, deep, reduction="mean", **options)
 
     return run, leaves
 
@@ -90,7 +94,7 @@ SAMPLES = {
     "rms norm": lambda: (OPS.norm, (torch.randn(5, C, **LEAF), None, None, None, 1e-5, True)),
     "cross_entropy": lambda: (
         OPS.cross_entropy,
-        (torch.randn(5, V, **LEAF), torch.randint(V, (5,), device=DEVICE), -1, 0.1, False),
+        (torch.randn(5, V, **LEAF), torch.randint(V, (5,), device=DEVICE), -1, 0.1, 0.01, 5.0, False),
     ),
     "linear_cross_entropy": lambda: (
         OPS.linear_cross_entropy,
@@ -99,11 +103,29 @@ SAMPLES = {
             torch.randn(V, C, **LEAF),
             torch.randn(V, **LEAF),
             torch.randint(V, (5,), device=DEVICE),
+            torch.rand(5, device=DEVICE),
             -1,
             0.1,
+            0.01,
+            5.0,
             2,
             True,
             [True] * 3,
+        ),
+    ),
+    "linear_cross_entropy a row": lambda: (
+        OPS.linear_cross_entropy_rows,
+        (
+            torch.randn(5, C, **LEAF),
+            torch.randn(V, C, **LEAF),
+            torch.randn(V, **LEAF),
+            torch.randint(V, (5,), device=DEVICE),
+            -1,
+            0.1,
+            0.01,
+            5.0,
+            2,
+            True,
         ),
     ),
 }
@@ -387,7 +409,21 @@ BAD = {
     "x is torch.int64": lambda: kernels.layer_norm(ROWS.long()),
     "weight is on meta and x on cpu": lambda: kernels.layer_norm(ROWS, torch.zeros(8, device="meta")),
     "eps is -1.0": lambda: kernels.layer_norm(ROWS, eps=-1.0),
-    r"logits has shape \(8,\); it has to be \(rows, vocabulary\)": lambda: kernels.cross_entropy(ROWS[0], TARGETS),
+    r"logits has shape \(3, 0\); it has to be \(..., vocabulary\)": lambda: kernels.cross_entropy(ROWS[:, :0], TARGETS),
+    r"targets has shape \(3,\); it has to be one a row, \(\)": lambda: kernels.cross_entropy(ROWS[0], TARGETS),
+    r"weights has shape \(2,\); it has to be one a row, \(3,\)": lambda: kernels.cross_entropy(
+        ROWS, TARGETS, weights=torch.ones(2)
+    ),
+    "weights is torch.int64; it has to be of a floating": lambda: kernels.linear_cross_entropy(
+        ROWS, ROWS, TARGETS, weights=TARGETS
+    ),
+    "weights is on meta": lambda: kernels.cross_entropy(ROWS, TARGETS, weights=torch.ones(3, device="meta")),
+    "z_loss is -0.1; it may be 0 or more": lambda: kernels.cross_entropy(ROWS, TARGETS, z_loss=-0.1),
+    "z_loss is inf": lambda: kernels.linear_cross_entropy(ROWS, ROWS, TARGETS, z_loss=float("inf")),
+    "softcap is 0.0; it has to be positive and finite, or None": lambda: kernels.cross_entropy(
+        ROWS, TARGETS, softcap=0.0
+    ),
+    "softcap is nan": lambda: kernels.linear_cross_entropy(ROWS, ROWS, TARGETS, softcap=float("nan")),
     "logits is torch.int64": lambda: kernels.cross_entropy(ROWS.long(), TARGETS),
     "logits' last dimension has stride 3": lambda: kernels.cross_entropy(torch.zeros(8, 3).T, TARGETS),
     r"targets has shape \(2,\); it has to be one a row, \(3,\)": lambda: kernels.cross_entropy(ROWS, TARGETS[:2]),
@@ -398,7 +434,10 @@ BAD = {
     "in_place is True, which the torch backend does not have": lambda: kernels.cross_entropy(
         ROWS, TARGETS, in_place=True, backend="torch"
     ),
-    r"hidden has shape \(8,\)": lambda: kernels.linear_cross_entropy(ROWS[0], ROWS, TARGETS),
+    r"hidden has shape \(\); it has to be \(..., width\)": lambda: kernels.linear_cross_entropy(
+        torch.tensor(1.0), ROWS, TARGETS
+    ),
+    "reduction is 'max'": lambda: kernels.linear_cross_entropy(ROWS, ROWS, TARGETS, reduction="max"),
     r"weight has shape \(3, 7\); it has to be \(vocabulary, 8\)": lambda: kernels.linear_cross_entropy(
         ROWS, ROWS[:, 1:], TARGETS
     ),

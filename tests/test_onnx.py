@@ -33,7 +33,7 @@ MODELS = {
     "transformer": {"model": "transformer", "activation": "gelu"},
     "modern": {
         "model": "transformer", "positions": "rope", "norm": "rms", "activation": "swiglu", "n_kv_head": 2,
-        "qk_norm": True, "bias": False, "tie_head": False,
+        "qk_norm": True, "bias": False, "tie_head": False, "logit_cap": 3.0,
     },
     "alibi in a window": {"model": "transformer", "positions": "alibi", "window": 4, "activation": "relu2"},
     "sinusoidal": {"model": "transformer", "positions": "sinusoidal", "window": 5},

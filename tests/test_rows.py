@@ -65,6 +65,14 @@ def test_padding_is_on_the_right_and_predicts_nothing():
     assert batch.targets.tolist() == [[IGNORE, 1, IGNORE], [6, 7, 2]] and batch.n_tokens == 4
 
 
+def test_weights_go_with_their_rows_and_are_one_where_none_was_given():
+    plain, weighted = Row(np.array([5, 6]), np.array([1, 2])), Row(np.array([5]), np.array([1]), np.array([0.5]))
+    assert collate([plain, plain], PAD).weight is None and collate([plain], PAD).divisor == 2
+    batch = collate([plain, weighted], PAD)
+    assert batch.weight.tolist()[0] == [1, 1] and batch.weight.tolist()[1][0] == 0.5
+    assert batch.n_tokens == 3 and batch.divisor == 2.5
+
+
 def test_evaluation_sees_every_row_once_in_batches_of_bounded_size():
     rows = rows_of(400, longest=300)
     assert sorted(i for batch in by_length(rows) for i in batch) == list(range(400))

@@ -27,6 +27,22 @@ def plain_loss(logits):
     return F.cross_entropy(logits, TARGETS, ignore_index=-1, reduction="sum")
 
 
+OPTIONS = {
+    "label_smoothing": 0.1,
+    "z_loss": 0.1,
+    "softcap": 2.0,
+    "weights": torch.rand(2, 3, device=DEVICE),
+    "reduction": "none",
+}
+
+
+def plain_losses(logits):
+    logits = 2 * torch.tanh(logits / 2)
+    losses = F.cross_entropy(logits, TARGETS, ignore_index=-1, reduction="none", label_smoothing=0.1)
+    losses = losses + torch.where(TARGETS == -1, 0.0, 0.1 * logits.logsumexp(-1) ** 2)
+    return losses.view(2, 3) * OPTIONS["weights"]
+
+
 # A function of one tensor, three such tensors, and the function by torch's own operations.
 FUNCTIONS = {
     "attention": (
@@ -46,6 +62,18 @@ FUNCTIONS = {
         lambda x, **options: kernels.linear_cross_entropy(x, W, TARGETS, B, **options),
         X,
         lambda x: plain_loss(F.linear(x, W, B)),
+    ),
+    "cross-entropy with options": (
+        lambda x, **options: kernels.cross_entropy(x.view(2, 3, 9), TARGETS.view(2, 3), **OPTIONS, **options),
+        X,
+        plain_losses,
+    ),
+    "linear cross-entropy with options": (
+        lambda x, **options: kernels.linear_cross_entropy(
+            x.view(2, 3, 9), W, TARGETS.view(2, 3), B, **OPTIONS, **options
+        ),
+        X,
+        lambda x: plain_losses(F.linear(x, W, B)),
     ),
 }
 every = pytest.mark.parametrize("name", FUNCTIONS)
@@ -103,7 +131,7 @@ def test_triton_has_no_forward_derivative_and_says_so(name):
         ours(forward_ad.make_dual(inputs[0], inputs[0]))
 
 
-@pytest.mark.parametrize("name", ["layer norm", "cross-entropy", "linear cross-entropy"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "attention" not in name and name != "rms norm"])
 def test_a_hessian_is_torchs(name):
     ours, inputs, plain = of(name, "torch")
     hessians = [torch.func.hessian(lambda x, f=f: f(x).sin().sum())(inputs[0]) for f in (ours, plain)]

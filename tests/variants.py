@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict] = {
     **{f"{model} mixed": {"mix_ngram": 3} for model in ("bigram", "mlp", "cnn", "gru", "transformer")},
     "lstm mixed order 1": {"mix_ngram": 1, "hash_ngrams": 3, "hash_rows": 50},
     "transformer mixed window": {"mix_ngram": 4, "positions": "rope", "window": 4},
+    "transformer capped": {"logit_cap": 2.0, "tie_head": False},
     "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
@@ -62,8 +63,9 @@ EVERYDAY = {
     "bigram", "bigram counted", "ngram 1", "ngram 4", "mlp", "mlp batch", "mlp hashed reach 1", "cnn", "cnn batch",
     "rnn fused", "lstm fused", "gru written", "gru hashed", "gru mixed", "lstm mixed order 1", "transformer batch",
     "transformer learned", "transformer sinusoidal window", "transformer rope window", "transformer alibi window",
-    "transformer one kv head", "transformer cap", "transformer hashed", "transformer mixed window",
-    "transformer context 1", "transformer odd context", "transformer default", "transformer llama",
+    "transformer one kv head", "transformer cap", "transformer capped", "transformer hashed",
+    "transformer mixed window", "transformer context 1", "transformer odd context", "transformer default",
+    "transformer llama",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from data.errors import UserError, flag, nearest
 from data.json_files import as_stored, is_finite
 from engine.config.families import FAMILIES
 from engine.config.sections import OPTIMIZER_FLAGS, Config
-from engine.config.settings import all_settings, flags, flat, gradient_only, marked, settings, stored
+from engine.config.settings import all_settings, flags, flat, gradient_only, make, marked, settings, stored
 from makemore.config import Mark, Range
 
 
@@ -100,8 +100,10 @@ def _of_families() -> set[str]:
 def refuse_contradictions(
     config: Config, explicit: set[str], kept: dict[str, Any], may_change: set[str], doing: str
 ) -> None:
-    """Raise UserError naming every given flag that contradicts a run's configuration `kept` and may not change."""
+    """Raise UserError naming every given flag that contradicts a run's configuration `kept` and may not change. A run
+    from before a flag was there has its default."""
     values = flat(config)
+    kept = stored(make(type(config), {"model": config.model})) | kept
     if contradicting := sorted(n for n in explicit & set(kept) - may_change if n in values and values[n] != kept[n]):
         listed = ", ".join(f"{flag(n)} {values[n]} (the run has {kept[n]})" for n in contradicting)
         allowed = flags(sorted(may_change & marked(type(config), Mark.RESUMABLE)))

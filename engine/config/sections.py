@@ -12,13 +12,11 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from tyro.conf import arg
 
 from engine.config.families import FAMILIES
-from makemore.config import FRACTION, UNSET, Mark, ModelConfig, Range
+from makemore.config import FRACTION, NOT_NEGATIVE, POSITIVE, UNSET, Mark, ModelConfig, Range
 
 MAX_SEED = 2**63 - 1
 MAX_THREADS = 1024  # more than any machine has processors
 COUNT = Range(1, below=2**63)
-NOT_NEGATIVE = Range(0, below=float("inf"), says="at least 0 and finite")
-POSITIVE = Range(0, above=0, below=float("inf"), says="above 0 and finite")
 Net = TypeVar("Net", bound=ModelConfig)
 
 

@@ -13,7 +13,7 @@ _NUMBER = (float, None)
 TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
     "progress": {
         "step": Whole(), "tokens": Whole(), "seconds": float, "evaluated": Whole(-1), "train_loss": _NUMBER,
-        "nll_sum": float, "nll_tokens": Whole(), "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
+        "nll_sum": float, "nll_tokens": float, "best_val": _NUMBER, "best_bits": _NUMBER, "best_step": Whole(),
         "worse": Whole(), "val_tokens": Whole(), "elapsed?": float,
     },
     "loader": {"epoch": Whole(), "position": Whole()},
@@ -32,7 +32,7 @@ class Progress:
     evaluated: int = -1  # step of the last evaluation
     train_loss: float | None = None  # mean over the steps between the last two evaluations
     nll_sum: float = 0.0  # of the training since the last evaluation, in nats ...
-    nll_tokens: int = 0  # ... and its number of targets
+    nll_tokens: float = 0  # ... and its number of targets, or the sum of their weights
     best_val: float | None = None
     best_bits: float | None = None
     best_step: int = 0

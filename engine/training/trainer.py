@@ -63,7 +63,7 @@ class Trainer:
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
-        self._unchecked: list[tuple[int, float, Tensor, int]] = []
+        self._unchecked: list[tuple[int, float, Tensor, float]] = []
 
     def train(self) -> None:
         """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted, after saving, on a
@@ -89,26 +89,28 @@ class Trainer:
         started = time.perf_counter()
         lr = self.set_lr()
         batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
-        n_tokens = sum(batch.n_tokens for batch in batches)
-        nll_sum = self.backward(batches, n_tokens)
+        divisor = sum(batch.divisor for batch in batches)
+        nll_sum = self.backward(batches, divisor)
         norm = self.clip()
-        self.note_loss(lr, nll_sum, norm, n_tokens)
+        self.note_loss(lr, nll_sum, norm, divisor)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.tokens += n_tokens
+        self.progress.tokens += sum(batch.n_tokens for batch in batches)
         self.progress.seconds += time.perf_counter() - started
 
-    def backward(self, batches: list[Batch], n_tokens: int) -> Tensor:
-        """Compute the gradients of the mean loss over all targets of the step; returns the sum of their losses."""
+    def backward(self, batches: list[Batch], divisor: float) -> Tensor:
+        """Compute the gradients of the mean loss over all targets of the step: the sum of their losses, which it
+        returns, over `divisor`, the sum of their weights."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
             batch = batch.to(self.device)
             state = self._start(batch) if batch.fresh else self.carried
             with self.autocast:
-                out = self.model(batch.tokens, batch.targets, state, want_logits=False)
-            (out.nll_sum / max(1, n_tokens)).backward()
+                weights = {} if batch.weight is None else {"weight": batch.weight}
+                out = self.model(batch.tokens, batch.targets, state, want_logits=False, **weights)
+            (out.nll_sum / (divisor or 1)).backward()
             nll_sum += out.nll_sum.detach()
             if self.carries_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
@@ -133,26 +135,26 @@ class Trainer:
             return None
         return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
 
-    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, n_tokens: int) -> None:
+    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, divisor: float) -> None:
         """Add a step's loss to the progress, on a GPU a few steps later."""
         # An infinite gradient ruins the weights even where the loss is finite: it counts as a non-finite loss.
         checked = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
-        self._unchecked.append((self.progress.step, lr, checked, n_tokens))
+        self._unchecked.append((self.progress.step, lr, checked, divisor))
         if self.device.type == "cpu" or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
 
     def _check_losses(self) -> None:
         progress = self.progress
-        for step, lr, nll_sum, n_tokens in self._unchecked:
+        for step, lr, nll_sum, divisor in self._unchecked:
             value = float(nll_sum)
             if not math.isfinite(value):
                 raise self._diverged(step, lr, "training loss")
             progress.nll_sum += value
-            progress.nll_tokens += n_tokens
+            progress.nll_tokens += divisor
         if self._unchecked:
-            *_, last, n_tokens = self._unchecked[-1]
+            *_, last, divisor = self._unchecked[-1]
             rate = progress.tokens / progress.seconds if progress.seconds else 0
-            self.bar.set_postfix_str(f"loss {float(last) / max(1, n_tokens):.3f}, {rate:,.0f} tokens/s", refresh=False)
+            self.bar.set_postfix_str(f"loss {float(last) / (divisor or 1):.3f}, {rate:,.0f} tokens/s", refresh=False)
         self._unchecked.clear()
 
     def _diverged(self, step: int, lr: float, quantity: str) -> UserError:

@@ -32,7 +32,7 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
         body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams or 0,
         dropout=getattr(config.net, "dropout", 0.0), class_weights=weights,
         lm_weight=tuning.lm_weight,
-        label_smoothing=config.net.label_smoothing,
+        label_smoothing=config.net.label_smoothing, z_loss=config.net.z_loss,
     )  # fmt: skip
     if tuning.train == "lora":
         add_lora(body, tuning.lora_rank, tuning.lora_alpha, tuning.lora_layers)

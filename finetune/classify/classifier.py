@@ -41,9 +41,11 @@ class Classifier(nn.Module):
         class_weights: Tensor | None = None,
         lm_weight: float = 0.0,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ):
         super().__init__()
-        self.body, self.pooling, self.lm_weight, self.label_smoothing = body, pooling, lm_weight, label_smoothing
+        self.body, self.pooling, self.lm_weight = body, pooling, lm_weight
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
         self.dropout = nn.Dropout(dropout)
         self.bag = NGramBag(ngrams) if ngrams else None
         self.head = nn.Linear(feature_width(body) + BAG_WIDTH * bool(ngrams), n_classes, bias=False)
@@ -72,6 +74,8 @@ class Classifier(nn.Module):
             reduction="sum",
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
+        if self.training and self.z_loss:
+            nll_sum = nll_sum + self.z_loss * precise.logsumexp(-1)[labels != IGNORE].square().sum()
         if self.training and self.lm_weight:
             nll_sum = nll_sum + self.lm_weight * self._language_loss(tokens, hidden, read, labelled)
         return Output(logits if want_logits else None, nll_sum, labelled.sum(), state)
@@ -90,10 +94,7 @@ class Classifier(nn.Module):
     def _language_loss(self, tokens: Tensor, hidden: Tensor, read: Tensor, labelled: Tensor) -> Tensor:
         """The mean loss over next tokens, times the number of rows, as the class losses are a sum over rows."""
         follows = read[:, 1:]
-        logits = self.body.head(hidden[:, :-1]).flatten(0, 1)
-        logits = widened(logits)
-        following = tokens[:, 1:].masked_fill(~follows, IGNORE).flatten()
-        nll = F.cross_entropy(logits, following, ignore_index=IGNORE, reduction="sum")
+        nll = self.body.nll(hidden[:, :-1], tokens[:, 1:].masked_fill(~follows, IGNORE))
         return nll * labelled.sum() / follows.sum().clamp_min(1)
 
 

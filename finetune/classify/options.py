@@ -96,6 +96,8 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             )
         if self.tuning.look_ahead and self.tuning.lm_weight:
             raise UserError("--look-ahead shows each token what --lm-weight would have it predict: leave one out")
+        if "logit_cap" in explicit and not self.tuning.lm_weight:
+            raise UserError("--logit-cap caps the logits of the next token: it means nothing without --lm-weight")
         self.check_start()
 
 

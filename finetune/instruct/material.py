@@ -125,7 +125,14 @@ def encode(items: Items, template: Template, config: InstructConfig, name: str) 
     fit = [item for item in kept if item is not None]
     shortened = sum(after is not None and after != before for before, after in zip(items, kept, strict=True))
     answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
-    side = Side(fit, [row_of(item, template) for item in fit], np.array(answerable), len(items) - len(fit), shortened)
+    prompt_weight = config.tuning.prompt_loss_weight if name == "train" else 0.0  # validation compares answers alone
+    side = Side(
+        fit,
+        [row_of(item, template, prompt_weight) for item in fit],
+        np.array(answerable),
+        len(items) - len(fit),
+        shortened,
+    )
     texts = [written(turn, template.name) for item in items for c in both(item) for turn in c.turns]
     check_unknown(sum(_unknown(text, template) for text in texts), texts, name, config, template.tokenizer)
     if not fit:
@@ -141,11 +148,11 @@ def encode(items: Items, template: Template, config: InstructConfig, name: str) 
     return side
 
 
-def row_of(item: Conversation | Pair, template: Template) -> Row | PairRow:
+def row_of(item: Conversation | Pair, template: Template, prompt_weight: float = 0.0) -> Row | PairRow:
     """What is learned from an item; of a pair its last answers alone, since all before them is said on both sides."""
     if isinstance(item, Pair):
         return PairRow(*(template.row(c.turns, last_alone=True) for c in item))
-    return template.row(item.turns)
+    return template.row(item.turns, prompt_weight=prompt_weight)
 
 
 def within(item: Conversation | Pair, template: Template, context: int) -> Conversation | Pair | None:

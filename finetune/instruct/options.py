@@ -7,7 +7,7 @@ from data.errors import UserError, flag
 from engine.config.presets import Defaults
 from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
-from makemore.config import UNSET, Mark, Range
+from makemore.config import NOT_NEGATIVE, UNSET, Mark, Range
 
 STRINGS = "strings"
 # What --eval-only takes besides --out.
@@ -42,6 +42,9 @@ class AnswererFlags(Tuning):
 
     train: Literal["all", "lora"] = "all"
     """What is trained: all, or low-rank updates (LoRA)."""
+    prompt_loss_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    """How much a token of a prompt, the user's turns and the system's, counts in the training loss beside one of an
+    answer; 0: the answers alone."""
     dpo: bool = False
     """Learn which of two answers is preferred (direct preference optimization); needs --init."""
     dpo_beta: Annotated[float, Range(0, above=0, below=float("inf"), says="above 0 and finite")] = 0.1
@@ -101,7 +104,10 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
         if self.run.init is None or self.text.data == STRINGS:
             missing = "--init, a run that answers already" if self.run.init is None else "--data, a file of pairs"
             raise UserError(f"--dpo needs {missing}")
-        if getattr(self.net, "label_smoothing", 0):
-            raise UserError("--label-smoothing means nothing to --dpo")
+        if self.tuning.prompt_loss_weight:
+            raise UserError("--prompt-loss-weight means nothing to --dpo, which compares answers")
+        for name in ("label_smoothing", "z_loss"):
+            if getattr(self.net, name, 0):
+                raise UserError(f"{flag(name)} means nothing to --dpo")
         if getattr(self.net, "norm", None) == "batch":
             raise UserError("--dpo compares two models, and with --norm batch a model is another one while it trains")

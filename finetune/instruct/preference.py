@@ -17,7 +17,6 @@ from data.batches import IGNORE
 from data.rows import HasTokens, by_length, collate
 from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
-from makemore.layers import widened
 
 
 class Preference(nn.Module):
@@ -69,12 +68,10 @@ class Preference(nn.Module):
 
 
 def _likelihoods(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Log-likelihood of each row's targets in nats, (B,), holding the logits of those positions alone."""
+    """Log-likelihood of each row's targets in nats, (B,), from the features of those positions alone."""
     wanted = targets != IGNORE
     hidden, _ = model.hidden(tokens, None, wanted)
-    logits = model.head(hidden[wanted])  # (N, V)
-    logits = widened(logits)
-    nll = F.cross_entropy(logits, targets[wanted], reduction="none")
+    nll = model.nll(hidden[wanted], targets[wanted], reduction="none")  # (N,)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
     return -torch.zeros(len(tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
 

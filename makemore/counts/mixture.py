@@ -101,7 +101,13 @@ class Mixture(LanguageModel):
         return {"tokens": position.new_full((len(position), self.history), self.special.bos), "position": position}
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        state: State | None = None,
+        *,
+        weight: Tensor | None = None,
+        want_logits: bool = True,
     ) -> Output:
         """The output, see LanguageModel.forward. After `start` with a position the loss is that under the counts of the
         other folds; the logits are those under all counts, with `<bos>` before the row."""
@@ -118,7 +124,7 @@ class Mixture(LanguageModel):
             else:
                 confidence = self._confidence(context_tokens, tokens)
                 known = self.counts.likelihood(targets.clamp_min(0).reshape(-1), context_tokens).view(targets.shape)
-            nll_sum = self._mixed_nll(logits, targets, self.gate(hidden, confidence), known)
+            nll_sum = self._mixed_nll(logits, targets, self.gate(hidden, confidence), known, weight)
         mixed = self._mixed(tokens, hidden, logits, context_tokens) if want_logits else None
         return Output(mixed, nll_sum, None if valid is None else valid.sum(), new_state)
 
@@ -171,15 +177,17 @@ class Mixture(LanguageModel):
         counted = self.counts.distribution(context_tokens).view(logits.shape)
         return mix(self.gate(hidden, self._confidence(context_tokens, tokens)), logits, counted)
 
-    def _mixed_nll(self, logits: Tensor, targets: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    def _mixed_nll(
+        self, logits: Tensor, targets: Tensor, gates: Tensor, known: Tensor, weight: Tensor | None
+    ) -> Tensor:
         """The mixture's loss, in training with the gradient of its mean with the neural model's. `known` (B, T): the
         probabilities of the targets under the counts."""
-        nll = (
-            -torch.logsumexp(weights + self._both(logits, targets, known), -1).masked_fill(targets == IGNORE, 0.0).sum()
-        )
+        each = -torch.logsumexp(gates + self._both(logits, targets, known), -1)
+        each = each if weight is None else each * weight
+        nll = each.masked_fill(targets == IGNORE, 0.0).sum()
         if not self.training:
             return nll
-        blend = (nll + self.neural._nll(logits, targets)) / 2
+        blend = (nll + self.neural._nll(logits, targets, **self.neural._extras(weight))) / 2
         return nll.detach() + blend - blend.detach()
 
     def _both(self, logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:

@@ -163,7 +163,13 @@ class NGram(LanguageModel):
         super()._load_from_state_dict({prefix + name: part for name, part in own.items()}, prefix, *rest)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, state: State | None = None, *, want_logits: bool = True
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        state: State | None = None,
+        *,
+        weight: Tensor | None = None,
+        want_logits: bool = True,
     ) -> Output:
         """The output, see LanguageModel.forward. Without logits only the counts of the targets are looked up."""
         context_tokens, state = self.context_tokens(tokens, state)
@@ -173,7 +179,9 @@ class NGram(LanguageModel):
         if targets is not None:
             valid = targets.reshape(-1) != IGNORE
             likelihood = self.likelihood(targets.reshape(-1)[valid], context_tokens[:, valid])
-            nll_sum, n_tokens = -likelihood.clamp_min(FLOOR).log().sum(), valid.sum()
+            log_p = likelihood.clamp_min(FLOOR).log()
+            log_p = log_p if weight is None else log_p * weight.reshape(-1)[valid]
+            nll_sum, n_tokens = -log_p.sum(), valid.sum()
         return Output(logits, nll_sum, n_tokens, state)
 
     def read(self, tokens: Tensor, state: State | None = None) -> Output:
