@@ -8,7 +8,7 @@ import torch
 from kernels.dispatch import HAS_TRITON, interpreting, why_not
 
 OPERATIONS = {
-    "attention": "causal and full, grouped heads, window, ALiBi, dropout, packed lengths",
+    "attention": "causal and full, grouped heads, windows, key mask, ALiBi, soft cap, dropout, packed lengths",
     "layer_norm, rms_norm": "with the residual add; rows of 1 to 65,536",
     "cross_entropy": "loss and gradient, in place if wanted; weights a row, z-loss, soft cap, smoothing",
     "linear_cross_entropy": "the same over a linear layer, logits a chunk at a time",

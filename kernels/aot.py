@@ -53,13 +53,13 @@ class Usage(NamedTuple):
 
 
 def cases(targets: list[str], only: str = "", ends: bool = False) -> Iterator[Case]:
-    """Every kernel with every shape of tile and what can be asked of it, without repeats. `ends`: of attention only the
-    causal one without options, and the full one with all of them."""
+    """Every kernel with every shape of tile and what can be asked of it, without repeats. `ends`: without options, and
+    with all of them, but no option alone; of attention causal, and full."""
     for target in targets:
         for name, found in (
             ("attention", _attention(target, ends)),
             ("norm", _norm(target)),
-            ("cross_entropy", _cross_entropy(target)),
+            ("cross_entropy", _cross_entropy(target, ends)),
         ):
             if only in name:
                 yield from {case._replace(note=""): case for case in found}.values()
@@ -81,16 +81,18 @@ def _attention(target: str, ends: bool) -> Iterator[Case]:
         "packed": {"starts_q": given, "starts_k": given},
     }
     chosen = [(), *((name,) for name in options)]  # each alone, and all that go together
-    chosen += [tuple(name for name in options if name != without) for without in ("packed", "key mask")]
+    alls = [tuple(name for name in options if name != without) for without in ("packed", "key mask")]
     plain = Call(None, None, 1.0, 0.0, 0.0, None, None, None, None, None, 0, 0)
-    sizes = [(size, "plain") for size in (16, 32, 64, 128, *ODD_SIZES)]
-    if target == "sm90":
+    sizes = [(size, "plain") for size in (16, 32, 64, 128, *(ODD_SIZES[:2] if ends else ODD_SIZES))]
+    if target == "sm90" and not ends:
         sizes += itertools.product((16, 32), SMALL_HEADS[1:])
     for kernel, dtype, (size, way), names, causal in itertools.product(
-        ("forward", "decode", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen, (True, False)
+        ("forward", "decode", "dq", "dkv"), (torch.bfloat16, torch.float32), sizes, chosen + alls, (True, False)
     ):
-        is_end = (causal and not names) or (not causal and len(names) > 1)
+        is_end = (causal and not names) or (not causal and names in alls)
         if (ends or size in ODD_SIZES or way != "plain" or kernel == "decode") and not is_end:
+            continue
+        if ends and names == alls[size not in ODD_SIZES and kernel != "decode"]:  # one of the two will do
             continue
         if (causal and "look-ahead" in names) or (kernel == "decode" and "packed" in names):
             continue
@@ -101,7 +103,7 @@ def _attention(target: str, ends: bool) -> Iterator[Case]:
         settings = constants(kernel, size, dtype, target, call, way)
         if kernel in ("forward", "decode"):
             settings["SPLIT"] = kernel == "decode"
-        for has_dlse in (False, True) if kernel == "dq" and is_end else (False,):
+        for has_dlse in (False, True) if kernel == "dq" and is_end and not ends else (bool(names),):
             if kernel == "dq":
                 settings["HAS_DLSE"] = has_dlse
             file = "backward" if kernel in ("dq", "dkv") else "forward"
@@ -130,11 +132,10 @@ def _norm(target: str) -> Iterator[Case]:
             yield case
             if width in (1, 64, 1024, ONE_TILE, 65536):
                 yield case._replace(ints=(("C", width),), note=f"{note}, C known")
-                yield case._replace(ints=(("C", width), ("n_rows", 1)), note=f"{note}, one row")
                 yield case._replace(aligned=False, note=f"{note}, off by an element")
 
 
-def _cross_entropy(target: str) -> Iterator[Case]:
+def _cross_entropy(target: str, ends: bool) -> Iterator[Case]:
     import triton.language as tl
 
     from kernels.cross_entropy.kernel import tiles
@@ -146,7 +147,7 @@ def _cross_entropy(target: str) -> Iterator[Case]:
         rows, block_v, num_warps = tiles(vocabulary, target)
         settings = {"ROWS": rows, "BLOCK_V": block_v, "ACC": tl.float32, "num_warps": num_warps}
         sizes = {"vocabulary": vocabulary, "stride": vocabulary, "gradient_stride": vocabulary}
-        for chosen in ((), options, *((name,) for name in options)):
+        for chosen in ((), options, *(() if ends else ((name,) for name in options))):
             if kernel == "gradient" and chosen == ("SMOOTH",):
                 continue  # always there
             flags = {name: name in chosen for name in options if kernel == "loss" or name != "SMOOTH"}
@@ -266,7 +267,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(MAX_SHARED), choices=list(MAX_SHARED))
     parser.add_argument("--only", default="", help="part of an operation's name: attention, norm, cross_entropy")
-    parser.add_argument("--ends", action="store_true", help="of attention: causal without options, and full with all")
+    parser.add_argument("--ends", action="store_true", help="without options, and with all of them; no option alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
     todo = list(cases(args.targets, args.only, args.ends))

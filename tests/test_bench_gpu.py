@@ -17,7 +17,7 @@ from bench.gpu import rows as table
 from bench.gpu.jobs import Job
 from bench.gpu.plan import Stage
 from bench.gpu.rows import Row
-from kernels import bench
+from kernels import bench_tasks
 from kernels.attention import reference
 from tests.conftest import ROOT
 from tests.helpers import ok, refused
@@ -97,6 +97,7 @@ def test_all_of_it_runs_at_toy_sizes(tmp_path):
     assert sum(row["what"].startswith("tests/") for row in by_part["tests"]) >= 5
     assert {row["what"].partition(",")[0] for row in by_part["kernels"]} == {
         "attention", "layer_norm", "rms_norm", "add + layer_norm", "cross_entropy", "linear_cross_entropy",
+        "linear_cross_entropy a row",
     }  # fmt: skip
     steps = [row for row in by_part["training"] if row["what"].endswith(", a step")]
     assert {row["what"] for row in steps} == {f"{model}, a step" for model in plan.MODELS}
@@ -386,7 +387,7 @@ def test_every_size_of_a_kernel_is_compiled_for_itself(monkeypatch):
 
     expected = list(range(2, torch._dynamo.config.recompile_limit + 5))
     for n in expected:
-        bench.with_compiled({"torch eager": double}, False)["torch.compile"](torch.ones(n))
+        bench_tasks.with_compiled({"torch eager": double}, False)["torch.compile"](torch.ones(n))
     assert sizes == expected
 
 
@@ -405,7 +406,31 @@ def test_shakespeare_that_is_not_here_is_said_and_no_failure(monkeypatch, tmp_pa
 def test_the_suspects_come_first_each_in_a_process_of_its_own():
     first, whole = plan.stages("tests", False)[0]
     sizes = [int(job.args[0]) for job in first.jobs]
-    assert sizes == sorted(sizes, key=(16, 32, 64, 128, 40).index) and {16, 32} < set(sizes)
+    small = [size in (16, 32) for size in sizes]
+    assert small == sorted(small, reverse=True) and {16, 32, 64, 128, 40} == set(sizes)
+    ways = [job.args[4] for job in first.jobs]
+    assert ways.index("padded") > ways.index("plain") and set(ways) == set(plan.WAYS)
+    assert all(("CHARLM_SMALL_HEADS", job.args[4]) in job.env for job in first.jobs)
     assert len({job.args for job in first.jobs}) == len(first.jobs) > 80
     assert {job.args[2] for job in first.jobs} == {"float32", "float16", "bfloat16"}
     assert [job.what for job in whole.jobs] == list(plan.FILES) and all((ROOT / file).exists() for file in plan.FILES)
+
+
+def test_small_heads_take_the_first_way_that_is_right():
+    def shape(case: str, outcome: str) -> Row:
+        return Row("tests", "attention shape", case, outcome=outcome)
+
+    rows = [shape("D16 T17 bfloat16 causal plain", "ok"), shape("D32 T17 bfloat16 causal plain", "died")]
+    rows += [shape("D16 T17 bfloat16 causal padded", "ok"), shape("D16 T17 bfloat16 causal two-warps", "ok")]
+    (choice,) = auto.choices(rows)
+    assert choice.takes == "padded" and "plain: 1 of 2 shapes are right" in choice.why
+    (choice,) = auto.choices([*rows[:1], shape("D64 T129 bfloat16 causal plain", "died")])
+    assert choice.takes == "plain"
+    (choice,) = auto.choices(rows[1:2])
+    assert choice.takes == "torch: no way is right"
+
+
+def test_the_ways_of_small_heads_are_those_of_the_kernels():
+    from kernels.attention.tiles import SMALL_HEADS
+
+    assert plan.WAYS == SMALL_HEADS

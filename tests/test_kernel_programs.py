@@ -68,7 +68,8 @@ def test_the_benchmark_runs_and_writes_what_it_printed(tmp_path):
     table = list(csv.DictReader(rows))
     assert about.startswith("# 20") and {row["who"] for row in table} >= {"ours", "torch eager"}
     assert {row["operation"] for row in table} == {
-        "attention", "layer_norm", "rms_norm", "add + layer_norm", "cross_entropy",
+        "attention", "attention, padded", "attention, window to both sides", "attention, capped",
+        "attention, one query", "layer_norm", "rms_norm", "add + layer_norm", "cross_entropy",
         "cross_entropy, capped, z-loss", "linear_cross_entropy", "linear_cross_entropy a row",
     }  # fmt: skip
     assert done.stdout.count("| ours |") == sum(row["who"] == "ours" for row in table)

@@ -15,22 +15,24 @@ KINDS = ("attention", "cross_entropy", "norm")  # of kernels/bench.py
 MODELS = ("default", "baby GPT", "GPT-2 124M")
 FILES = tuple(
     f"tests/test_{name}.py"
-    for name in ("attention", "norms", "cross_entropy", "kernel_ops", "transforms", "decoding")
+    for name in ("attention", "norms", "cross_entropy", "linear_cross_entropy", "kernel_ops", "transforms", "decoding")
 )  # fmt: skip
 SMOKE_TESTS = "frozen or says_why or negative or refused"
+WAYS = ("plain", "padded", "two-warps")  # of head sizes up to 32: SMALL_HEADS of kernels/attention/tiles.py
 NO_SHAKESPEARE = "shakespeare.txt is not in the folder that $CHARLM_DATA names: the run needs it"
 
 
 class Shape(NamedTuple):
-    """An attention: head size, length, dtype, and a key of OPTIONS in shapes.py."""
+    """An attention: head size, length, dtype, a key of OPTIONS in shapes.py, and the way of small heads."""
 
     D: int
     T: int
     dtype: str
     options: str
+    way: str = WAYS[0]
 
     def __str__(self) -> str:
-        return f"D{self.D} T{self.T} {self.dtype} {self.options}"
+        return f"D{self.D} T{self.T} {self.dtype} {self.options} {self.way}"
 
 
 class Stage(NamedTuple):
@@ -44,11 +46,12 @@ class Stage(NamedTuple):
 def shapes(smoke: bool) -> list[Shape]:
     """The small shapes of attention, those that are most suspect first."""
     if smoke:
-        return [Shape(16, 17, "bfloat16", "window+alibi"), Shape(32, 33, "float32", "grouped")]
+        return [Shape(16, 17, "bfloat16", "window+alibi"), Shape(32, 33, "float32", "grouped", "padded")]
     dtypes = ("bfloat16", "float16", "float32")
     small = itertools.product((16, 32), (17, 128, 1000), dtypes, ("causal", "full", "window+alibi", "grouped"))
+    around = itertools.product((16, 32), (128, 1000), dtypes[:2], ("causal", "window+alibi"), WAYS[1:])
     others = itertools.product((64, 128, 40), (129, 1000), dtypes, ("causal", "full"))
-    return [Shape(*each) for each in [*small, *others]]
+    return [Shape(*each) for each in [*small, *around, *others]]
 
 
 def has_shakespeare() -> bool:
@@ -76,7 +79,8 @@ def _tests(smoke: bool, toy: tuple[str, ...]) -> list[Stage]:
     alone = [
         Job(
             "tests", "attention shape", str(shape), "bench.gpu.shapes", (*toy, *map(str, shape)), 120,
-            (("CUDA_LAUNCH_BLOCKING", "1"),),  # a fault is met where it was made
+            (("CUDA_LAUNCH_BLOCKING", "1"),  # a fault is met where it was made
+             ("CHARLM_SMALL_HEADS", shape.way)),
         )
         for shape in shapes(smoke)
     ]  # fmt: skip

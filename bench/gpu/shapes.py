@@ -110,10 +110,10 @@ def measure(shape: Shape, repeats: int) -> Row:
 
 def main() -> int:
     parser = job_parser("shapes", __doc__)
-    parser.add_argument("shape", nargs=4, metavar=("D", "T", "DTYPE", "OPTIONS"))
+    parser.add_argument("shape", nargs=5, metavar=("D", "T", "DTYPE", "OPTIONS", "WAY"))
     args = parser.parse_args()
-    D, T, dtype, options = args.shape
-    row = measure(Shape(int(D), int(T), dtype, options), 1 if args.smoke else REPEATS)
+    D, T, dtype, options, way = args.shape
+    row = measure(Shape(int(D), int(T), dtype, options, way), 1 if args.smoke else REPEATS)
     append(args.rows, row)
     print(row)
     return 0

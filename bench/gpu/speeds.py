@@ -7,7 +7,8 @@ from torch._functorch import config
 from bench.gpu.jobs import job_parser
 from bench.gpu.machine import device, synchronize
 from bench.gpu.rows import Row, append, ceiling, read
-from kernels.bench import TASKS, Task, measure
+from kernels.bench import measure
+from kernels.bench_tasks import TASKS, Task
 
 
 def main() -> int:

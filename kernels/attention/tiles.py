@@ -53,8 +53,9 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
     (False, "dkv"): [
         (("sm80",), (128,), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
         (_NV, (128,), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
-        (_NV, (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
-        (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 128, 8, 1)),
+        (("sm90",), (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
+        (("sm80",), (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
+        (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 64, 4, 1)),
         (_HIP, (128,), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
     ],
     (True, "forward"): [
@@ -72,7 +73,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ],
     (True, "dkv"): [
-        (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)),
+        (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(16, 32, 4, 2)),
         (("sm90",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2)),
         (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1)),
         (_NV, (128,), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
