@@ -1,5 +1,6 @@
 """One block of a Transformer for one token a row, with its tables of keys and values."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ class Layer:
         self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
         self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
-        self.qk_norm, self.gated, self.activation = attn.qk_norm, mlp.gated, mlp.activation
+        self.qk_norm, self.cap = attn.qk_norm, attn.attend.softcap
+        self.gated, self.activation = mlp.gated, mlp.activation
         self.kv = torch.empty(0)  # (B, 2 n_kv_head, capacity, hs) once loaded
         self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
         self.v: Tensor
@@ -78,7 +80,10 @@ class Layer:
         # The heads that share keys are as many queries of one head: nothing has to be repeated.
         q = q.view(-1, n_kv_head, n_head // n_kv_head, head_size)
         k, v = cache_index.visible(self.k), cache_index.visible(self.v)
-        y = F.scaled_dot_product_attention(q, k, v, cache_index.bias)
+        if self.cap is None:
+            y = F.scaled_dot_product_attention(q, k, v, cache_index.bias)
+        else:
+            y = capped_attention(q, k, v, cache_index.bias, self.cap)
         x = self.add_attn(x, y.reshape(x.shape))
         y = self.c_fc(self.ln_2(x))
         if self.gated:
@@ -119,6 +124,12 @@ class Layer:
         qk.copy_(x)
 
 
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, cap: float) -> Tensor:
+    """`F.scaled_dot_product_attention` with a soft cap on the scores, before the bias."""
+    scores = cap * torch.tanh(q @ k.mT / (cap * math.sqrt(q.shape[-1])))
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
+
+
 def parts_of(block: Block) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules of `block` that a Layer computes, each with the class that it has to be of; one by one, since what a
     module has is known only once its class is."""
@@ -142,7 +153,7 @@ def norm_class(norm: nn.Module) -> type[nn.Module]:
 
 def evaluates(block: Block, window: int | None) -> bool:
     """Whether these modules are set as a Layer computes them: nothing is dropped, no statistics are taken, and
-    attention is causal, over this window, without a cap, and not on Triton's kernels."""
+    attention is causal, over this window, and not on Triton's kernels."""
     attn = block.attn
     attend = attn.attend
     return (
@@ -152,7 +163,6 @@ def evaluates(block: Block, window: int | None) -> bool:
         and attend.backend != "triton"
         and attend.causal
         and attend.scale is None
-        and attend.softcap is None
         and attend.window == window
     )
 
