@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
         """The mean and variance (C,) of the positions that are not padding, with which the running ones are updated;
         the running ones where there is at most one such position. Padding gets a weight of 0: to cut it out, a GPU
         would have to be waited for."""
-        x = x.float().flatten(0, -2)  # (N, C)
+        x = widened(x).flatten(0, -2)  # (N, C)
         mask = x.new_ones(len(x), 1) if valid is None else not_padding(valid).flatten()[:, None].type_as(x)
         n = mask.sum()
         mean = (x * mask).sum(0) / n.clamp_min(1)
