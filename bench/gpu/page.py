@@ -12,7 +12,7 @@ from bench.speedrun import BABY_LOSS
 from data.disk import replace_file
 
 MOST_BAD = 60  # lines a kind; gpu.csv has all
-SHAPE = re.compile(r"(D\d+ T\d+) (\S+) (\S+)")
+SHAPE = re.compile(r"(D\d+ T\d+) (\w+) (\S+(?: \S+)?)")
 
 
 def write(folder: Path) -> None:
