@@ -26,3 +26,14 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     ):  # meta has no autocast to ask about
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def check_alike(name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise ValueError unless x has a dtype that the operations take, and dtype and device of `other`; autocast makes
+    dtypes equal."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
+    if x.dtype != other.dtype and (autocast_dtype(other) is None or autocast_dtype(x) is None):
+        raise ValueError(f"{name} is {x.dtype} and {other_name} is {other.dtype}; they have to be the same")
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} and {other_name} on {other.device}; they have to be together")

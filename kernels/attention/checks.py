@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.dtypes import DTYPES, autocast_dtype
+from kernels.dtypes import check_alike
 
 
 def check_rank(q: Tensor, k: Tensor, v: Tensor, rank: int, meaning: str) -> None:
@@ -20,12 +20,7 @@ def check_arguments(q, k, v, causal, window, slopes, scale, softcap, dropout, se
     if k.shape != v.shape:
         raise ValueError(f"v has shape {tuple(v.shape)}; it has to be k's, {tuple(k.shape)}")
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in DTYPES:
-            raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != q.dtype and (autocast_dtype(q) is None or autocast_dtype(x) is None):
-            raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}; they have to be the same")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they have to be together")
+        check_alike(name, x, "q", q)
         if x.shape[-1] != q.shape[-1]:
             raise ValueError(f"{name} has head size {x.shape[-1]} and q {q.shape[-1]}; they have to be equal")
         if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel() > 0:

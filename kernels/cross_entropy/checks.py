@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dtypes import DTYPES, autocast_dtype
+from kernels.dtypes import DTYPES, check_alike
 from kernels.transforms import is_transformed
 
 IGNORE = -1
@@ -54,14 +54,8 @@ def check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it has to be ({weight.shape[0]},)")
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is None:
-            continue
-        if x.dtype not in DTYPES:
-            raise ValueError(f"{name} is {x.dtype}; it may be float32, float16 or bfloat16")
-        if x.dtype != hidden.dtype and (autocast_dtype(hidden) is None or autocast_dtype(x) is None):
-            raise ValueError(f"{name} is {x.dtype} and hidden is {hidden.dtype}; they have to be the same")
-        if x.device != hidden.device:
-            raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they have to be together")
+        if x is not None:
+            check_alike(name, x, "hidden", hidden)
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; it may be 1 or more")
 
