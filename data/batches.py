@@ -1,51 +1,58 @@
 """Batches out of a token store: endless training loaders that resume exactly, and the fixed windows of evaluation.
 
 A training loader holds no random generator between batches: the order of an epoch follows from (seed, epoch), so its
-whole state is two numbers. Every loader deals whole batches round-robin to `world` ranks.
+whole state is two numbers. Every loader deals whole batches round-robin to `world` ranks. A batch is arrays of NumPy
+until it goes to a device: nothing here needs torch, which is imported only there.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.store import Split
 from data.tokenizers import Special
 
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[Any]
+Numbers = TypeVar("Numbers")  # Array, and after `to` torch.Tensor
 IGNORE = -1  # a target that is left out of the loss: padding, an unknown character
 EVAL_TOKENS_A_BATCH = 8192
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[Numbers]):
     """One batch, whatever the kind of data. `fresh` is False where the model's state is carried over from the previous
     batch."""
 
-    tokens: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64, IGNORE where nothing is to be predicted
+    tokens: Numbers  # (B, T) int64
+    targets: Numbers  # (B, T) int64, IGNORE where nothing is to be predicted
     n_tokens: int  # valid targets, of whatever weight
     fresh: bool = True
-    position: Tensor | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
-    prefix: Tensor | None = None  # (B, history) int64, in evaluation: the tokens before each row, `<bos>` before a text
-    weight: Tensor | None = None  # (B, T) float32, in training: what the loss of each target counts; None: 1
+    position: Numbers | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
+    prefix: Numbers | None = None  # (B, history) int64, in evaluation: the tokens before each row, or `<bos>`
+    weight: Numbers | None = None  # (B, T) float32, in training: what the loss of each target counts; None: 1
 
     @property
     def divisor(self) -> float:
         """What the summed loss is divided by: the number of valid targets, or the sum of their weights."""
-        return self.n_tokens if self.weight is None else float(self.weight[self.targets != IGNORE].sum())
+        weight: Any = self.weight
+        return self.n_tokens if weight is None else float(weight[self.targets != IGNORE].sum())
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; a copy to a GPU is asynchronous."""
-        if device.type == "cpu":
-            return self
-        tensors: dict[str, Any] = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        if device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return self._replace(
-            **{name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
-        )
+    def to(self, device: "torch.device") -> "Batch[torch.Tensor]":
+        """The batch as tensors on `device`; a copy to a GPU is asynchronous."""
+        import torch
+
+        is_far = device.type == "cuda"
+        tensors: dict[str, Any] = {}
+        for name, array in self._asdict().items():
+            if isinstance(array, np.ndarray):
+                tensor = torch.from_numpy(array)
+                tensors[name] = (tensor.pin_memory() if is_far else tensor).to(device, non_blocking=is_far)
+        return self._replace(**tensors)  # type: ignore[return-value]  # it is of tensors now
 
 
 class Loader:
@@ -54,9 +61,9 @@ class Loader:
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.epoch, self.position = 0, 0
-        self._order: np.ndarray | None = None
+        self._order: Array | None = None
 
-    def next(self) -> Batch:
+    def next(self) -> Batch[Array]:
         """The next batch of this rank."""
         items = self._take(self.batch_size * self.world)
         return self._batch(items[self.rank * self.batch_size :][: self.batch_size])
@@ -69,13 +76,13 @@ class Loader:
         """Continue from the position of another loader of the same data, sizes and seed."""
         self.epoch, self.position, self._order = state["epoch"], state["position"], None
 
-    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+    def _epoch_order(self, rng: np.random.Generator) -> Array:
         raise NotImplementedError
 
-    def _batch(self, items: np.ndarray) -> Batch:
+    def _batch(self, items: Array) -> Batch[Array]:
         raise NotImplementedError
 
-    def _begin_epoch(self) -> np.ndarray:
+    def _begin_epoch(self) -> Array:
         self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
         if self.position > len(self._order):
             raise UserError(
@@ -84,7 +91,7 @@ class Loader:
             )
         return self._order
 
-    def _take(self, count: int) -> np.ndarray:
+    def _take(self, count: int) -> Array:
         """The next `count` items, (count,), across the ends of epochs."""
         pieces = []
         while count:
@@ -107,12 +114,12 @@ class StreamLoader(Loader):
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
 
-    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+    def _epoch_order(self, rng: np.random.Generator) -> Array:
         spare = len(self.tokens) - 1 - self.context
         phase = int(rng.integers(min(self.context, spare + 1)))
         return phase + self.context * rng.permutation((len(self.tokens) - 1 - phase) // self.context)
 
-    def _batch(self, items: np.ndarray) -> Batch:
+    def _batch(self, items: Array) -> Batch[Array]:
         return _windows(self.tokens.array(), items, self._offsets, self.special)
 
 
@@ -134,17 +141,17 @@ class LaneLoader(Loader):
                 f"{context}; the largest --batch-size that fits is {fits // world}"
             )
 
-    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+    def _epoch_order(self, rng: np.random.Generator) -> Array:
         lane = self._windows * self.context
         phase = int(rng.integers(len(self.tokens) - self._lanes * lane))
         starts = phase + lane * np.arange(self._lanes)[None, :] + self.context * np.arange(self._windows)[:, None]
         return starts.reshape(-1)
 
-    def next(self) -> Batch:
+    def next(self) -> Batch[Array]:
         fresh = self.position == 0
         return super().next()._replace(fresh=fresh)
 
-    def _batch(self, items: np.ndarray) -> Batch:
+    def _batch(self, items: Array) -> Batch[Array]:
         return _windows(self.tokens.array(), items, self._offsets, self.special)
 
 
@@ -155,11 +162,11 @@ class LineLoader(Loader):
         super().__init__(batch_size, seed, rank, world)
         self.tokens, self.special, self.pieces = split.tokens, split.special, cut_lines(split.offsets, context)
 
-    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+    def _epoch_order(self, rng: np.random.Generator) -> Array:
         # Not by length: batches of short lines would weigh their tokens more (docs/log.md has the figures).
         return rng.permutation(len(self.pieces.start))
 
-    def _batch(self, items: np.ndarray) -> Batch:
+    def _batch(self, items: Array) -> Batch[Array]:
         return _rows(self.tokens.array(), self.pieces, items, self.special)
 
 
@@ -167,12 +174,12 @@ class Pieces(NamedTuple):
     """Lines cut to at most the context: positions in the flat ids, shape (pieces,) each. The targets are [start, end);
     the whole line starts at `row`."""
 
-    row: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
+    row: Array
+    start: Array
+    end: Array
 
 
-def cut_lines(offsets: np.ndarray | None, context: int) -> Pieces:
+def cut_lines(offsets: Array | None, context: int) -> Pieces:
     """The pieces of all lines: one a line, or several where it is longer than `context` tokens (its `<eos>`
     included)."""
     assert offsets is not None  # a stream has no lines
@@ -199,7 +206,7 @@ def check_context(split: Split, context: int) -> None:
         )
 
 
-def counting_arrays(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def counting_arrays(split: Split) -> tuple[Array, Array, Array]:
     """A whole split for a model that counts: inputs, targets, and each target's position in its own row, (N,) each."""
     ids = np.asarray(split.tokens.array())
     if split.offsets is None:
@@ -208,7 +215,7 @@ def counting_arrays(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.where(position == 0, split.special.bos, np.roll(ids, 1)), ids, position
 
 
-def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) -> Callable[[], Iterator[Batch]]:
+def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) -> Callable[[], Iterator[Batch[Array]]]:
     """The fixed windows of evaluation: a function that returns a new iterator over them at each call.
 
     A stream is cut into consecutive windows of `context` targets, lines into lines. Of a split of more than
@@ -219,7 +226,7 @@ def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) 
     return lambda: _eval_lines(split, context, max_tokens, history)
 
 
-def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
+def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
     ids, n_targets = split.tokens.array(), len(split.tokens) - 1
     starts = _evenly(np.arange(0, n_targets, context), max_tokens // context, n_targets > max_tokens)
     widths = np.minimum(context, n_targets - starts)  # the last one may be smaller
@@ -230,7 +237,7 @@ def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> 
             yield _with_prefix(batch, ids, rows, np.zeros_like(rows), history, split.special.bos)
 
 
-def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch]:
+def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
     ids, pieces = split.tokens.array(), cut_lines(split.offsets, context)
     fitting = int(len(pieces.start) * max_tokens / len(split.tokens))
     chosen = _evenly(np.arange(len(pieces.start)), fitting, len(split.tokens) > max_tokens)
@@ -241,33 +248,33 @@ def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> It
         yield _with_prefix(batch, ids, pieces.start[items] - 1, pieces.row[items], history, split.special.bos)
 
 
-def _with_prefix(batch: Batch, ids: np.ndarray, first: np.ndarray, row: np.ndarray, history: int, bos: int) -> Batch:
+def _with_prefix(batch: Batch[Array], ids: Array, first: Array, row: Array, history: int, bos: int) -> Batch[Array]:
     """`batch` with the `history` tokens before each of its rows. `first` (B,): the position of a row's first input;
     `row` (B,): that of the beginning of its line or text, before which `<bos>` stands."""
     positions = first[:, None] - np.arange(history, 0, -1)  # (B, history)
     inside = positions >= row[:, None]
     prefix = np.where(inside, ids[np.where(inside, positions, 0)], bos)
-    return batch._replace(position=None, prefix=torch.from_numpy(prefix.astype(np.int64)) if history else None)
+    return batch._replace(position=None, prefix=prefix.astype(np.int64) if history else None)
 
 
-def _evenly(items: np.ndarray, count: int, needed: bool) -> np.ndarray:
+def _evenly(items: Array, count: int, needed: bool) -> Array:
     if not needed:
         return items
     return items[np.linspace(0, len(items) - 1, max(1, count)).astype(np.int64)]
 
 
-def _windows(ids: np.ndarray, starts: np.ndarray, offsets: np.ndarray, special: Special) -> Batch:
+def _windows(ids: Array, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
     """The windows of `ids` that begin at `starts` (B,)."""
-    window = torch.from_numpy(ids[starts[:, None] + offsets].astype(np.int64))  # (B, T + 1)
-    return _batch(window[:, :-1], window[:, 1:].clone(), starts, special)
+    window = ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
+    return _batch(window[:, :-1], window[:, 1:].copy(), starts, special)
 
 
-def _batch(tokens: Tensor, targets: Tensor, position: np.ndarray, special: Special) -> Batch:
+def _batch(tokens: Array, targets: Array, position: Array, special: Special) -> Batch[Array]:
     targets[targets == special.unk] = IGNORE
-    return Batch(tokens, targets, int((targets != IGNORE).sum()), position=torch.from_numpy(position))
+    return Batch(tokens, targets, int((targets != IGNORE).sum()), position=position)
 
 
-def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray, special: Special) -> Batch:
+def _rows(ids: Array, pieces: Pieces, items: Array, special: Special) -> Batch[Array]:
     """The pieces with the numbers `items` (B,), padded to the longest."""
     start, end = pieces.start[items][:, None], pieces.end[items][:, None]
     positions = start + np.arange(int((end - start).max()))  # (B, T), of the targets
@@ -278,4 +285,4 @@ def _rows(ids: np.ndarray, pieces: Pieces, items: np.ndarray, special: Special) 
     tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids[np.maximum(first - 1, 0)])
     targets[~inside] = IGNORE
     # The roll makes padded inputs `<pad>`, but for the <eos> that lands on the first of them: nothing reads it.
-    return _batch(torch.from_numpy(tokens), torch.from_numpy(targets), first, special)
+    return _batch(tokens, targets, first, special)

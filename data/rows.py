@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from data.batches import IGNORE, Batch, Loader
+from data.batches import IGNORE, Array, Batch, Loader
 
 WINDOW = 20  # batches: among so many at a time, rows are sorted by length
 EVAL_TOKENS = 8192  # of a batch in evaluation, padding included
@@ -20,9 +19,9 @@ class Row(NamedTuple):
     """One example: `tokens` and `targets`, both (T,), the latter IGNORE where nothing is predicted. `weight` (T,)
     float32: what the loss of each target counts; None: 1."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    weight: np.ndarray | None = None
+    tokens: Array
+    targets: Array
+    weight: Array | None = None
 
 
 class PairRow(NamedTuple):
@@ -32,7 +31,7 @@ class PairRow(NamedTuple):
     rejected: Row
 
     @property
-    def tokens(self) -> np.ndarray:
+    def tokens(self) -> Array:
         """The tokens of the longer row."""
         return max(self.chosen.tokens, self.rejected.tokens, key=len)
 
@@ -50,7 +49,7 @@ class RowLoader(Loader):
         self.rows, self.pad = rows, pad
         self._lengths = np.array([len(row.tokens) for row in rows])
 
-    def next(self) -> Batch:
+    def next(self) -> Batch[Array]:
         order = self._begin_epoch() if self._order is None else self._order
         items = order[self.position : self.position + self.batch_size * self.world]
         self.position += len(items)
@@ -58,7 +57,7 @@ class RowLoader(Loader):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
         return collate([self.rows[i] for i in items[self.rank :: self.world]], self.pad)
 
-    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+    def _epoch_order(self, rng: np.random.Generator) -> Array:
         order = rng.permutation(len(self.rows))
         whole = self.batch_size * self.world
         batches = []
@@ -71,7 +70,7 @@ class RowLoader(Loader):
         return np.concatenate([batches[i] for i in rng.permutation(len(batches))] + last)
 
 
-def eval_rows(rows: Sequence[HasTokens], pad: int) -> Callable[[], Iterator[Batch]]:
+def eval_rows(rows: Sequence[HasTokens], pad: int) -> Callable[[], Iterator[Batch[Array]]]:
     """All rows in order of length: a function that returns a new iterator over their batches at each call."""
     return lambda: (collate([rows[i] for i in batch], pad) for batch in by_length(rows))
 
@@ -88,7 +87,7 @@ def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
         yield batch
 
 
-def collate(rows: Sequence[HasTokens], pad: int) -> Batch:
+def collate(rows: Sequence[HasTokens], pad: int) -> Batch[Array]:
     """One batch of `rows`, padded on the right; of pairs first all chosen rows, then all rejected ones, and a pair
     counts as one token. Without rows, as a rank may be at an epoch's end, a batch of one row that predicts nothing."""
     empty = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
@@ -99,17 +98,17 @@ def collate(rows: Sequence[HasTokens], pad: int) -> Batch:
     return _padded([row for row in rows if not isinstance(row, PairRow)] or [empty], pad)
 
 
-def _padded(rows: list[Row], pad: int) -> Batch:
+def _padded(rows: list[Row], pad: int) -> Batch[Array]:
     T = max(len(row.tokens) for row in rows)
-    tokens = np.full((len(rows), T), pad, np.int64)
+    tokens: Array = np.full((len(rows), T), pad, np.int64)
     targets = np.full_like(tokens, IGNORE)
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens)] = row.tokens
         targets[i, : len(row.targets)] = row.targets
-    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), int((targets != IGNORE).sum()))
+    batch = Batch(tokens, targets, int((targets != IGNORE).sum()))
     if all(row.weight is None for row in rows):
         return batch
-    weight = np.ones((len(rows), T), np.float32)
+    weight: Array = np.ones((len(rows), T), np.float32)
     for i, row in enumerate(rows):
         weight[i, : len(row.tokens)] = 1.0 if row.weight is None else row.weight
-    return batch._replace(weight=torch.from_numpy(weight))
+    return batch._replace(weight=weight)

@@ -73,16 +73,15 @@ def evaluate_unless(
     device: torch.device,
 ) -> Evaluation | None:
     """`evaluate`; None where `stop()` became true in between."""
-    per_token = torch.from_numpy(characters)
     nll_sums, n_tokens, n_characters = [], 0, 0
     with in_evaluation_mode(model):
         for batch in batches():
             if stop():
                 return None
             n_tokens += batch.n_tokens
-            n_characters += int(per_token[batch.targets[batch.targets != IGNORE]].sum())
-            batch = batch.to(device)
-            state = None if batch.prefix is None else model.start(batch.prefix, None)
-            out = model(batch.tokens, batch.targets, state, want_logits=False)
+            n_characters += int(characters[batch.targets[batch.targets != IGNORE]].sum())
+            there = batch.to(device)
+            state = None if there.prefix is None else model.start(there.prefix, None)
+            out = model(there.tokens, there.targets, state, want_logits=False)
             nll_sums.append(out.nll_sum.to(widest(device)))
     return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)

@@ -146,7 +146,7 @@ def test_an_answer_is_right_where_greedy_decoding_gives_it(model):
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
     for _ in range(300):
         net.train()
-        out = net(*collate(rows[:2], 0)[:2])
+        out = net(*collate(rows[:2], 0).to(CPU)[:2])
         (out.nll_sum / out.n_tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -165,8 +165,8 @@ def test_an_answer_is_right_where_greedy_decoding_gives_it(model):
 def test_a_loss_does_not_depend_on_what_a_row_is_padded_with(lengths):
     net, template = body(), Template("chatml", BYTES)
     rows = [template.row(said("a" * n, "b" * (31 - n)).turns) for n in lengths]
-    together = net(*collate(rows, 0)[:2]).nll_sum
-    apart = sum(net(*collate([row], 0)[:2]).nll_sum for row in rows)
+    together = net(*collate(rows, 0).to(CPU)[:2]).nll_sum
+    apart = sum(net(*collate([row], 0).to(CPU)[:2]).nll_sum for row in rows)
     assert math.isclose(together.item(), apart.item(), rel_tol=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_a_batch_of_pairs_holds_the_chosen_rows_first_and_counts_pairs():
 def test_preference_is_the_paper_s_loss():
     policy = Preference(body(), beta=0.3)
     before = copy.deepcopy(policy.model)
-    batch = collate(pair_rows(), 0)
+    batch = collate(pair_rows(), 0).to(CPU)
     assert math.isclose(policy(*batch[:2]).nll_sum.item(), 2 * math.log(2), rel_tol=1e-6)
     with torch.no_grad():
         for parameter in policy.model.parameters():
@@ -242,7 +242,7 @@ def test_preference_trains_the_policy_and_nothing_else():
     reference = copy.deepcopy(policy.reference.state_dict())
     policy.train()
     for _ in range(20):
-        batch = collate(pair_rows(), 0)
+        batch = collate(pair_rows(), 0).to(CPU)
         policy(*batch[:2]).nll_sum.backward()
         for optimizer in optimizers:
             optimizer.step()

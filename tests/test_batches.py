@@ -1,12 +1,13 @@
 """Batches: each epoch covers the text once, resuming and ranks change nothing, evaluation scores every target once."""
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from data.batches import IGNORE, Batch, LaneLoader, LineLoader, StreamLoader, co
 from data.errors import UserError
 from data.store import Split, TokenFile
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
+from tests.conftest import ROOT
 
 FIXED = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -48,7 +50,7 @@ def epoch_of(loader) -> list[Batch]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def scored(batch: Batch) -> list[list[int]]:
@@ -62,8 +64,8 @@ def test_an_epoch_of_a_stream_covers_it_once_but_for_less_than_a_window_at_each_
     if length <= context:
         return
     batches = epoch_of(StreamLoader(stream(length), context, 1, seed))
-    assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in batches)
-    places = sorted(torch.cat([batch.targets for batch in batches]).flatten().tolist())
+    assert all(np.array_equal(batch.targets, batch.tokens + 1) for batch in batches)
+    places = sorted(np.concatenate([batch.targets for batch in batches]).flatten().tolist())
     assert places == [*range(places[0], places[-1] + 1)]
     assert places[0] - (N_SPECIALS + 1) < context and (N_SPECIALS + length - 1) - places[-1] < context
 
@@ -155,10 +157,10 @@ def test_lanes_go_on_where_they_stopped_and_cover_nearly_all_of_the_text(length,
     batches = epoch_of(LaneLoader(stream(length), context, lanes, seed=1))
     assert [batch.fresh for batch in batches] == [True] + [False] * (len(batches) - 1)
     for before, after in zip(batches, batches[1:], strict=False):
-        assert torch.equal(after.tokens[:, 0], before.targets[:, -1])
-    targets = torch.cat([batch.targets for batch in batches], 1)
-    assert torch.equal(targets, torch.cat([batch.tokens for batch in batches], 1) + 1)
-    assert len(targets.unique()) == targets.numel() > length - 1 - context * lanes
+        assert np.array_equal(after.tokens[:, 0], before.targets[:, -1])
+    targets = np.concatenate([batch.targets for batch in batches], 1)
+    assert np.array_equal(targets, np.concatenate([batch.tokens for batch in batches], 1) + 1)
+    assert len(np.unique(targets)) == targets.size > length - 1 - context * lanes
 
 
 def test_a_text_too_short_for_its_context_or_lanes_says_what_fits():
@@ -270,3 +272,11 @@ def test_models_that_count_get_all_pairs_and_the_place_in_the_row():
     )  # fmt: skip
     inputs, targets, position = counting_arrays(split_of([7, 8, 9]))
     assert (inputs.tolist(), targets.tolist(), position.tolist()) == ([7, 8], [8, 9], [0, 1])
+
+
+def test_batches_are_dealt_without_torch():
+    code = (
+        "import sys, numpy as np; import data.batches; from data.rows import Row, collate;"
+        "collate([Row(np.zeros(2, int), np.zeros(2, int))], 0); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -38,7 +38,7 @@ def test_rows_of_a_batch_have_about_one_length():
     used = total = 0
     while not loader.epoch:
         batch = loader.next()
-        used, total = used + int((batch.tokens != PAD).sum()), total + batch.tokens.numel()
+        used, total = used + int((batch.tokens != PAD).sum()), total + batch.tokens.size
     assert used > 0.9 * total
 
 
@@ -78,4 +78,4 @@ def test_evaluation_sees_every_row_once_in_batches_of_bounded_size():
     assert sorted(i for batch in by_length(rows) for i in batch) == list(range(400))
     batches = list(eval_rows(rows, PAD)())
     assert sum(batch.n_tokens for batch in batches) == 400
-    assert all(batch.tokens.numel() <= EVAL_TOKENS for batch in batches)
+    assert all(batch.tokens.size <= EVAL_TOKENS for batch in batches)

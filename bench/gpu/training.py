@@ -73,11 +73,11 @@ class RandomTokens(Loader):
 
     def __init__(self, batch_size: int, context: int, vocab_size: int):
         super().__init__(batch_size, 0)
-        self.shape, self.vocab_size = (batch_size, context + 1), vocab_size
+        self.shape, self.vocab_size, self.rng = (batch_size, context + 1), vocab_size, np.random.default_rng(0)
 
     def next(self) -> Batch:
-        window = torch.randint(6, self.vocab_size, self.shape)
-        return Batch(window[:, :-1], window[:, 1:].clone(), window[:, 1:].numel())
+        window = self.rng.integers(6, self.vocab_size, self.shape)
+        return Batch(window[:, :-1], window[:, 1:].copy(), window[:, 1:].size)
 
 
 def text_of(model: str, smoke: bool, folder: Path) -> tuple[list[str], str]:
