@@ -15,6 +15,7 @@ from data.batches import IGNORE
 from data.tokenizers import Special
 from kernels import cross_entropy, linear_cross_entropy
 from makemore.config import LayeredConfig, ModelConfig
+from makemore.constants import IMPROBABLE
 from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
 from makemore.layers import widened
@@ -26,7 +27,6 @@ OURS = Special()  # the ids of the specials in vocabularies made here
 PART = 4096  # tokens of a long text that are read at a time
 LOGITS_AT_ONCE = 1 << 20  # numbers, where only the likelihood of the targets is computed
 SMALL_VOCABULARY = 4096  # up to this size the logits of a whole batch take little memory
-IMPROBABLE = -10.0  # the initial bias of the specials that are never predicted
 
 note(nn.Linear)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from data.tokenizers import Special
-from makemore.base import IMPROBABLE, OURS, LanguageModel, State
+from makemore.base import OURS, LanguageModel, State
 from makemore.config import BigramConfig
+from makemore.constants import IMPROBABLE
 
 SMOOTHING = 0.1
 IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted

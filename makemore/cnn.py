@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.config import CNNConfig
+from makemore.constants import MAX_DILATION
 from makemore.layers import activation_of, initialise, make_norm
-
-MAX_DILATION = 512  # as in the paper: the next layer's is 1 again
 
 
 class GatedConvolution(nn.Module):

@@ -51,22 +51,22 @@ def embedding(tokens: Array, W: Array) -> tuple[Array, Callable[[Array], Array]]
     return W[tokens], back
 
 
-def layer_norm(x: Array, gain: Array, bias: Array, eps: float = NORM_EPS) -> tuple[Array, Backward]:
+def layer_norm(x: Array, gain: Array, bias: Array | None = None, eps: float = NORM_EPS) -> tuple[Array, Backward]:
     """Each row less its mean, over its standard deviation, times gain, plus bias: x (..., C), gain and bias (C,). Ba et
-    al. 2016. The variance is the biased one: over C, not C - 1."""
+    al. 2016. The variance is the biased one: over C, not C - 1. Without bias its derivative is None."""
     mean = x.mean(-1, keepdims=True)
     rstd = 1 / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + eps)
     normed = (x - mean) * rstd
 
-    def back(dy: Array) -> tuple[Array, Array, Array]:
+    def back(dy: Array) -> tuple[Array, Array, Array | None]:
         dn = dy * gain
         # A row's mean and deviation depend on all of it: what moves it as a whole, or stretches it, changes nothing.
         along = (dn * normed).mean(-1, keepdims=True)
         dx = (dn - dn.mean(-1, keepdims=True) - normed * along) * rstd
         over = tuple(range(x.ndim - 1))
-        return dx, (dy * normed).sum(over), dy.sum(over)
+        return dx, (dy * normed).sum(over), None if bias is None else dy.sum(over)
 
-    return normed * gain + bias, back
+    return normed * gain if bias is None else normed * gain + bias, back
 
 
 def batch_norm(x: Array, gain: Array, bias: Array, eps: float = NORM_EPS) -> tuple[Array, Backward]:
@@ -86,6 +86,15 @@ def statistics(x: Array) -> tuple[Array, Array]:
     """The mean (C,) and the variance (C,) of rows (N, C), as batch norm keeps them: here the unbiased one, over
     N - 1."""
     return x.mean(0), x.var(0, ddof=1)
+
+
+def normalise(
+    x: Array, mean: Array, var: Array, gain: Array, bias: Array, eps: float = NORM_EPS
+) -> tuple[Array, Backward]:
+    """What batch norm does in evaluation: x (N, C) by a mean and a variance (C,) that are known, whatever the rest of
+    the batch is."""
+    normed, rstd = (x - mean) / np.sqrt(var + eps), 1 / np.sqrt(var + eps)
+    return normed * gain + bias, lambda dy: (dy * gain * rstd, (dy * normed).sum(0), dy.sum(0))
 
 
 def sigmoid(x: Array) -> tuple[Array, Callable[[Array], Array]]:
@@ -206,16 +215,72 @@ def causal_convolution(
     return y, back
 
 
-def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+def two_taps(x: Array, W: Array, b: Array, dilation: int) -> tuple[Array, Backward]:
+    """A causal convolution of two taps whose weights lie as those of a linear layer over [x[t - dilation], x[t]]:
+    W (m, 2n), x (B, T, n) -> (B, T, m)."""
+    y, back_convolution = causal_convolution(x, W.reshape(len(W), 2, -1).transpose(0, 2, 1), b, dilation)
+
+    def back(dy: Array) -> tuple[Array, Array, Array]:
+        dx, dW, db = back_convolution(dy)
+        return dx, dW.transpose(0, 2, 1).reshape(W.shape), db
+
+    return y, back
+
+
+def gate(x: Array, activation: Callable) -> tuple[Array, Callable[[Array], Array]]:
+    """activation(signal) sigmoid(gate), of x (..., 2C), the signal and then the gate -> (..., C)."""
+    signal, gate = np.split(x, 2, -1)
+    (a, back_a), (s, back_s) = activation(signal), sigmoid(gate)
+    return a * s, lambda dy: np.concatenate([back_a(dy * s), back_s(dy * a)], -1)
+
+
+def beside(x: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """The vectors of a window beside each other: (N, order, C) -> (N, order C)."""
+    return x.reshape(len(x), x.shape[1] * x.shape[2]), lambda dy: dy.reshape(x.shape)
+
+
+def plus_positions(x: Array, W: Array) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    """Add to each vector that of its position: x (B, T, C), W (context, C)."""
+
+    def back(dy: Array) -> tuple[Array, Array]:
+        dW = np.zeros_like(W)
+        dW[: x.shape[1]] = dy.sum(0)
+        return dy, dW
+
+    return x + W[: x.shape[1]], back
+
+
+def causal_attention(
+    q: Array, k: Array, v: Array, p: float = 0.0, rng: np.random.Generator | None = None
+) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """softmax(q k^T / sqrt(D)) v, each query over the keys up to its own: q, k, v (B, H, T, D) -> (B, H, T, D). Vaswani
-    et al. 2017."""
+    et al. 2017. With an `rng` a share p of the probabilities is dropped."""
     T, scale = q.shape[2], q.shape[3] ** -0.5
     scores = q @ k.swapaxes(-1, -2) * scale  # (B, H, T, T)
     scores[..., np.triu(np.ones((T, T), bool), 1)] = -np.inf
-    p, back_softmax = softmax(scores)
+    probabilities, back_softmax = softmax(scores)
+    weights, back_dropout = dropout(probabilities, p, rng) if rng is not None else (probabilities, lambda dw: dw)
 
     def back(dy: Array) -> tuple[Array, Array, Array]:
-        ds = back_softmax(dy @ v.swapaxes(-1, -2)) * scale  # 0 where p is: nothing flows to a later key
-        return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
+        # 0 where the probability is: nothing flows to a later key
+        ds = back_softmax(back_dropout(dy @ v.swapaxes(-1, -2))) * scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dy
 
-    return p @ v, back
+    return weights @ v, back
+
+
+def attention_of_heads(
+    qkv: Array, n_head: int, p: float = 0.0, rng: np.random.Generator | None = None
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Causal attention in n_head parts of the width: queries, keys and values in one, (B, T, 3C), C = n_head D ->
+    (B, T, C)."""
+    B, T, width = qkv.shape
+    D = width // 3 // n_head
+    q, k, v = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    y, back_attention = causal_attention(q, k, v, p, rng)
+
+    def back(dy: Array) -> Array:
+        dheads = dy.reshape(B, T, n_head, D).swapaxes(1, 2)
+        return np.stack(back_attention(dheads)).transpose(1, 3, 0, 2, 4).reshape(qkv.shape)
+
+    return y.swapaxes(1, 2).reshape(B, T, n_head * D), back

@@ -98,6 +98,22 @@ def lstm(x: Array, h: Array, memory: Array, W: Array, U: Array, b: Array, c: Arr
     return hs[1:].swapaxes(0, 1), back
 
 
+def from_zero(cell: Callable, vectors: int = 1) -> Callable:
+    """`cell` as a function of x and its weights alone: what it remembers, `vectors` (B, H), is zero at first."""
+
+    def run(x: Array, W: Array, U: Array, b: Array, c: Array) -> tuple[Array, Backward]:
+        zeros = [np.zeros((len(x), U.shape[1]), x.dtype) for _ in range(vectors)]
+        y, back = cell(x, *zeros, W, U, b, c)
+
+        def back_(dy: Array) -> tuple[Array, ...]:
+            dx, *rest = back(dy)
+            return dx, *rest[vectors:]
+
+        return y, back_
+
+    return run
+
+
 def _over_inputs(x: Array, W: Array, b: Array) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """The inputs' share of the gates, (T, B, G), and its backward to x (B, T, n)."""
     gates, back_linear = linear(np.ascontiguousarray(x.swapaxes(0, 1)), W, b)
