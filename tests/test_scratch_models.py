@@ -12,6 +12,7 @@ from engine.config.sections import Config
 from engine.config.settings import make
 from engine.registry import build_model
 from makemore.scratch.models import MODELS, Model
+from makemore.scratch.taped import TAPED
 
 V = 13
 SIZES = {"n_embd": 8, "n_hidden": 10, "n_layer": 2, "n_head": 2, "order": 3, "context": 12, "activation": "tanh"}
@@ -41,10 +42,10 @@ def config_of(variant: str) -> Config:
     return make(Config, {"model": model} | SIZES | options)
 
 
-def both(variant: str, dtype=np.float64) -> tuple[Model, torch.nn.Module]:
+def both(variant: str, dtype=np.float64, models=MODELS) -> tuple[Model, torch.nn.Module]:
     """A model in NumPy, and torch's with its weights, every one of them changed so that none is zero."""
     config = config_of(variant)
-    ours = MODELS[config.model](V, config.net, seed=1, dtype=dtype)
+    ours = models[config.model](V, config.net, seed=1, dtype=dtype)
     rng = np.random.default_rng(2)
     for parameter in ours.parameters.values():
         parameter += rng.normal(0, 0.1, parameter.shape)
@@ -92,10 +93,15 @@ def gradients_of(model: torch.nn.Module, tokens: np.ndarray, targets: np.ndarray
     return out.nll_sum.item(), {name: gradient.numpy() for name, gradient in found.items()}
 
 
+ON_THE_TAPE = [v for v, (model, options) in VARIANTS.items() if model in TAPED and options.get("norm") != "batch"]
+ENGINES = [(v, MODELS) for v in VARIANTS] + [(v, TAPED) for v in ON_THE_TAPE if "biases" not in v]
+IDS = [f"{variant}, {'by hand' if models is MODELS else 'on the tape'}" for variant, models in ENGINES]
+
+
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_gradients_and_statistics_are_torch_s(variant, batch):
-    ours, theirs = both(variant)
+@pytest.mark.parametrize(("variant", "models"), ENGINES, ids=IDS)
+def test_loss_gradients_and_statistics_are_torch_s(variant, models, batch):
+    ours, theirs = both(variant, models=models)
     tokens, targets = BATCHES[batch]()
     loss, back = ours.loss(tokens, targets)
     wanted, gradients = gradients_of(theirs, tokens, targets)

@@ -2,8 +2,7 @@
 back through it; `backward` goes through these notes from the end.
 
     x = Tensor([1.0, 2.0])
-    (x * x).sum().backward()
-    x.grad  # [2, 4]
+    (x * x).sum().backward()  # x.grad is [2, 4]
 """
 
 from collections.abc import Callable, Iterable
@@ -26,11 +25,8 @@ class Tensor:
         """`back` gives the derivatives by the parents, in their order, from that by this one."""
         self.value = np.asarray(value)
         self.parents, self.back = tuple(parents), back
+        self.shape = self.value.shape
         self.grad: Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
 
     def backward(self) -> None:
         """Fill `grad` of all that this number, a scalar, came from."""
@@ -73,9 +69,14 @@ class Tensor:
     def __getitem__(self, index: Any) -> "Tensor":
         def back(dy: Array) -> tuple[Array]:
             whole = np.zeros_like(self.value)
-            np.add.at(whole, index, dy)  # what is taken twice gets both
+            if has_numbers:
+                np.add.at(whole, index, dy)  # what is taken twice gets both
+            else:
+                whole[index] = dy
             return (whole,)
 
+        parts = index if isinstance(index, tuple) else (index,)
+        has_numbers = any(isinstance(part, np.ndarray) and part.dtype != bool for part in parts)
         return Tensor(self.value[index], (self,), back)
 
     def sum(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
