@@ -8,7 +8,7 @@ from engine.evaluate import evaluate
 from engine.run import checkpoint
 from engine.run.identity import check_identity
 from engine.task import Session
-from engine.training.state import Progress
+from engine.training.progress import Progress
 
 
 def count(session: Session) -> Progress:

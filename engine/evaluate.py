@@ -1,9 +1,7 @@
 """Validation loss: plain NLL over fixed windows, in nats a token and bits a character."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,33 +9,8 @@ from torch import nn
 
 from data.batches import IGNORE, Batch
 from engine.runtime import widest
+from engine.training.progress import Evaluation
 from makemore.base import LanguageModel
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The sum of negative log-likelihoods in nats, with the numbers of tokens and characters that it is over."""
-
-    nll_sum: float
-    n_tokens: int
-    n_characters: int  # line ends included
-
-    def __add__(self, other: "Evaluation") -> "Evaluation":
-        return Evaluation(
-            self.nll_sum + other.nll_sum, self.n_tokens + other.n_tokens, self.n_characters + other.n_characters
-        )
-
-    @property
-    def loss(self) -> float:
-        """Nats a token."""
-        return self.nll_sum / max(1, self.n_tokens)
-
-    @property
-    def bits_per_char(self) -> float | None:
-        """Bits a character; None where the targets are not text (class labels)."""
-        if not self.n_characters:
-            return None
-        return self.nll_sum / math.log(2) / self.n_characters
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ from engine.config.sections import Config
 from engine.config.settings import get, marked, shape, stored
 from engine.evaluate import evaluate
 from engine.registry import build_model
-from engine.run import folder, report
+from engine.run import folder, report, results
 from engine.run.load import Run, load_parent, load_run
 from engine.task import Batches, Session, Task
 from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
 from engine.training import extend
-from engine.training.state import Progress
+from engine.training.progress import Progress
 from makemore.base import LanguageModel, count_parameters
 from makemore.config import Mark
 from makemore.counts.mixture import Mixture
@@ -105,8 +105,8 @@ class Pretraining(Task):
         batches = eval_batches(split, run.config.net.context, config.text.eval_tokens, run.model.history)
         with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
             loss = evaluate(run.model, batches, run.tokenizer.characters(), run.device)
-        known = report.read_summary(path)
-        summary = report.describe(run.model, Progress(), run.config)
+        known = results.read_summary(path)
+        summary = results.describe(run.config.model, count_parameters(run.model), Progress())
         summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
         summary |= {name: known[name] for name in ("longest_copied",) if name in known}
         return summary | {

@@ -13,7 +13,7 @@ from engine.registry import layers
 from engine.run import checkpoint
 from engine.run.identity import check_identity
 from engine.run.weights import check_sizes, load_weights
-from engine.training.state import Progress
+from engine.training.progress import Progress
 from engine.training.trainer import Trainer
 
 

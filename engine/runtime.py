@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import shutil
 import signal
 import threading
@@ -109,16 +108,6 @@ def c_compiler() -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on a GPU torch has a class for it, on CPU only a sentence."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held, in MB (10^6 bytes)."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such call
-        return 0.0
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 class Interrupted(Exception):

@@ -23,7 +23,7 @@ from engine.run import checkpoint, folder
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
 from engine.training.metrics import Metrics, check_log
-from engine.training.state import Progress
+from engine.training.progress import Progress
 from engine.training.trainer import Trainer
 from makemore.config import Mark
 

@@ -14,7 +14,7 @@ from data.tokenizers import Tokenizer
 from engine.run.run import Run
 from engine.run.weights import keep_frozen
 from engine.training.metrics import Metrics
-from engine.training.state import Progress
+from engine.training.progress import Progress
 
 
 class Batches(NamedTuple):

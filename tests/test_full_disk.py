@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.build import Builder
-from engine.run import checkpoint, folder, report
+from engine.run import checkpoint, folder, report, results
 from engine.training.metrics import Metrics
 from tests.conftest import NAMES
 from tests.helpers import LINES, STREAM, at_call, left, ok, quick, refused, trained
@@ -73,7 +73,7 @@ def disk(tmp_path):
 
 MOMENTS = [
     (folder, "create", 1), (checkpoint, "save", 1), (checkpoint, "save", 2), (checkpoint, "save", 3),
-    (Metrics, "write", 2), (report, "samples", 1), (report, "write_summary", 1), (report, "draw_loss", 1),
+    (Metrics, "write", 2), (report, "samples", 1), (results, "write_summary", 1), (results, "draw_loss", 1),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import engine.training.trainer
 from data.batches import Loader
-from engine.run import checkpoint, report
+from engine.run import checkpoint, report, results
 from engine.training.metrics import Metrics
 from tests.conftest import TINY
 from tests.helpers import (
@@ -123,7 +123,7 @@ def test_a_signal_in_any_step(cli, tmp_path, straight, nth):
         (Metrics, "write", 3),
     ]
     + [(checkpoint, "save", n) for n in range(1, 5)]
-    + [(report, "samples", 1), (report, "write_summary", 1), (report, "draw_loss", 1)],
+    + [(report, "samples", 1), (results, "write_summary", 1), (results, "draw_loss", 1)],
     ids=lambda moment: f"{moment[1]}-{moment[2]}",
 )
 def test_a_signal_around_an_evaluation_or_at_the_end(cli, tmp_path, straight, moment):

@@ -2,19 +2,19 @@
 
 A checkpoint folder has safetensors and JSON files and, written last, `manifest.json` with each file's size and SHA-256.
 A folder without its manifest is not complete. Replacing one takes two renames, so at every moment a complete folder
-exists under one of three names, which `find` tries.
+exists under one of three names, which `find` tries. Imports torch only where tensors are its own.
 """
 
 import contextlib
 import hashlib
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from data.disk import remove, rename, replace_file, sync_folder, write_file
 from data.errors import UserError
@@ -29,15 +29,15 @@ READS = 5  # attempts of a reader, while a training run replaces the checkpoint
 
 
 def save(
-    folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], belongs_to: dict[str, Any] | None = None
+    folder: Path, tensors: dict[str, dict[str, Any]], facts: dict[str, Any], belongs_to: dict[str, Any] | None = None
 ) -> None:
-    """Replace checkpoint `folder` by the named safetensors files and `facts` (JSON). `belongs_to` is the identity of
-    the run."""
+    """Replace checkpoint `folder` by the named safetensors files, of tensors or of arrays of NumPy, and `facts` (JSON).
+    `belongs_to` is the identity of the run."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     settle(folder)  # after a save that was interrupted: `.new` is kept only where it is the only one
     new.mkdir()
     try:
-        files = {f"{name}.safetensors": safetensors.torch.save(_contiguous(group)) for name, group in tensors.items()}
+        files = {f"{name}.safetensors": _to_bytes(group) for name, group in tensors.items()}
         files |= {"facts.json": json.dumps(facts, indent=1).encode(), BELONGS_TO: json.dumps(belongs_to).encode()}
         for name, content in files.items():
             write_file(new / name, content)
@@ -92,12 +92,14 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return _steadily(folder, _shapes)
 
 
-def load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors of the named safetensors files, and the facts of a checkpoint; every file is checked against the
-    manifest.
+def load(
+    folder: Path, names: tuple[str, ...], kind: Literal["torch", "numpy"] = "torch"
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The tensors of the named safetensors files, torch's or arrays of NumPy, and the facts of a checkpoint; every file
+    is checked against the manifest.
 
     Raises UserError, with the file, for one that is missing, cut short, altered, or not of this project."""
-    return _steadily(folder, lambda folder: _load(folder, names))
+    return _steadily(folder, lambda folder: _load(folder, names, kind))
 
 
 def _steadily(folder: Path, read: Callable[[Path], T]) -> T:
@@ -138,7 +140,8 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(info["shape"]) for name, info in tensors.items()}
 
 
-def _load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def _load(folder: Path, names: tuple[str, ...], kind: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    library = importlib.import_module(f"safetensors.{kind}")
     source = find(folder)
     if source is None:
         raise UserError(f"no checkpoint in {folder}")
@@ -148,7 +151,7 @@ def _load(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Ten
     for name in names:
         content = _checked(source, f"{name}.safetensors", manifest)
         try:
-            tensors[name] = safetensors.torch.load(content)
+            tensors[name] = library.load(content)
         except safetensors.SafetensorError as error:
             raise UserError(f"{source / name}.safetensors is not a safetensors file ({error})") from error
     return tensors, facts
@@ -178,5 +181,12 @@ def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return content
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _to_bytes(group: dict[str, Any]) -> bytes:
+    """A safetensors file of these tensors, or of these arrays."""
+    if all(isinstance(array, np.ndarray) for array in group.values()):
+        import safetensors.numpy
+
+        return safetensors.numpy.save({name: np.array(array, order="C") for name, array in group.items()})
+    import safetensors.torch
+
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()})

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.evaluate import Evaluation
 from engine.run.arguments import demand, is_number, is_whole
 from engine.run.healing import Healing
 from engine.runtime import widest
+from engine.training.progress import Evaluation
 from makemore.base import LanguageModel, State
 
 MAX_TEMPERATURE = 1000.0  # nearly uniform

@@ -12,11 +12,11 @@ from torch import Tensor
 from data.errors import UserError
 from data.tokenizers import Tokenizer
 from engine.config.sections import Config
-from engine.evaluate import Evaluation
 from engine.run.arguments import check_names, check_num, check_text, demand
 from engine.run.generate import Sampling, generate, score
 from engine.run.healing import Healing, heal
 from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
+from engine.training.progress import Evaluation
 from makemore.base import LanguageModel
 
 STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample by default

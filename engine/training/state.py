@@ -1,7 +1,6 @@
-"""What a checkpoint holds besides the weights, to go on exactly: progress, and the state of the optimizers."""
+"""What a checkpoint holds besides the weights, to go on exactly: the schema of its facts, the optimizers' state."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,25 +18,6 @@ TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every check
     "loader": {"epoch": Whole(), "position": Whole()},
     "optimizer": dict,
 }  # fmt: skip
-
-
-@dataclass
-class Progress:
-    """The progress of a run: plain numbers, stored as JSON."""
-
-    step: int = 0
-    tokens: int = 0  # targets trained on
-    seconds: float = 0.0  # spent in training steps
-    elapsed: float = 0.0  # seconds spent in training steps and evaluations, which --minutes limits
-    evaluated: int = -1  # step of the last evaluation
-    train_loss: float | None = None  # mean over the steps between the last two evaluations
-    nll_sum: float = 0.0  # of the training since the last evaluation, in nats ...
-    nll_tokens: float = 0  # ... and its number of targets, or the sum of their weights
-    best_val: float | None = None
-    best_bits: float | None = None
-    best_step: int = 0
-    worse: int = 0  # evaluations since the best one
-    val_tokens: int = 0  # targets of the last evaluation
 
 
 def optimizer_state(

@@ -18,14 +18,15 @@ from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
-from engine.evaluate import Evaluation, evaluate_unless
+from engine.evaluate import evaluate_unless
 from engine.run import checkpoint
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
+from engine.training.progress import Evaluation, Progress
 from engine.training.schedules import lr_factor
-from engine.training.state import TRAINER_FACTS, Progress, load_optimizer_state, optimizer_state, under
+from engine.training.state import TRAINER_FACTS, load_optimizer_state, optimizer_state, under
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.run.report import write_picture
+from engine.run.results import write_picture
 
 MAX_SHOWN = 60  # classes of a confusion matrix that are named and counted in its picture
 

@@ -9,19 +9,19 @@ from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine.config.settings import replace
 from engine.registry import build_model
-from engine.run import report
+from engine.run import results
 from engine.run.load import Run
 from engine.run.weights import load_best
 from engine.task import Session
 from engine.training.extend import load_extended
-from engine.training.state import Progress
+from engine.training.progress import Progress
 from finetune.classify import baselines, labeller, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
 from finetune.classify.examples import ClassifierData, Labelled, encode_sides, read_labelled
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.task import FineTuning, refuse_edited, tokenizer_for
-from makemore.base import LanguageModel
+from makemore.base import LanguageModel, count_parameters
 
 LONGEST = 256  # tokens of a text that are read unless --context says otherwise
 
@@ -66,14 +66,15 @@ class Classification(FineTuning):
     def finish(self, session: Session, progress: Progress) -> None:
         path, labelled = session.folder, session.data.labelled
         load_best(session.model, path, progress.best_step)
-        summary = report.describe(session.model, progress, session.config) | {"labels": labelled.labels}
+        summary = results.describe(session.config.model, count_parameters(session.model), progress)
+        summary["labels"] = labelled.labels
         summary |= {side: _scores(session, side) for side in ("val", "test")} | {"baselines": None}
-        report.write_summary(path, summary)  # whoever stops what follows loses the report alone
-        report.draw_loss(session.metrics, path)
+        results.write_summary(path, summary)  # whoever stops what follows loses the report alone
+        results.draw_loss(session.metrics, path)
         measure.draw_confusion(summary["test"], path / "confusion.png")
         show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
         summary["baselines"] = baselines.measure_baselines(labelled, progress.seconds)
-        report.write_summary(path, summary)
+        results.write_summary(path, summary)
         for name, scores in summary["baselines"].items():
             print(baselines.line(name, scores))
         print(

@@ -9,20 +9,20 @@ from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine.config.settings import replace
 from engine.registry import build_model
-from engine.run import report
+from engine.run import results
 from engine.run.load import Run
 from engine.run.weights import load_best
 from engine.task import Session
 from engine.training.extend import load_extended, train_tables
 from engine.training.lora import add_lora
-from engine.training.state import Progress
+from engine.training.progress import Progress
 from finetune.instruct import evaluation
 from finetune.instruct.answers import exactly_right, shown, table, write_generations
 from finetune.instruct.material import InstructData, Material, both, encode_sides, own_material, read_material
 from finetune.instruct.options import InstructConfig
 from finetune.instruct.templates import Template
 from finetune.task import FineTuning, tokenizer_for
-from makemore.base import LanguageModel
+from makemore.base import LanguageModel, count_parameters
 
 LONGEST = 512  # tokens of a conversation unless --context says otherwise
 MEASURED = 1000  # validation examples whose exact match is measured at each evaluation
@@ -69,7 +69,7 @@ class Instructions(FineTuning):
     def finish(self, session: Session, progress: Progress) -> None:
         path, sides = session.folder, session.data.sides
         load_best(session.model, path, progress.best_step)
-        summary = report.describe(session.model, progress, session.config)
+        summary = results.describe(session.config.model, count_parameters(session.model), progress)
         summary["left_out"] = {name: side.left_out for name, side in sides.items()}
         summary["shortened"] = {name: side.shortened for name, side in sides.items()}
         summary["test"], answers = evaluation.evaluate_side(
@@ -77,8 +77,8 @@ class Instructions(FineTuning):
         )
         conversations = sides["test"].conversations
         write_generations(path / "generations.jsonl", conversations, answers)
-        report.write_summary(path, summary)
-        report.draw_loss(session.metrics, path)
+        results.write_summary(path, summary)
+        results.draw_loss(session.metrics, path)
         show(f"\n{shown(conversations, answers)}\n\n{table(summary['test'])}\n")
         print(
             f"val loss {summary['val_loss']:.4f} at step {summary['best_step']}, test loss "
