@@ -181,6 +181,10 @@ def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict
     folder.read_facts(path)  # no lock file where there is no run
     with folder.writing(path):
         facts = folder.read_facts(path)  # again, now that nobody else changes it
+        if (maker := facts.get("command", "")) and maker != f"python {config.program}":
+            raise UserError(
+                f"{path} is a run of {maker}, which cannot be gone on with; start one from it with --init {path}"
+            )
         free = marked(type(config), Mark.RESUMABLE, Mark.PLACE)
         refuse_contradictions(config, explicit, facts["config"], free, "--resume")
         if config.net.is_counted:

@@ -1,7 +1,7 @@
 """Bigram: a table of logits with a row for each previous token. Trained by gradient, or counted.
 
 Row i holds the logits of the token after token i; `(V, V)` numbers are the whole model. Counting gives the same table
-in closed form: the maximum of the likelihood, with `SMOOTHING` added to every count (Laplace 1812).
+in closed form: the maximum of the likelihood, but for a little that is added to every count.
 """
 
 import numpy as np
@@ -12,9 +12,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State
 from makemore.config import BigramConfig
 from makemore.constants import IMPROBABLE
-
-SMOOTHING = 0.1
-IMPOSSIBLE = -50.0  # the log-probability given to specials that are never predicted
+from makemore.counts.bigram import bigram_table
 
 
 class Bigram(LanguageModel):
@@ -52,11 +50,6 @@ class CountedBigram(Bigram):
 
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count `targets` (N,) after `inputs` (N,), in one pass."""
-        v = self.vocab_size
-        counts = np.bincount(inputs.astype(np.int64) * v + targets, minlength=v * v).reshape(v, v)
-        smoothed = counts + SMOOTHING
-        smoothed[:, self.special.never_predicted] = 0
-        with np.errstate(divide="ignore"):
-            table = np.log(smoothed / smoothed.sum(1, keepdims=True))
-        self.table.weight.data.copy_(torch.from_numpy(np.maximum(table, IMPOSSIBLE)))
-        self.pairs.fill_(int((counts > 0).sum()))
+        table, pairs = bigram_table(inputs, targets, self.vocab_size, self.special)
+        self.table.weight.data.copy_(torch.from_numpy(table))
+        self.pairs.fill_(pairs)

@@ -12,8 +12,9 @@ import torch
 from data.batches import IGNORE
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
 from engine import load_run
-from makemore.bigram import IMPOSSIBLE, SMOOTHING, CountedBigram
+from makemore.bigram import CountedBigram
 from makemore.config import BigramConfig, NGramConfig
+from makemore.counts.bigram import IMPOSSIBLE, SMOOTHING
 from makemore.counts.ngram import MAX_ORDER, NGram
 from tests.conftest import NAMES
 
