@@ -1,9 +1,10 @@
 # make demo: train on the bundled names and sample.  make test: the tests.  make test-all: also the matrices in full, as in
-# CI.  make lint: style, types, and lines of code a folder.  Each sets up .venv first.
+# CI.  make lint: style, types, and lines of code a folder.  make docs: measure the course, draw and fill its pages (half
+# an hour).  Each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/run
 	$(BIN)/python train.py
@@ -19,6 +20,9 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m bench.size
+
+docs: .venv/dev
+	$(BIN)/python -m docs.course
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -24,6 +24,7 @@ MAY_STAND_ON = {
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine"},
     "bench": GROUND | {"makemore", "nanogpt", "engine"},
+    "docs": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "train.py": {"data", "engine"},
     "sample.py": {"data", "engine", "finetune"},
 }

@@ -72,6 +72,7 @@ def test_the_tree_names_every_module():
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py"
     }
+    modules |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.py") if path.name != "__init__.py"}
     assert modules | {"train.py", "sample.py"} == {name for name in listed() if name.endswith(".py")}
 
 

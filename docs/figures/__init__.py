@@ -1,0 +1,43 @@
+"""The pictures of the articles: `python -m docs.figures.NAME RUN ...` draws docs/assets/pictures/NAME.svg."""
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+from data.disk import replace_file
+
+PICTURES = Path(__file__).resolve().parent.parent / "assets/pictures"
+# Text stays text, and the ids in the file do not change from run to run.
+SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "charlm", "font.size": 10}
+
+
+def arguments(name: str, about: str | None, argv: list[str]) -> tuple[list[Path], Path]:
+    """The runs and the file to write, from the arguments of the picture `name`; `about` is its docstring."""
+    module = name.split(".")[-1]
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=(about or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="*", help="the runs that it draws")
+    parser.add_argument("--out", type=Path, default=PICTURES / f"{module}.svg")
+    read = parser.parse_args(argv)
+    return read.runs, read.out
+
+
+def new(width: float = 7.0, height: float = 4.2) -> Any:
+    """An empty figure of matplotlib, in inches."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Replace the SVG `path` by the figure. The same figure gives the same bytes."""
+    import matplotlib
+
+    content = io.BytesIO()
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getvalue())

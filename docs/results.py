@@ -1,0 +1,89 @@
+"""docs/results.json: what `python -m docs.course` measured, and how the pages say it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.disk import replace_file
+from data.errors import UserError
+from data.json_files import check_schema, read_json
+from docs.experiments import Experiment, experiment
+
+PATH = Path(__file__).parent / "results.json"
+SCHEMA = {"value": float, "low": float, "high": float, "seconds": float, "machine": str, "commit": str}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured figure: its value, the interval it had to fall into, the CPU seconds of its commands, the machine, and
+    the commit that was measured."""
+
+    value: float
+    low: float
+    high: float
+    seconds: float
+    machine: str
+    commit: str
+
+
+def read(path: Path = PATH) -> dict[str, Result]:
+    """All results, by the key of their experiment; none where the file is missing. Raises UserError for a damaged
+    one."""
+    stored = read_json(path, dict) if path.exists() else {}
+    for key, entry in stored.items():
+        check_schema(entry, SCHEMA, str(path), key)
+    return {key: Result(**{name: entry[name] for name in SCHEMA}) for key, entry in stored.items()}
+
+
+def write(results: dict[str, Result], path: Path = PATH) -> None:
+    """Replace the file: an entry a line in the order of the keys, so that the results of two people merge."""
+    lines = [f"{json.dumps(key)}: {json.dumps(dataclasses.asdict(results[key]))}" for key in sorted(results)]
+    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def measured(key: str) -> tuple[Experiment, Result]:
+    """The experiment with this key and its result. Raises UserError where there is none, or one of another interval."""
+    wanted, results = experiment(key), read(PATH)
+    again = f"run python -m docs.course --only {key}"
+    if key not in results:
+        raise UserError(f"{PATH.name} has no result of {key}: {again}")
+    result = results[key]
+    if (result.low, result.high) != (wanted.low, wanted.high):
+        raise UserError(f"{PATH.name} has a result of {key} for another interval than its experiment's: {again}")
+    return wanted, result
+
+
+def sentence(key: str) -> str:
+    """A result in one line."""
+    wanted, result = measured(key)
+    return (
+        f"Measured: **{_number(wanted, result.value)}** {wanted.unit}; expected {_interval(wanted)}. "
+        f"{_seconds(result)} of CPU time on {result.machine}, at commit `{result.commit}`."
+    )
+
+
+def table(keys: list[str]) -> str:
+    """Several results as a table."""
+    rows = ["| command | measured | expected | CPU time |", "|---|---|---|---|"]
+    found = [measured(key) for key in keys]
+    for wanted, result in found:
+        command = wanted.lines[-1].replace("|", "\\|")
+        value = _number(wanted, result.value)
+        rows.append(f"| `{command}` | **{value}** | {_interval(wanted)} | {_seconds(result)} |")
+    units = " and ".join(dict.fromkeys(wanted.unit for wanted, _ in found))
+    places = " and ".join(dict.fromkeys(f"{result.machine} at commit `{result.commit}`" for _, result in found))
+    return "\n".join([*rows, "", f"In {units}; measured on {places}."])
+
+
+def _number(wanted: Experiment, value: float) -> str:
+    return f"{value:.{wanted.digits}f}"
+
+
+def _interval(wanted: Experiment) -> str:
+    places = max(len(f"{bound:g}".partition(".")[2]) for bound in (wanted.low, wanted.high))
+    return f"{wanted.low:.{places}f} to {wanted.high:.{places}f}"
+
+
+def _seconds(result: Result) -> str:
+    return f"{result.seconds:.{0 if result.seconds >= 10 else 1}f} s"
