@@ -6,6 +6,10 @@ A block stands between two lines, `<!-- KIND WORDS -->` and `<!-- end -->`, each
     command KEY ...       the commands of experiments, in a block for the shell
     result KEY            the figure of an experiment, from docs/results.json, in one line
     results KEY ...       several figures as a table
+    flags NAME ...        a table of flags: text, optim, machine, run, a family, classify, instruct, sample
+    api MODULE:NAME ...   signatures and docstrings
+    course table          the list of the articles, with their times
+    course navigation     the same for mkdocs.yml, where markers stand in comments
 """
 
 import argparse
@@ -16,7 +20,7 @@ from pathlib import Path
 
 from data.disk import replace_file
 from data.errors import UserError, nearest, run_command
-from docs import results, sources
+from docs import api, flags, outline, results, sources
 from docs.experiments import experiment
 from docs.sources import ROOT
 
@@ -37,8 +41,13 @@ def result(keys: list[str]) -> str:
     return "\n\n".join(map(results.sentence, keys))
 
 
+def course(words: list[str]) -> str:
+    return outline.navigation() if words == ["navigation"] else outline.table()
+
+
 KINDS: dict[str, Callable[[list[str]], str]] = {
-    "code": code, "command": command, "result": result, "results": results.table,
+    "code": code, "command": command, "result": result, "results": results.table, "flags": flags.table,
+    "api": api.entries, "course": course,
 }  # fmt: skip
 
 
@@ -52,7 +61,7 @@ def filled(text: str, page: str = "") -> tuple[str, list[str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if start is None and (match := FENCE.match(line)) and fence in ("", match[1]):
             fence = "" if fence else match[1]
-        match = None if fence else MARKER.fullmatch(line.strip())
+        match = None if fence else MARKER.fullmatch(line.strip(" #"))
         if match and match[1] == "end":
             if start is None:
                 raise UserError(f"{page}:{number}: an end without a block before it")
@@ -68,7 +77,7 @@ def filled(text: str, page: str = "") -> tuple[str, list[str]]:
             )
         elif match:
             lines.append(line)
-            start = number, line.strip(), []
+            start = number, match[0], []
         elif start:
             start[2].append(line)
         else:
@@ -92,8 +101,8 @@ def _block(marker: str, place: str) -> str:
 
 
 def pages() -> list[Path]:
-    """The pages of docs/."""
-    return sorted((ROOT / "docs").rglob("*.md"))
+    """The files with blocks: the pages of docs/, and mkdocs.yml."""
+    return [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "mkdocs.yml"]
 
 
 def fill_pages(check: bool = False) -> int:

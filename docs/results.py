@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def sentence(key: str) -> str:
     wanted, result = measured(key)
     return (
         f"Measured: **{_number(wanted, result.value)}** {wanted.unit}; expected {_interval(wanted)}. "
-        f"{_seconds(result)} of CPU time on {result.machine}, at commit `{result.commit}`."
+        f"{_seconds(result)} of CPU time on {result.machine}, at commit {result.commit}."
     )
 
 
@@ -71,9 +72,13 @@ def table(keys: list[str]) -> str:
         command = wanted.lines[-1].replace("|", "\\|")
         value = _number(wanted, result.value)
         rows.append(f"| `{command}` | **{value}** | {_interval(wanted)} | {_seconds(result)} |")
-    units = " and ".join(dict.fromkeys(wanted.unit for wanted, _ in found))
-    places = " and ".join(dict.fromkeys(f"{result.machine} at commit `{result.commit}`" for _, result in found))
-    return "\n".join([*rows, "", f"In {units}; measured on {places}."])
+    units = _listed(wanted.unit for wanted, _ in found)
+    machines, commits = (_listed(getattr(each, name) for _, each in found) for name in ("machine", "commit"))
+    return "\n".join([*rows, "", f"In {units}; measured on {machines}, at commit {commits}."])
+
+
+def _listed(words: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(words))
 
 
 def _number(wanted: Experiment, value: float) -> str:

@@ -53,6 +53,7 @@ CODE = ["*.py", *(f"{path.parent.name}/**/*.py" for path in ROOT.glob("*/__init_
 def test_requirements_for_pip_are_those_of_the_project():
     assert requirements_in("requirements.txt") == PROJECT["dependencies"]
     assert sorted(requirements_in("requirements-dev.txt")) == sorted(expanded(EXTRAS["dev"]))
+    assert requirements_in("requirements-docs.txt") == EXTRAS["docs"]
 
 
 def test_every_requirement_is_pinned():
@@ -80,7 +81,9 @@ def test_a_message_that_says_what_to_install_names_packages_of_an_extra():
             assert set(words.split()) <= named, path
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "requirements.txt", "requirements-dev.txt", "requirements-docs.txt"]
+)
 def test_no_index_is_named(name):
     assert not re.search(r"://|index", (ROOT / name).read_text("utf-8"))
 

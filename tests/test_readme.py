@@ -13,8 +13,9 @@ import torch
 from tests.conftest import NAMES, ROOT
 from tests.kernel_helpers import DEVICE
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [block for page in PAGES for block in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # tests/test_articles.py runs what articles say
+BLOCKS = [block for page in TEXTS for block in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
 TREE = re.search(r"```\n(.*?)```", (ROOT / "docs/house.md").read_text("utf-8"), re.DOTALL)[1]
 LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 COMMANDS = [*dict.fromkeys(line.replace("uv run ", "python ") for line in LINES)]  # some stand on two pages
@@ -41,17 +42,33 @@ def test_every_command_is_run_by_a_test_below():
 
 def heading_links(page: Path) -> set[str]:
     """What the headings of a page are called in a link."""
-    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text("utf-8")):
         path, _, heading = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name} links to {link}"
         assert not heading or heading in heading_links(target), f"{page.name} links to {link}"
+
+
+def test_a_page_of_docs_links_to_nothing_outside_of_docs():
+    for page in PAGES[1:]:  # the site has no sources: a path stands there as code
+        for link in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", page.read_text("utf-8")):
+            target = (page.parent / link.partition("#")[0]).resolve()
+            assert target.is_relative_to(ROOT / "docs") and target.suffix != ".py", f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_of_sources_exist(page):
+    if page.name == "log.md":
+        pytest.skip("tells what was, too")
+    for path in re.findall(r"`([\w/]+/[\w/]+\.py)`", page.read_text("utf-8")):
+        assert "NAME" in path or (ROOT / path).exists(), f"{page.name} names {path}"
 
 
 def listed() -> set[str]:
@@ -77,7 +94,7 @@ def test_the_tree_names_every_module():
 
 
 def test_the_tree_names_every_page():
-    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} == {name for name in listed() if name.endswith(".md")}
+    assert {f"docs/{page.name}" for page in TEXTS[1:]} == {name for name in listed() if name.endswith(".md")}
 
 
 def test_everything_the_tree_names_exists():

@@ -25,11 +25,11 @@ def main(argv: list[str]) -> None:
     shown = axes.imshow(p[np.ix_(rows, columns)], cmap="Blues", vmin=0)
     axes.set_xticks(range(len(columns)), [letters[i] for i in columns])
     axes.set_yticks(range(len(rows)), [letters[i] for i in rows])
-    axes.get_xticklabels()[-1].set_rotation(90)
     axes.xaxis.tick_top()
     axes.set(xlabel="next token", ylabel="last token")
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0)
+    axes.get_xticklabels()[-1].set_rotation(90)
     figure.colorbar(shown, shrink=0.8, label="probability")
     figures.save(figure, out)
 
