@@ -77,7 +77,7 @@ def run(wanted: Experiment, folder: Path, steps: int | None = None) -> Ran:
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-5:])
             raise UserError(f"'{line}' ended with exit code {done.returncode}:\n{last}")
-    return Ran(done.stdout, _run_of(words, folder), _cpu_seconds() - started)
+    return Ran(done.stdout, run_of(words, folder), _cpu_seconds() - started)
 
 
 def _cpu_seconds() -> float:
@@ -86,7 +86,7 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _run_of(words: list[str], folder: Path) -> Path | None:
+def run_of(words: list[str], folder: Path) -> Path | None:
     """The run that a command left in `folder`: in its --out, else the newest."""
     if "--out" in words:
         return folder / words[words.index("--out") + 1]

@@ -58,7 +58,7 @@ def filled(text: str, page: str = "") -> tuple[str, list[str]]:
     stale: list[str] = []
     start: tuple[int, str, list[str]] | None = None  # of the open block: its line, its marker, what stands in it
     fence = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if start is None and (match := FENCE.match(line)) and fence in ("", match[1]):
             fence = "" if fence else match[1]
         match = None if fence else MARKER.fullmatch(line.strip(" #"))
@@ -84,7 +84,7 @@ def filled(text: str, page: str = "") -> tuple[str, list[str]]:
             lines.append(line)
     if start:
         raise UserError(f"{page}:{start[0]}: {start[1]} has no <!-- end --> after it")
-    return "\n".join(lines) + "\n", stale
+    return "\n".join(lines), stale
 
 
 def _block(marker: str, place: str) -> str:

@@ -28,24 +28,24 @@ class Result:
     commit: str
 
 
-def read(path: Path = PATH) -> dict[str, Result]:
+def read() -> dict[str, Result]:
     """All results, by the key of their experiment; none where the file is missing. Raises UserError for a damaged
     one."""
-    stored = read_json(path, dict) if path.exists() else {}
+    stored = read_json(PATH, dict) if PATH.exists() else {}
     for key, entry in stored.items():
-        check_schema(entry, SCHEMA, str(path), key)
+        check_schema(entry, SCHEMA, str(PATH), key)
     return {key: Result(**{name: entry[name] for name in SCHEMA}) for key, entry in stored.items()}
 
 
-def write(results: dict[str, Result], path: Path = PATH) -> None:
+def write(results: dict[str, Result]) -> None:
     """Replace the file: an entry a line in the order of the keys, so that the results of two people merge."""
     lines = [f"{json.dumps(key)}: {json.dumps(dataclasses.asdict(results[key]))}" for key in sorted(results)]
-    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    replace_file(PATH, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def measured(key: str) -> tuple[Experiment, Result]:
     """The experiment with this key and its result. Raises UserError where there is none, or one of another interval."""
-    wanted, results = experiment(key), read(PATH)
+    wanted, results = experiment(key), read()
     again = f"run python -m docs.course --only {key}"
     if key not in results:
         raise UserError(f"{PATH.name} has no result of {key}: {again}")

@@ -12,11 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-@functools.cache
 def parsed(path: Path) -> tuple[ast.Module, list[str]]:
     """The syntax tree of a file, and its lines."""
-    source = path.read_text("utf-8")
-    return ast.parse(source), source.splitlines()
+    return _parsed(path.read_text("utf-8"))
+
+
+@functools.cache
+def _parsed(source: str) -> tuple[ast.Module, list[str]]:
+    return ast.parse(source), source.split("\n")
 
 
 def file_of(module: str) -> Path:
