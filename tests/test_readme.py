@@ -63,6 +63,11 @@ def test_a_page_of_docs_links_to_nothing_outside_of_docs():
             assert target.is_relative_to(ROOT / "docs") and target.suffix != ".py", f"{page.name} links to {link}"
 
 
+def test_lists_within_lists_are_indented_as_the_site_reads_them():
+    for page in PAGES[1:]:
+        assert not re.findall(r"^ {1,3}(?:-|\d+\.) .*", page.read_text("utf-8"), re.MULTILINE), page.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_of_sources_exist(page):
     if page.name == "log.md":
