@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data.errors import UserError, run_command
 from docs import fill, results
-from docs.experiments import Experiment, Picture, experiment, experiments, pictures
+from docs.experiments import Experiment, Picture, experiment, experiments, pictures_of
 from docs.figures import PICTURES
 from docs.results import Result
 from docs.sources import ROOT
@@ -179,8 +179,7 @@ def main() -> int:
     wanted = [experiment(key) for key in args.only] if args.only else [*experiments().values()]
     with tempfile.TemporaryDirectory() as work:
         ran, wrong = measure(wanted, Path(work), args.steps)
-        affected = [each for each in pictures() if not args.only or set(each.of) & {*args.only}]
-        draw(affected, ran, Path(work) if args.steps else PICTURES)
+        draw(pictures_of(ran), ran, Path(work) if args.steps else PICTURES)
     if wrong:
         print(f"\n{len(wrong)} of {len(wanted)} went wrong:\n" + "\n".join(wrong))
     elif not args.steps:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.errors import UserError
 from docs import results
-from docs.experiments import Experiment, modules
+from docs.experiments import Experiment, Picture, modules, pictures_of
 from docs.sources import ROOT
 
 WORDS_A_MINUTE = 120  # of a text with formulas and code
@@ -28,6 +28,11 @@ class Article:
         """Its experiments: of docs/experiments/two_words.py for docs/articles/NN-two-words.md."""
         name = self.path.stem.split("-", 1)[1].replace("-", "_")
         return [each for module in modules() if module.__name__.endswith(f".{name}") for each in module.EXPERIMENTS]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Its pictures, of the same file."""
+        return pictures_of(each.key for each in self.experiments)
 
 
 def articles() -> list[Article]:

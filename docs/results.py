@@ -82,12 +82,16 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _number(wanted: Experiment, value: float) -> str:
-    return f"{value:.{wanted.digits}f}"
+    """The value with the digits that its experiment asks for; one that is too small for them as a power of ten."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.5 / 10**wanted.digits else f"{value:.{wanted.digits}f}"
 
 
 def _interval(wanted: Experiment) -> str:
-    places = max(len(f"{bound:g}".partition(".")[2]) for bound in (wanted.low, wanted.high))
-    return f"{wanted.low:.{places}f} to {wanted.high:.{places}f}"
+    low, high = f"{wanted.low:g}", f"{wanted.high:g}"
+    if "e" not in low + high:
+        places = max(len(bound.partition(".")[2]) for bound in (low, high))
+        low, high = f"{wanted.low:.{places}f}", f"{wanted.high:.{places}f}"
+    return f"{low} to {high}"
 
 
 def _seconds(result: Result) -> str:

@@ -38,7 +38,8 @@ def test_an_article_has_all_its_parts(article):
     assert [word for word in HEADINGS if not any(heading.startswith(word) for heading in headings)] == []
     assert 800 <= article.words <= 1800
     assert text.count("<summary>Answer</summary>") >= 2
-    assert re.search(r"!\[\w.{20,}\]\(\.\./assets/pictures/\w+\.(svg|png)\)", text)
+    shown = re.findall(r"!\[[^]]{20,}\]\(\.\./assets/pictures/(\w+)\.svg\)", text)
+    assert shown and {*shown} == {picture.name for picture in article.pictures}
     named = markers(text, "code")
     assert [name for name in named if name.startswith("makemore.scratch")], "no code in NumPy"
     assert [name for name in named if not name.startswith("makemore.scratch")], "no code in torch"
@@ -50,8 +51,12 @@ def test_an_article_says_what_to_type_and_what_comes_of_it(article):
     assert keys and markers(text, "command") == keys == markers(text, "result", "results")
 
 
-def test_every_file_of_experiments_belongs_to_an_article():
-    assert len(experiments.experiments()) == sum(len(article.experiments) for article in ARTICLES)
+def test_every_experiment_and_every_picture_belongs_to_an_article():
+    assert [*experiments.experiments()] == [each.key for module in experiments.modules() for each in module.EXPERIMENTS]
+    assert {*experiments.experiments()} == {each.key for article in ARTICLES for each in article.experiments}
+    names = {picture.name for article in ARTICLES for picture in article.pictures}
+    assert names == {path.stem for path in PICTURES.iterdir()}
+    assert names == {path.stem for path in (ROOT / "docs/figures").glob("*.py")} - {"__init__"}
 
 
 @pytest.fixture
@@ -76,9 +81,8 @@ def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article,
     ran = {each.key: shortly(each.lines, each.key) for each in article.experiments}
     for each in article.experiments:
         assert isinstance(course.figure_of(each, ran[each.key]), float)
-    wanted = [picture for picture in experiments.pictures() if set(picture.of) & ran.keys()]
-    first, again = (course.draw(wanted, ran, tmp_path / name) for name in ("first", "again"))
-    assert len(first) == len(wanted)
+    first, again = (course.draw(article.pictures, ran, tmp_path / name) for name in ("first", "again"))
+    assert len(first) == len(article.pictures)
     for one, other in zip(first, again, strict=True):
         assert one.read_bytes() == other.read_bytes() and b"<svg" in one.read_bytes()[:1000]
         assert (PICTURES / one.name).exists(), f"run python -m docs.course: {one.name} was never drawn"
@@ -242,6 +246,21 @@ def test_a_figure_outside_its_interval_makes_the_course_fail_and_stores_nothing(
     ended = cli("-m docs.course")
     assert ended.code == 1 and "coins: " in ended.out and words in ended.out, ended.out + ended.err
     assert not results.PATH.exists()
+
+
+@pytest.mark.parametrize(
+    "value, bounds, words",
+    [
+        (12, (1, 50), "**12** heads; expected 1 to 50."),
+        (2.5e-13, (0, 1e-9), "**2.5e-13** heads; expected 0 to 1e-09."),
+        (0, (0, 1.25), "**0** heads; expected 0.00 to 1.25."),
+    ],
+)
+def test_how_a_page_says_a_figure(tiny, value, bounds, words):
+    wanted = Experiment(**COINS.__dict__ | dict(zip(("low", "high"), bounds, strict=True)))
+    tiny(wanted)
+    results.write({"coins": results.Result(value, *bounds, 21.6, "a machine", "abc")})
+    assert results.sentence("coins") == f"Measured: {words} 22 s of CPU time on a machine, at commit abc."
 
 
 def test_a_trial_writes_nothing(tiny, cli):

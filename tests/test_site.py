@@ -23,6 +23,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_mkdocs = pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="pip install -r requirements-docs.txt")
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome on the path")
 WIDTHS = (1280, 480)
+LONGEST = 300  # seconds that a busy machine may take
 
 # Put before everything else in a page: what goes wrong in it from then on.
 WATCH = """<script>
@@ -123,12 +124,15 @@ def looked_at(folder: Path, pages: list[str], profile: Path) -> dict[str, dict]:
     rules = "MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--host-resolver-rules={rules}"]
     address = f"http://127.0.0.1:{server.server_port}/look"
-    browser = subprocess.Popen(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", "--remote-debugging-port=0", address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    said = profile.with_name(f"{profile.name}.log")
+    with open(said, "w") as log:
+        browser = subprocess.Popen(
+            [CHROMIUM, *flags, f"--user-data-dir={profile}", address], stdout=log, stderr=subprocess.STDOUT
+        )
     try:
-        return server.reports.get(timeout=120)
+        return server.reports.get(timeout=LONGEST)
+    except queue.Empty:
+        pytest.fail(f"{CHROMIUM} reported nothing in {LONGEST} s. It said:\n{said.read_text()[-2000:]}")
     finally:
         browser.terminate()
         browser.wait()
@@ -169,7 +173,7 @@ def test_the_site_has_no_sources_and_no_data(site):
 @needs_browser
 def test_every_page_reads_well_in_a_browser_and_on_a_telephone(site, tmp_path):
     pages = pages_of(site)
-    found = looked_at(site, pages, tmp_path)
+    found = looked_at(site, pages, tmp_path / "profile")
     assert {page: found[page]["problems"] for page in pages if found[page]["problems"]} == {}
     for article in outline.articles():
         page = found[f"/articles/{article.path.stem}/"]

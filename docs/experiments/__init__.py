@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -33,7 +34,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Picture:
     """A picture that docs/figures/`name`.py draws of the runs of the experiments `of`, in this order, into
-    docs/assets/pictures/`name`.svg."""
+    docs/assets/pictures/`name`.svg; of none where it needs no run."""
 
     name: str
     of: tuple[str, ...] = ()
@@ -63,6 +64,8 @@ def experiment(key: str) -> Experiment:
     return known[key]
 
 
-def pictures() -> list[Picture]:
-    """All pictures, in the order of the files."""
-    return [each for module in modules() for each in module.PICTURES]
+def pictures_of(keys: Iterable[str]) -> list[Picture]:
+    """The pictures of the files that have these experiments."""
+    wanted = {*keys}
+    found = [module for module in modules() if any(each.key in wanted for each in module.EXPERIMENTS)]
+    return [picture for module in found for picture in module.PICTURES]

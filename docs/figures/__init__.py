@@ -12,14 +12,16 @@ PICTURES = Path(__file__).resolve().parent.parent / "assets/pictures"
 SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "charlm", "font.size": 10}
 
 
-def arguments(name: str, about: str | None, argv: list[str]) -> tuple[list[Path], Path]:
-    """The runs and the file to write, from the arguments of the picture `name`; `about` is its docstring."""
+def arguments(name: str, about: str | None, argv: list[str], runs: int = 1) -> tuple[list[Path], Path]:
+    """The runs, of which there have to be so many, and the file to write, from the arguments of the picture `name`;
+    `about` is its docstring."""
     module = name.split(".")[-1]
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=(about or "").splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="*", help="the runs that it draws")
+    if runs:
+        parser.add_argument("runs", type=Path, nargs=runs, metavar="RUN", help="what it draws")
     parser.add_argument("--out", type=Path, default=PICTURES / f"{module}.svg")
     read = parser.parse_args(argv)
-    return read.runs, read.out
+    return getattr(read, "runs", []), read.out
 
 
 def new(width: float = 7.0, height: float = 4.2) -> Any:
