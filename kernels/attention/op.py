@@ -98,8 +98,9 @@ def attention_packed(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`attention` of each of N sequences laid end to end: q (total_q, H, D), k, v (total_k, Hkv, D) -> (total_q, H, D);
     the log-sum-exp is (H, total_q). `starts_q` (N + 1,) int32: 0, then where each sequence ends; `starts_k` is the same
-    by default. Rows past the last end are padding: zeros come out, without a gradient. Keep the starts on the CPU:
-    reading them from a GPU waits for it. Dropout draws as if the sequences were a batch."""
+    by default. Rows past the last end are padding: zeros come out, without a gradient. Keep the starts on the CPU,
+    where reading them waits for no GPU, and do not change them: they are copied while the host goes on. Dropout draws as if
+    the sequences were a batch."""
     starts_k = starts_q if starts_k is None else starts_k
     options = Options(causal, window, slopes, scale, softcap, dropout, seed)
     check_rank(q, k, v, 3, "(tokens, heads, head size)")
@@ -148,6 +149,25 @@ class Attention(nn.Module):
             backend=self.backend,
         )
 
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+        """`attention_packed` of sequences laid end to end in q (1, H, total, D), k and v (1, Hkv, total, D) -> (1, H,
+        total, D)."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        out = attention_packed(
+            q,
+            k,
+            v,
+            starts,
+            causal=self.causal,
+            window=self.window,
+            slopes=self.slopes,
+            scale=self.scale,
+            softcap=self.softcap,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+        return out.transpose(0, 1)[None]  # type: ignore[union-attr]  # a pair with `return_lse` only
+
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, options: Options, starts_q, starts_k) -> tuple[Tensor, Tensor]:
     refuse_forward_mode("attention", q, k, v)
@@ -160,7 +180,10 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, options: Options, starts_q, starts_
     longest = None
     if starts_q is not None:
         longest = torch.ops.charlm.longest_sequences(starts_q, starts_k, q.shape[2], k.shape[2])
-        starts_q, starts_k = (starts.to(q.device) for starts in (starts_q, starts_k))
+        is_shared = starts_k is starts_q
+        # Not blocking: otherwise the host waits until the GPU has done all that came before, in each layer.
+        starts_q = starts_q.to(q.device, non_blocking=True)
+        starts_k = starts_q if is_shared else starts_k.to(q.device, non_blocking=True)
     scale = 1.0 / math.sqrt(q.shape[-1]) if options.scale is None else options.scale
     before, after = reference.reach(options.causal, options.window)
     out, lse, _ = operators.forward(
