@@ -35,6 +35,8 @@ class Batch(NamedTuple, Generic[Numbers]):
     position: Numbers | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
     prefix: Numbers | None = None  # (B, history) int64, in evaluation: the tokens before each row, or `<bos>`
     weight: Numbers | None = None  # (B, T) float32, in training: what the loss of each target counts; None: 1
+    starts: Numbers | None = None  # (N + 1,) int32, always on the CPU: of N rows laid end to end in one
+    # (data/end_to_end.py), where each begins, and where the last ends
 
     @property
     def divisor(self) -> float:
@@ -43,7 +45,7 @@ class Batch(NamedTuple, Generic[Numbers]):
         return self.n_tokens if weight is None else float(weight[self.targets != IGNORE].sum())
 
     def to(self, device: "torch.device") -> "Batch[torch.Tensor]":
-        """The batch as tensors on `device`; a copy to a GPU is asynchronous."""
+        """The batch as tensors on `device`, but for `starts`; a copy to a GPU is asynchronous."""
         import torch
 
         is_far = device.type == "cuda"
@@ -51,7 +53,8 @@ class Batch(NamedTuple, Generic[Numbers]):
         for name, array in self._asdict().items():
             if isinstance(array, np.ndarray):
                 tensor = torch.from_numpy(array)
-                tensors[name] = (tensor.pin_memory() if is_far else tensor).to(device, non_blocking=is_far)
+                tensor = tensor.pin_memory() if is_far else tensor
+                tensors[name] = tensor if name == "starts" else tensor.to(device, non_blocking=is_far)
         return self._replace(**tensors)  # type: ignore[return-value]  # it is of tensors now
 
 

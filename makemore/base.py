@@ -76,6 +76,11 @@ class LanguageModel(nn.Module):
         positions with a target, for batch statistics; None means all."""
         raise NotImplementedError
 
+    def takes_packed(self, device: torch.device) -> bool:
+        """Whether `forward` takes rows laid end to end in one (1, R), with the keyword `starts` of their `Batch`, and
+        trains on `device` better with them than with padding."""
+        return False
+
     def embed(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The embeddings (B, T, C) of `tokens` (B, T), with those of hashed n-grams, and the state of the latter."""
         x = self.wte(tokens)
@@ -122,17 +127,21 @@ class LanguageModel(nn.Module):
         `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. `weight` (B, T): what the loss of each target is
         multiplied by in the sum; None: 1. Label smoothing and z-loss apply in training mode only. Raises ValueError for
         more tokens than `context`."""
-        if targets is None:
-            hidden, state = self.hidden(tokens, state, None)
-            return Output(self.head(hidden) if want_logits else None, None, None, state)
-        valid = targets != IGNORE
-        hidden, state = self.hidden(tokens, state, valid)
+        hidden, state = self.hidden(tokens, state, None if targets is None else targets != IGNORE)
+        return self._output(hidden, targets, state, weight, want_logits)
+
+    def _output(
+        self, hidden: Tensor, targets: Tensor | None, state: State, weight: Tensor | None, want_logits: bool
+    ) -> Output:
+        """What `forward` gives after these features and this state."""
         logits = self.head(hidden) if want_logits else None
+        if targets is None:
+            return Output(logits, None, None, state)
         if logits is None:
             nll_sum = self.nll(hidden, targets, **self._extras(weight))
         else:
             nll_sum = self._nll(logits, targets, **self._extras(weight))
-        return Output(logits, nll_sum, valid.sum(), state)
+        return Output(logits, nll_sum, (targets != IGNORE).sum(), state)
 
     def nll(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """The negative log-likelihood of `targets` (...) after features (..., C), in nats: the sum over those that are

@@ -17,7 +17,8 @@ from nanogpt.packing import Packing
 class CausalSelfAttention(nn.Module):
     """x (B, T, C), RoPE's cos and sin of its positions and the cached keys and values (B, n_kv_head, past, head size)
     -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded.
-    `key_mask` (B, T): which positions are no padding, where later ones are seen."""
+    `key_mask` (B, T): which positions are no padding, where later ones are seen. `starts`: B is 1, of rows laid end to
+    end, as `kernels.attention_packed` takes them."""
 
     def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
@@ -39,11 +40,13 @@ class CausalSelfAttention(nn.Module):
         cache: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
         key_mask: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         q, k, v = self.heads(x, cos_sin, packing)
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        y = self.attend(q, k, v, key_mask)  # (B, n_head, T, hs); the last of q and of k stand at the same position
+        # (B, n_head, T, hs); the last of q and of k stand at the same position
+        y = self.attend(q, k, v, key_mask) if starts is None else self.attend.packed(q, k, v, starts)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y if packing is None else packing.pack(y))), (k, v)
 

@@ -6,6 +6,7 @@ Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Swi
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import Attention
 from makemore.exact import is_exact, note
 from makemore.layers import activation_of, make_norm
 from nanogpt.attention import CausalSelfAttention
@@ -59,9 +60,10 @@ class Block(nn.Module):
         valid: Tensor | None,
         packing: Packing | None,
         key_mask: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, cos_sin, cache, packing, key_mask)
+        y, cache = self.attn(normed, cos_sin, cache, packing, key_mask, starts)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
 
@@ -73,9 +75,14 @@ class Block(nn.Module):
         return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)
 
 
-note(Block, CausalSelfAttention)
+note(Block, CausalSelfAttention, Attention)
 
 
 def has_keys_of_its_own(block: nn.Module) -> bool:
     """Whether `keys` of `block` gives the keys and values that its `forward` returns: nobody changed either."""
     return is_exact(block, Block) and is_exact(block.attn, CausalSelfAttention)
+
+
+def attends_as_it_says(block: nn.Module) -> bool:
+    """Whether `block` looks across positions nowhere but in the attention of kernels/: nobody changed what does."""
+    return has_keys_of_its_own(block) and is_exact(getattr(block.attn, "attend", None), Attention)

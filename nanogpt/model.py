@@ -14,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.batches import IGNORE
 from data.tokenizers import Special
-from makemore.base import OURS, PART, LanguageModel, State, make_head, make_ngrams
+from kernels import Attention
+from kernels.dispatch import use_triton
+from makemore.base import OURS, PART, LanguageModel, Output, State, make_head, make_ngrams
 from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
 from makemore.layers import initialise, make_norm, not_padding
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
-from nanogpt.block import Block, has_keys_of_its_own
+from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
 from nanogpt.config import TransformerConfig
-from nanogpt.packing import Packing, leave_padding_out
+from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
 from nanogpt.stepper import WINDOWS, make_stepper
 
 
@@ -75,16 +78,12 @@ class Transformer(LanguageModel):
             raise ValueError(f"{past + T} tokens are more than the context of {self.context}; use read()")
         position = torch.arange(past, past + T, device=tokens.device)
         x, last = self.embed(tokens, state)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe(position)
-        elif self.positions == "sinusoidal":
-            x = x + sinusoids(position, self.n_embd).type_as(x)
+        x = self._add_positions(x, position)
         key_mask = not_padding(valid) if self.looks_ahead and valid is not None else None
         packing = self._packing(valid)
         if packing is not None and valid is not None:
             x, valid = packing.pack(x), packing.pack(valid)
-        x = self.drop(x)
-        cos_sin = rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
+        x, cos_sin = self.drop(x), self._cos_sin(position)
         after = last | self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
@@ -98,6 +97,49 @@ class Transformer(LanguageModel):
             return None, after
         x = self.ln_f(y, valid, residual=x)[0]
         return x if packing is None else packing.unpack(x), after
+
+    def takes_packed(self, device: torch.device) -> bool:
+        """As the base class says: where Triton's attention runs, which alone computes on rows end to end, and nothing
+        was changed that would see them as one row."""
+        attend = getattr(getattr(self.h[0], "attn", None), "attend", None)
+        if not isinstance(attend, Attention) or not use_triton(attend.backend, device):
+            return False
+        if self.looks_ahead or self.ngrams is not None:
+            return False
+        return has_methods_of(self, Transformer, but=("forward",)) and all(map(attends_as_it_says, self.h))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        state: State | None = None,
+        *,
+        weight: Tensor | None = None,
+        want_logits: bool = True,
+        starts: Tensor | None = None,
+    ) -> Output:
+        """As the base class says. With `starts` (N + 1,) int32, on the CPU, `tokens` (1, R) are N rows laid end to end:
+        where each begins, and where the last ends; what follows is padding. They have no state before them and leave
+        none."""
+        if starts is None:
+            return super().forward(tokens, targets, state, weight=weight, want_logits=want_logits)
+        if state is not None:
+            raise ValueError("rows laid end to end begin anew: they have no state before them")
+        hidden = self._packed_hidden(tokens, starts, None if targets is None else targets != IGNORE)
+        return self._output(hidden, targets, {}, weight, want_logits)
+
+    def _packed_hidden(self, tokens: Tensor, starts: Tensor, valid: Tensor | None) -> Tensor:
+        """The features (1, R, C) of rows laid end to end. Attention's dropout draws by row, head, query and key, as for
+        a padded batch; the other layers' by position in the whole, so that a seed drops others than with padding."""
+        longest = 0 if torch.compiler.is_compiling() else longest_row(starts)  # a compiler knows no values
+        if self.context is not None and longest > self.context:
+            raise ValueError(f"a row of {longest} tokens is longer than the context of {self.context}")
+        position = positions_in_rows(starts, tokens.shape[1], tokens.device)
+        x = self.drop(self._add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
+        y, cos_sin = None, self._cos_sin(position)
+        for block in self.h:
+            x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
+        return self.ln_f(y, valid, residual=x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         logits = F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
@@ -185,10 +227,19 @@ class Transformer(LanguageModel):
 
     def _packing(self, valid: Tensor | None) -> Packing | None:
         """In training on CPU; on a GPU the number of positions would have to come back first, and a compiler would meet
-        a new size in every batch."""
+        a new size in every batch. Where it is known, `forward` gets rows laid end to end instead."""
         if valid is None or not self.training or valid.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         return leave_padding_out(valid)
+
+    def _add_positions(self, x: Tensor, position: Tensor) -> Tensor:
+        """x (B, T, C) with the embeddings of `position` (T,) added, if there are such."""
+        if self.wpe is not None:
+            return x + self.wpe(position)
+        return x + sinusoids(position, self.n_embd).type_as(x) if self.positions == "sinusoidal" else x
+
+    def _cos_sin(self, position: Tensor) -> tuple[Tensor, Tensor] | None:
+        return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
 
     def _length(self, state: State | None) -> int:
         if state is None:

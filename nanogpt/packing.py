@@ -4,6 +4,7 @@ Only attention looks across positions; everything else of a block works on (N, C
 makemore's sizes two fifths of a batch of names are padding.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -35,3 +36,17 @@ def leave_padding_out(valid: Tensor) -> Packing | None:
     if valid[:, -1].all():
         return None
     return Packing(torch.nonzero(not_padding(valid).flatten())[:, 0], (valid.shape[0], valid.shape[1]))
+
+
+def longest_row(starts: Tensor) -> int:
+    """The tokens of the longest of the rows that begin at `starts` (N + 1,), on the CPU."""
+    return max((end - start for start, end in itertools.pairwise(starts.tolist())), default=0)
+
+
+def positions_in_rows(starts: Tensor, total: int, device: torch.device) -> Tensor:
+    """The position of each of `total` tokens in its own row, (total,) int64 on `device`, of rows laid end to end that
+    begin at `starts` (N + 1,); 0 past the last one's end. Waits for nothing."""
+    starts = starts.to(device, torch.int64, non_blocking=True)
+    index = torch.arange(total, device=device)
+    row = torch.searchsorted(starts, index, right=True) - 1
+    return torch.where(index < starts[-1], index - starts[row], 0)

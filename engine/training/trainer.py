@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import Batch, Loader
+from data.end_to_end import end_to_end
 from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
@@ -106,16 +107,21 @@ class Trainer:
         returns, over `divisor`, the sum of their weights."""
         nll_sum = torch.zeros((), device=self.device)
         for batch in batches:
-            batch = batch.to(self.device)
+            batch = (end_to_end(batch) if self._takes_packed() else batch).to(self.device)
             state = self._start(batch) if batch.fresh else self.carried
             with self.autocast:
-                weights = {} if batch.weight is None else {"weight": batch.weight}
-                out = self.model(batch.tokens, batch.targets, state, want_logits=False, **weights)
+                options = {"weight": batch.weight, "starts": batch.starts}
+                options = {name: value for name, value in options.items() if value is not None}
+                out = self.model(batch.tokens, batch.targets, state, want_logits=False, **options)
             (out.nll_sum / (divisor or 1)).backward()
             nll_sum += out.nll_sum.detach()
             if self.carries_state:
                 self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return nll_sum
+
+    def _takes_packed(self) -> bool:
+        """Whether the model takes rows laid end to end; what is fine-tuned may be another kind of model."""
+        return isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
 
     def _start(self, batch: Batch) -> State | None:
         """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""

@@ -99,8 +99,8 @@ def attention_packed(
     """`attention` of each of N sequences laid end to end: q (total_q, H, D), k, v (total_k, Hkv, D) -> (total_q, H, D);
     the log-sum-exp is (H, total_q). `starts_q` (N + 1,) int32: 0, then where each sequence ends; `starts_k` is the same
     by default. Rows past the last end are padding: zeros come out, without a gradient. Keep the starts on the CPU,
-    where reading them waits for no GPU, and do not change them: they are copied while the host goes on. Dropout draws as if
-    the sequences were a batch."""
+    where reading them waits for no GPU, and do not change them: they are copied while the host goes on. Dropout draws
+    as if the sequences were a batch."""
     starts_k = starts_q if starts_k is None else starts_k
     options = Options(causal, window, slopes, scale, softcap, dropout, seed)
     check_rank(q, k, v, 3, "(tokens, heads, head size)")
