@@ -46,7 +46,7 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_HIP, (16, 32, 64, 128), Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
     ],
     (False, "dq"): [
-        (("sm80",), (128,), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
+        (("sm80",), (64, 128), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
         (_NV, (16, 32, 64, 128), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
         (_HIP, (16, 32, 64, 128), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
     ],
