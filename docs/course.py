@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,60 +23,42 @@ from pathlib import Path
 
 from data.errors import UserError, run_command
 from docs import fill, results
+from docs.commands import Command, command_of, shortened
 from docs.experiments import Experiment, Picture, experiment, experiments, pictures_of
 from docs.figures import PICTURES
 from docs.results import Result
 from docs.sources import ROOT
 
-# What makes a command end at once; others are quick as they are.
-SHORT = {
-    "train.py": "--steps {steps} --batch-size 2 --eval-tokens 200",
-    "makemore.scratch.train": "--steps {steps} --batch-size 2 --eval-tokens 200",
-    "finetune.classify": "--steps {steps} --batch-size 2",
-    "finetune.instruct": "--steps {steps} --batch-size 2",
-}
-COUNTED = {"ngram", "--counts"}  # takes no steps
-
 
 @dataclass(frozen=True)
 class Ran:
-    """What an experiment's commands left: the last one's output and its run, if it made one; and the CPU seconds of
-    all."""
+    """What an experiment's commands left: the last one's output and its run or file, if it made one; and the CPU
+    seconds of all."""
 
     output: str
     run: Path | None
     seconds: float
 
 
-def program_of(words: list[str]) -> str:
-    """The script or module that a command starts: 'train.py' or 'makemore.scratch.train'."""
-    if words[:1] != ["python"] or len(words) < 2 or (words[1] == "-m" and len(words) < 3):
-        raise UserError(f"'{shlex.join(words)}' is no command of this project: python SCRIPT.py or python -m MODULE")
-    return words[2] if words[1] == "-m" else words[1]
-
-
-def shortened(line: str, steps: int) -> str:
-    """A command that takes `steps` steps."""
-    words = shlex.split(line, comments=True)
-    if COUNTED & set(words):
-        return line
-    return f"{line} {SHORT.get(program_of(words), '').format(steps=steps)}".rstrip()
-
-
 def run(wanted: Experiment, folder: Path, steps: int | None = None) -> Ran:
     """Run the commands of an experiment in `folder`, each with `steps` steps if given. Raises UserError with the last
     lines of one that fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = _cpu_seconds()
     for line in wanted.lines:
-        words = shlex.split(shortened(line, steps) if steps else line, comments=True)
-        if (program := program_of(words)).endswith(".py"):
-            words[1] = str(ROOT / program)
-        done = subprocess.run([sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+        command = command_of(line)
+        done = _start(shortened(command, steps) if steps else command, folder)
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-5:])
             raise UserError(f"'{line}' ended with exit code {done.returncode}:\n{last}")
-    return Ran(done.stdout, run_of(words, folder), _cpu_seconds() - started)
+    return Ran(done.stdout, run_of(command, folder), _cpu_seconds() - started)
+
+
+def _start(command: Command, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`, on one thread, to its end."""
+    started = command.script.split() if command.script.startswith("-m ") else [str(ROOT / command.script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | command.environment
+    words = [sys.executable, *started, *command.arguments]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def _cpu_seconds() -> float:
@@ -86,13 +67,12 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run_of(words: list[str], folder: Path) -> Path | None:
-    """The run that a command left in `folder`: in its --out, else the newest."""
-    if "--out" in words:
-        return folder / words[words.index("--out") + 1]
-    return max(
-        (path.parent for path in folder.glob("runs/*/config.json")), default=None, key=lambda p: p.stat().st_mtime
-    )
+def run_of(command: Command, folder: Path) -> Path | None:
+    """What a command left in `folder`: its --out, else the newest run."""
+    if "--out" in command.arguments:
+        return folder / command.arguments[command.arguments.index("--out") + 1]
+    runs = [path.parent for path in folder.glob("runs/*/config.json")]
+    return max(runs, key=lambda run: run.stat().st_mtime, default=None)
 
 
 def figure_of(wanted: Experiment, ran: Ran) -> float:

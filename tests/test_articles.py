@@ -1,7 +1,7 @@
 """The course keeps its word: an article's commands run, its code, figures and pictures are those of the sources."""
 
 import re
-import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from docs import course, experiments, fill, outline, results, sources
+from docs.commands import Command, command_of, shortened
 from docs.experiments import Experiment
 from docs.figures import PICTURES
 from engine.config.sections import Config
 from engine.config.settings import all_settings
 from finetune.classify.options import ClassifyConfig
 from finetune.instruct.options import InstructConfig
-from tests.conftest import ROOT
+from tests.conftest import NAMES, ROOT
 from tests.helpers import ok, refused
 
 ARTICLES = outline.articles()
 each_article = pytest.mark.parametrize("article", ARTICLES, ids=lambda article: article.path.stem)
 FOLDERS = ["data", "kernels", "makemore", "engine", "finetune", "export", "bench", "docs"]
+OF_SHAKESPEARE = {"-m makemore.scratch.skipgram", "-m makemore.scratch.glove"}  # unless told otherwise
 HEADINGS = ["The idea", "The mathematics", "The code", "The experiment", "What goes wrong", "Exercises", "Papers"]
 
 
@@ -61,17 +63,21 @@ def test_every_experiment_and_every_picture_belongs_to_an_article():
 
 @pytest.fixture
 def shortly(cli, monkeypatch, tmp_path):
-    """`shortly(lines, folder)` runs commands with two steps in a folder of their own: what they leave."""
+    """`shortly(lines, folder)` runs commands with two steps in a folder of their own: what they leave. Shakespeare, who
+    is downloaded, is a text of the test there."""
 
     def run(lines: list[str], folder: str) -> course.Ran:
         (place := tmp_path / folder).mkdir()
         monkeypatch.chdir(place)
+        said = [f"{NAMES[i % 9].upper()}:\nThe sea, {name}, the sea and the sea.\n" for i, name in enumerate(NAMES * 6)]
+        Path("shakespeare.txt").write_text("\n".join(said), "utf-8")
         for line in lines:
-            words = shlex.split(course.shortened(line, 2), comments=True)
-            program = course.program_of(words)
-            is_module = words[1] == "-m"
-            ended = ok(cli(f"-m {program}" if is_module else program, *words[3 if is_module else 2 :]))
-        return course.Ran(ended.out, course.run_of(words, place), 0.0)
+            command = shortened(command_of(line), 2)
+            words = [{"shakespeare": "shakespeare.txt", "names32k": "names"}.get(w, w) for w in command.arguments]
+            if command.script in OF_SHAKESPEARE and "--data" not in words:
+                words += ["--data", "shakespeare.txt"]
+            ended = ok(cli(command.script, *words, env=command.environment))
+        return course.Ran(ended.out, course.run_of(command, place), 0.0)
 
     return run
 
@@ -246,6 +252,16 @@ def test_a_figure_outside_its_interval_makes_the_course_fail_and_stores_nothing(
     ended = cli("-m docs.course")
     assert ended.code == 1 and "coins: " in ended.out and words in ended.out, ended.out + ended.err
     assert not results.PATH.exists()
+
+
+def test_what_stands_in_a_line():
+    command = command_of('TRITON_INTERPRET=1 python -m kernels --only "a b"  # why')
+    assert command == Command({"TRITON_INTERPRET": "1"}, "-m kernels", ["--only", "a b"])
+    assert shortened(command_of("python train.py"), 3).arguments[:2] == ["--steps", "3"]
+    assert shortened(command_of("python train.py --model ngram"), 3).arguments == ["--model", "ngram"]
+    for line in ("train.py", "python", "python -m", "pip install torch", ""):
+        with pytest.raises(UserError, match="is no command of this project"):
+            command_of(line)
 
 
 @pytest.mark.parametrize(
