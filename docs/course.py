@@ -119,7 +119,8 @@ def measure(wanted: Iterable[Experiment], folder: Path, steps: int | None = None
     trial. Returns what ran, by key, and what went wrong."""
     ran: dict[str, Ran] = {}
     wrong: list[str] = []
-    stored, where = results.read(), (machine(), commit())
+    known = experiments()
+    stored, where = {key: each for key, each in results.read().items() if key in known}, (machine(), commit())
     for each in wanted:
         (place := folder / each.key).mkdir()
         try:

@@ -56,6 +56,7 @@ def test_an_article_says_what_to_type_and_what_comes_of_it(article):
 def test_every_experiment_and_every_picture_belongs_to_an_article():
     assert [*experiments.experiments()] == [each.key for module in experiments.modules() for each in module.EXPERIMENTS]
     assert {*experiments.experiments()} == {each.key for article in ARTICLES for each in article.experiments}
+    assert {*experiments.experiments()} == {*results.read()}
     names = {picture.name for article in ARTICLES for picture in article.pictures}
     assert names == {path.stem for path in PICTURES.iterdir()}
     assert names == {path.stem for path in (ROOT / "docs/figures").glob("*.py")} - {"__init__"}
@@ -283,6 +284,14 @@ def test_a_trial_writes_nothing(tiny, cli):
     tiny(COINS)
     ok(cli("-m docs.course", "--steps", 2))
     assert not results.PATH.exists()
+
+
+def test_results_of_experiments_that_are_gone_go_too(tiny, tmp_path):
+    assert results.read() == {}
+    tiny(COINS)
+    results.write({"bygone": results.Result(1, 0, 2, 1.0, "a machine", "abc")})
+    course.measure([COINS], tmp_path)
+    assert [*results.read()] == ["coins"]
 
 
 def test_a_result_of_another_interval_is_refused(tiny, tmp_path):
