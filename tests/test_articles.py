@@ -13,10 +13,9 @@ from docs import course, experiments, fill, outline, results, sources
 from docs.commands import Command, command_of, shortened
 from docs.experiments import Experiment
 from docs.figures import PICTURES
+from docs.flags import TASKS
 from engine.config.sections import Config
 from engine.config.settings import all_settings
-from finetune.classify.options import ClassifyConfig
-from finetune.instruct.options import InstructConfig
 from tests.conftest import NAMES, ROOT
 from tests.helpers import ok, refused
 
@@ -103,7 +102,7 @@ def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article,
 
 def flags() -> set[str]:
     """Every flag that a command of this project has."""
-    named = {name for cls in (Config, ClassifyConfig, InstructConfig) for name in all_settings(cls)}
+    named = {name for cls in (Config, *TASKS.values()) for name in all_settings(cls)}
     found = {"--help", *(f"--{way}{name}" for name in named for way in ("", "no_"))}
     for path in [ROOT / "sample.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]:
         source = path.read_text("utf-8")
