@@ -15,7 +15,7 @@ from engine import load_run
 from makemore.bigram import CountedBigram
 from makemore.config import BigramConfig, NGramConfig
 from makemore.counts.bigram import IMPOSSIBLE, SMOOTHING
-from makemore.counts.ngram import MAX_ORDER, NGram
+from makemore.counts.ngram import MAX_ORDER, NGram, held_out
 from tests.conftest import NAMES
 
 LETTERS = sorted(set("".join(NAMES)))
@@ -128,15 +128,29 @@ def held_out_loss(rows, held_out, order: int) -> float:
     return float(sum(losses))
 
 
-def test_the_order_is_the_one_under_which_the_last_tenth_is_likeliest():
+def test_the_order_is_the_one_under_which_every_tenth_row_is_likeliest():
     letters = random.Random(0)
-    words = [letters.choices(["ella", "anna", "mia", "zoe"], k=2) for _ in range(270)]
+    words = [letters.choices(["ella", "anna", "mia", "zoe"], k=2) for _ in range(300)]
     noise = [letters.choices("elamiznors", k=7) for _ in range(30)]
-    lines = [([BOS], [*encode("".join(line)), EOS]) for line in words + noise]
-    ends = np.cumsum([len(targets) for _, targets in lines])
-    border = int((ends <= 0.9 * ends[-1]).sum())
-    losses = {order: held_out_loss(lines[:border], lines[border:], order) for order in range(2, MAX_ORDER + 1)}
-    assert fitted(lines, None).order == min(losses, key=losses.get) < fitted(lines[:270], None).order
+    lines = [([BOS], [*encode("".join(line)), EOS]) for line in words]
+    lines[9::10] = [([BOS], [*encode("".join(line)), EOS]) for line in noise]
+    rest = [line for number, line in enumerate(lines) if number % 10 != 9]
+    losses = {order: held_out_loss(rest, lines[9::10], order) for order in range(2, MAX_ORDER + 1)}
+    assert fitted(lines, None).order == min(losses, key=losses.get) < fitted(rest, None).order
+
+
+def test_a_sorted_list_gets_about_the_order_of_a_shuffled_one():
+    letters = random.Random(0)
+    words = sorted("".join(letters.choices("abcdefgh", k=1)) * 3 + letters.choice(NAMES) for _ in range(600))
+    shuffled = random.Random(1).sample(words, len(words))
+    orders = [fitted([([BOS], [*encode(w), EOS]) for w in rows], None).order for rows in (words, shuffled)]
+    assert min(orders) >= 4 and abs(orders[0] - orders[1]) <= 2
+
+
+@pytest.mark.parametrize(("rows", "held"), [([3, 2, 4], [5, 6, 7, 8]), ([10], [9]), ([1] * 25, [9, 19])])
+def test_what_is_held_out_to_choose_an_order(rows, held):
+    position = np.concatenate([np.arange(length) for length in rows])
+    assert np.flatnonzero(held_out(position)).tolist() == held
 
 
 def test_a_text_without_memory_gets_a_short_order_and_one_with_memory_a_long_one():

@@ -8,6 +8,6 @@ EXPERIMENTS = [
     Experiment("ngram-3", "python train.py --model ngram --order 3", "val_loss", 2.46, 2.48),
     Experiment("ngram-4", "python train.py --model ngram --order 4", "val_loss", 2.33, 2.36),
     Experiment("ngram-6", "python train.py --model ngram --order 6", "val_loss", 2.25, 2.28),
-    Experiment("ngram-chosen", "python train.py --model ngram", "val_loss", 2.58, 2.61),
+    Experiment("ngram-chosen", "python train.py --model ngram", "val_loss", 2.25, 2.28),
 ]
 PICTURES = [Picture("bigram_table", of=("bigram-counts",))]

@@ -67,6 +67,17 @@ def count(
     return levels
 
 
+def held_out(position: np.ndarray) -> np.ndarray:
+    """A mask (N,) of a tenth of a text, given each token's position in its row: every tenth row, so that a sorted list
+    is not asked for letters that its beginning lacks; of fewer rows the last one, of a stream the last tenth."""
+    starts = position == 0
+    rows = int(starts.sum())
+    if rows > 1:
+        row = starts.cumsum() - 1
+        return row % 10 == 9 if rows >= 10 else row == rows - 1
+    return np.arange(len(position)) >= int(len(position) * 0.9)
+
+
 def discounts(counts: np.ndarray) -> np.ndarray:
     """The discounts of counts of 0, 1, 2 and at least 3, (4,): Chen & Goodman's closed form."""
     n1, n2, n3, n4 = (np.bincount(np.minimum(counts, 5), minlength=6)[1:5]).astype(float)
@@ -105,26 +116,24 @@ class NGram(LanguageModel):
 
     def fit(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> None:
         """Count `targets` (N,), which follow `inputs` (N,), each at its `position` (N,) in its row. Without an order,
-        choose the one under which the last tenth is likeliest after counting the other nine, and count everything."""
+        choose the one under which a tenth is likeliest after counting the rest, and count everything."""
         if not self.order:
             self.order = self._choose_order(inputs, targets, position)
         self.smooth(count(inputs, targets, position, self.order, self.vocab_size, self.special.bos))
 
     def _choose_order(self, inputs: np.ndarray, targets: np.ndarray, position: np.ndarray) -> int:
-        rows = np.flatnonzero(position == 0)
-        cut = int(len(targets) * 0.9)
-        if not cut:
+        held = held_out(position)
+        if held.all():
             return 1
-        if len(rows) > 1:  # whole lines only
-            cut = int(rows[np.searchsorted(rows, cut, "right") - 1]) or int(rows[1])
-        levels = count(inputs[:cut], targets[:cut], position[:cut], MAX_ORDER, self.vocab_size, self.special.bos)
-        held_out = torch.from_numpy(targets[cut:].astype(np.int64))
-        context_tokens = np.stack([context_token(inputs, position, k)[cut:] for k in range(1, MAX_ORDER)])
+        known, bos = ~held, self.special.bos
+        levels = count(inputs[known], targets[known], position[known], MAX_ORDER, self.vocab_size, bos)
+        wanted = torch.from_numpy(targets[held].astype(np.int64))
+        context_tokens = np.stack([context_token(inputs, position, k)[held] for k in range(1, MAX_ORDER)])
         losses = {}
         for order in range(2, MAX_ORDER + 1):
             self.order = order
             self.smooth(levels[:order])
-            losses[order] = -self.likelihood(held_out, torch.from_numpy(context_tokens)).log().sum().item()
+            losses[order] = -self.likelihood(wanted, torch.from_numpy(context_tokens)).log().sum().item()
         return min(losses, key=losses.__getitem__)
 
     def smooth(self, levels: list[Level]) -> None:
