@@ -6,7 +6,8 @@ A block stands between two lines, `<!-- KIND WORDS -->` and `<!-- end -->`, each
     command KEY ...       the commands of experiments, in a block for the shell
     result KEY            the figure of an experiment, from docs/results.json, in one line
     results KEY ...       several figures as a table
-    flags NAME ...        a table of flags: text, optim, machine, run, a family, classify, instruct, sample
+    flags NAME ...        a table of flags: text, optim, machine, run, a family, classify, instruct, scratch,
+                          sample
     api MODULE:NAME ...   signatures and docstrings
     course table          the list of the articles, with their times
     course navigation     the same for mkdocs.yml, where markers stand in comments

@@ -18,8 +18,9 @@ from engine.config.sections import Config
 from engine.config.settings import flat, sections
 from finetune.classify.options import ClassifyConfig
 from finetune.instruct.options import InstructConfig
+from makemore.scratch.options import NumPyConfig
 
-TASKS: dict[str, type[Config]] = {"classify": ClassifyConfig, "instruct": InstructConfig}
+TASKS: dict[str, type[Config]] = {"classify": ClassifyConfig, "instruct": InstructConfig, "scratch": NumPyConfig}
 SECTIONS = ("text", "optim", "machine", "run")  # of every family
 FIXED = typing.get_args(Fixed[int])[1]
 

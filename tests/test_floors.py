@@ -23,8 +23,8 @@ MAY_STAND_ON = {
     "makemore/scratch": GROUND | {"makemore", "nanogpt", "engine"},
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine"},
-    "bench": GROUND | {"makemore", "nanogpt", "engine"},
-    "docs": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
+    "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch"},
+    "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
     "train.py": {"data", "engine"},
     "sample.py": {"data", "engine", "finetune"},
 }
