@@ -123,7 +123,7 @@ def gelu(x: Array) -> tuple[Array, Callable[[Array], Array]]:
     """x times the probability that a normal number is below it, by GPT-2's formula with tanh. Hendrycks and Gimpel
     2016."""
     root = float(np.sqrt(2 / np.pi))
-    t = np.tanh(root * (x + 0.044715 * x**3))
+    t = np.tanh(root * (x + 0.044715 * x * x * x))  # NumPy takes 30 times as long for x**3
 
     def back(dy: Array) -> Array:
         return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x))
