@@ -57,6 +57,27 @@ def cell_sizes(gates: int, hidden: int = 1, B: int = 3, T: int = 4) -> list[np.n
     ]  # fmt: skip
 
 
+MEAN, VAR = draw(4), np.abs(draw(4)) + 0.1
+
+
+def torch_two_taps(x, W, b):
+    padded = F.pad(x, (0, 0, 2, 0))
+    return F.linear(torch.cat([padded[:, :-2], x], -1), W, b)
+
+
+def torch_heads(qkv):
+    B, T, _ = qkv.shape
+    q, k, v = qkv.view(B, T, 3, 2, -1).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, -1)
+
+
+def torch_dropped_attention(q, k, v):
+    T = q.shape[2]
+    scores = (q @ k.mT / q.shape[3] ** 0.5).masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
+    kept = torch.tensor(np.random.default_rng(7).random((*q.shape[:3], T)) >= 0.5)
+    return scores.softmax(-1) * kept * 2 @ v
+
+
 # Ours, torch's, the arguments that have a derivative, and what else both take.
 CASES: dict[str, tuple] = {
     "linear": (f.linear, F.linear, [draw(2, 3, 4), draw(5, 4), draw(5)]),
@@ -97,6 +118,27 @@ CASES: dict[str, tuple] = {
     "attention of one token": (
         f.causal_attention, lambda *a: F.scaled_dot_product_attention(*a, is_causal=True),
         [draw(1, 1, 1, 4), draw(1, 1, 1, 4), draw(1, 1, 1, 4)],
+    ),
+    "layer norm without a bias": (f.layer_norm, lambda x, g: F.layer_norm(x, g.shape, g), [draw(2, 3, 4), draw(4)]),
+    "batch norm in evaluation": (
+        lambda x, g, b: f.normalise(x, MEAN.astype(x.dtype), VAR.astype(x.dtype), g, b),
+        lambda x, g, b: F.batch_norm(x, torch.tensor(MEAN), torch.tensor(VAR), g, b, False),
+        [draw(6, 4), draw(4), draw(4)],
+    ),
+    "two taps": (lambda *a: f.two_taps(*a, dilation=2), torch_two_taps, [draw(2, 6, 3), draw(5, 6), draw(5)]),
+    "two taps further back than the text": (
+        lambda *a: f.two_taps(*a, dilation=2), torch_two_taps, [draw(2, 1, 3), draw(5, 6), draw(5)],
+    ),
+    "gate": (
+        lambda x: f.gate(x, f.silu), lambda x: F.silu(x[..., :3]) * torch.sigmoid(x[..., 3:]), [draw(2, 4, 6)],
+    ),
+    "vectors beside each other": (f.beside, lambda x: x.flatten(1), [draw(3, 2, 4)]),
+    "vectors beside each other, of nothing": (f.beside, lambda x: x.flatten(1), [draw(0, 2, 4)]),
+    "positions": (f.plus_positions, lambda x, W: x + W[:3], [draw(2, 3, 4), draw(5, 4)]),
+    "attention of heads": (lambda x: f.attention_of_heads(x, 2), torch_heads, [draw(2, 5, 18)]),
+    "attention with dropout": (
+        lambda *a: f.causal_attention(*a, 0.5, np.random.default_rng(7)), torch_dropped_attention,
+        [draw(2, 3, 5, 4), draw(2, 3, 5, 4), draw(2, 3, 5, 4)],
     ),
     "rnn": (recurrent.rnn, torch_recurrent(nn.RNN), cell_sizes(1)),
     "gru": (recurrent.gru, torch_recurrent(nn.GRU), cell_sizes(3)),
