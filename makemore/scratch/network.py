@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data.errors import UserError
-from makemore.scratch.functions import ACTIVATIONS, Array, linear
+from makemore.scratch.functions import Array, linear, tanh
 from makemore.scratch.optimizers import Optimizer
 
 Parameters = dict[str, Array]
@@ -54,18 +54,18 @@ def two_layers(inputs: int, hidden: int, outputs: int, rng: np.random.Generator)
     }
 
 
-def scores(p: Parameters, x: Array, activation: str = "tanh") -> tuple[Array, Callable[[Array], Parameters]]:
+def scores(p: Parameters, x: Array) -> tuple[Array, Callable[[Array], Parameters]]:
     """What the model p says of points x (N, n): (N, V). `back` gives the derivatives by the parameters, by name."""
     if "W" in p:
         y, back_linear = linear(x, p["W"], p["b"])
         return y, lambda dy: dict(zip(("W", "b"), back_linear(dy)[1:], strict=True))
     a, back_first = linear(x, p["W1"], p["b1"])  # (N, hidden)
-    h, back_activation = ACTIVATIONS[activation](a)
+    h, back_tanh = tanh(a)
     y, back_second = linear(h, p["W2"], p["b2"])
 
     def back(dy: Array) -> Parameters:
         dh, dW2, db2 = back_second(dy)  # the chain rule: from the last function to the first
-        da = back_activation(dh)
+        da = back_tanh(dh)
         _, dW1, db1 = back_first(da)
         return {"W1": dW1, "b1": db1, "W2": dW2, "b2": db2}
 
