@@ -18,11 +18,13 @@ from engine.config.sections import Config
 from engine.config.settings import all_settings
 from tests.conftest import NAMES, ROOT
 from tests.helpers import ok, refused
+from tests.matrices import matrix
 
 ARTICLES = outline.articles()
 each_article = pytest.mark.parametrize("article", ARTICLES, ids=lambda article: article.path.stem)
 FOLDERS = ["data", "kernels", "makemore", "engine", "finetune", "export", "bench", "docs"]
 OF_SHAKESPEARE = {"-m makemore.scratch.skipgram", "-m makemore.scratch.glove"}  # unless told otherwise
+EVERYDAY = {1, 14}
 HEADINGS = ["The idea", "The mathematics", "The code", "The experiment", "What goes wrong", "Exercises", "Papers"]
 
 
@@ -82,7 +84,10 @@ def shortly(cli, monkeypatch, tmp_path):
     return run
 
 
-@each_article
+# The commands of all articles take minutes: in `make test` those of two, in CI all.
+@pytest.mark.parametrize(
+    "article", matrix(ARTICLES, lambda article: article.number in EVERYDAY), ids=lambda article: article.path.stem
+)
 def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article, shortly, drawn, tmp_path):
     ran = {each.key: shortly(each.lines, each.key) for each in article.experiments}
     for each in article.experiments:
