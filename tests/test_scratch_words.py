@@ -33,14 +33,14 @@ def play(tmp_path) -> Path:
 
 
 def test_words_are_counted_and_the_rare_left_out(play):
-    play.write_text(play.read_text() + "\nfarewell\n")
+    play.write_text(play.read_text() + "\nadieu, I said\nRemember:\nadieu, farewell\n")
     words = read_words([str(play)], 2)
-    plain = play.read_text().lower().replace(":", " ").replace(".", " ").split()
+    plain = play.read_text().lower().translate(str.maketrans(":.,", "   ")).split()
     assert {w: int(n) for w, n in zip(words.vocabulary, words.counts, strict=True)} == {
         w: plain.count(w) for w in set(plain) if plain.count(w) > 1
     }
     assert [words.vocabulary[i] for i in words.tokens] == [w for w in plain if plain.count(w) > 1]
-    assert "tom" in words and "farewell" not in words and "farewell" in plain
+    assert "adieu" in words and "farewell" not in words and "remember" not in words
     assert {words.vocabulary[i] for i in words.speakers} == {*LORDS, *LADIES}
     assert list(words.counts) == sorted(words.counts, reverse=True)
 
@@ -65,6 +65,19 @@ def check_gradients(function, arguments: list[np.ndarray]) -> None:
         for index in np.ndindex(argument.shape):
             slope = difference(lambda: function(*arguments)[0], argument, index)
             assert abs(slope - gradient[index]) < 1e-8 * max(1, abs(slope)), index
+
+
+def test_a_line_with_a_colon_is_a_speaker_only_after_an_empty_one(play):
+    play.write_text(play.read_text() + "\nthe king\nSword:\nsword\n")
+    words = read_words([str(play)], 2)
+    assert "sword" in words and {words.vocabulary[i] for i in words.speakers} == {*LORDS, *LADIES}
+
+
+def test_glove_is_what_its_formula_says():
+    a, b = np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 0.0]]), np.array([[3.0, -1.0, 0.25], [1.0, 1.0, 1.0]])
+    loss, _ = glove.weighted_squares(a, b, np.array([2.0, 50.0]), most=10)
+    expected = 0.2**0.75 * (3 - 2 + 0.75 - np.log(2)) ** 2 + (1 + 1 - np.log(50)) ** 2
+    assert loss == pytest.approx(expected / 2)
 
 
 def test_negative_sampling_is_what_its_formula_says():
@@ -104,7 +117,7 @@ def test_a_row_moves_less_the_more_it_was_moved():
     assert np.allclose(matrix[0], -1 - 1 / 2**0.5)
 
 
-@given(st.integers(2, 60), st.integers(1, 7), st.integers(1, 20))
+@given(st.integers(2, 60), st.integers(1, 7), st.integers(1, 80))
 def test_pairs_are_those_within_the_window(n, window, piece):
     with mock.patch.object(skipgram, "PIECE", piece):
         near = np.concatenate([*skipgram.pairs(np.arange(n), window, np.random.default_rng(0))])
@@ -112,6 +125,11 @@ def test_pairs_are_those_within_the_window(n, window, piece):
     assert distance.min() == 1 and distance.max() <= window
     assert len({tuple(pair) for pair in near.tolist()}) == len(near)  # none twice
     assert (distance == 1).sum() == 2 * (n - 1)  # the next word is within every reach
+    if piece >= n:  # a word has a reach of its own, the same on both sides
+        for centre in range(n):
+            beside = near[near[:, 0] == centre, 1] - centre
+            reach = range(-np.abs(beside).max(), np.abs(beside).max() + 1)
+            assert {*beside.tolist()} == {d for d in reach if d and 0 <= centre + d < n}
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.integers(1, 7), st.integers(1, 20))
