@@ -26,7 +26,7 @@ def straight(n: int, margin: float, rng: np.random.Generator) -> tuple[np.ndarra
 def test_a_perceptron_errs_at_most_as_often_as_its_theorem_says(margin):
     x, targets, line = straight(200, margin, np.random.default_rng(3))
     p, mistakes = network.one_layer(2, 2), [1]
-    while mistakes[-1]:
+    while mistakes[-1] and len(mistakes) < 1000:
         mistakes.append(network.perceptron(p, x, targets))
     assert network.accuracy(p, x, targets) == 1
     extended = np.hstack([x, np.ones((len(x), 1))])

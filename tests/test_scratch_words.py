@@ -205,7 +205,9 @@ def test_the_same_seed_gives_the_same_file(cli, play, command):
         ("glove", ["--out", "none/v.npz"], ["none"]),
         ("skipgram", ["--data", "nowhere.txt"], ["no such file", "nowhere.txt"]),
         ("skipgram", ["--data", "bytes.bin"], ["bytes.bin is not utf-8"]),
+        ("skipgram", ["--data", "-", "play.txt", "-"], ["only one text can be standard input"]),
         ("skipgram", ["--epoch", 3], ["--epoch"]),
+        ("glove", ["--lr", 1e30], ["the steps are too long", "--lr"]),
     ],
 )
 def test_mistakes_of_the_user(cli, play, command, flags, words):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import UserError
 from makemore.scratch.commands import check_positive, write_arrays
 from makemore.scratch.functions import Array
 from makemore.scratch.words import Words, read_words
@@ -47,9 +48,12 @@ def main(kind: type[Any], train: Callable[..., Array], module: str) -> int:
     start = time.perf_counter()
 
     def report(epoch: int, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise UserError(f"the loss is {loss} after epoch {epoch + 1}: the steps are too long, lower --lr")
         print(f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f} ({time.perf_counter() - start:.1f} s)")
 
-    vectors = train(words, options, report)
+    with np.errstate(over="ignore", invalid="ignore"):
+        vectors = train(words, options, report)
     for i in shown:
         near = [words.vocabulary[j] for j in nearest_words(vectors, np.array([i]), SHOWN)[0]]
         print(f"{words.vocabulary[i]} -> {' '.join(near)}")

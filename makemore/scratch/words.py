@@ -44,6 +44,8 @@ class Words:
 def read_words(data: Sequence[str], min_count: int, encoding: str = "utf-8") -> Words:
     """The words of the texts that `--data` names, in lower case, that occur at least `min_count` times. Raises
     UserError for a text that cannot be read or has too few of them."""
+    if data.count("-") > 1:
+        raise UserError("only one text can be standard input, among all of --data")
     number: dict[str, int] = {}
     found, speakers = [], set()
     for name in data:
