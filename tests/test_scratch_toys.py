@@ -22,6 +22,13 @@ def straight(n: int, margin: float, rng: np.random.Generator) -> tuple[np.ndarra
     return x[kept], (sides[kept] > 0).astype(int), line
 
 
+def test_rosenblatts_rule():
+    p, points, right = network.one_layer(2, 3), np.array([[2.0, -1.0]]), np.array([1])
+    assert network.perceptron(p, points, right) == 1  # all scores are 0, and class 0 is taken
+    assert p["W"].tolist() == [[-2, 1], [2, -1], [0, 0]] and p["b"].tolist() == [-1, 1, 0]
+    assert network.perceptron(p, points, right) == 0 and p["b"].tolist() == [-1, 1, 0]
+
+
 @pytest.mark.parametrize("margin", [0.3, 0.1, 0.03])
 def test_a_perceptron_errs_at_most_as_often_as_its_theorem_says(margin):
     x, targets, line = straight(200, margin, np.random.default_rng(3))
@@ -71,6 +78,7 @@ def test_two_layers_learn_spirals_and_a_perceptron_does_not(cli):
     assert step == 500 and one < 0.8 and two > 0.98 and loss < 0.02
     with np.load("s.npz") as file:
         assert file["accuracy"].shape == (11, 2) and file["accuracy"][-1].round(3).tolist() == [one, two]
+        assert len({*file["accuracy"][:, 0]}) > 3  # the perceptron's line moves for ever
         assert file["planes"].shape[:2] == (11, 2) and set(np.unique(file["planes"])) == {0, 1}
 
 
