@@ -11,7 +11,7 @@ import torch
 
 from engine.config.flags import parse
 from engine.run.load import load_run
-from makemore.scratch.compare import losses, make_pair, table
+from makemore.scratch.compare import losses, losses_reversed, make_pair, table
 from makemore.scratch.options import OPTIMIZERS, TAPED, NumPyConfig
 from tests.conftest import NAMES, ROOT
 
@@ -73,6 +73,12 @@ def test_the_table_of_gradients_names_every_parameter(names):
     lines = table(pair).splitlines()[1:]
     assert {line.split()[0] for line in lines} == set(pair.ours.parameters)
     assert all("True" in line and float(line.split()[-1]) < 1e-12 for line in lines)
+
+
+def test_reversed_rows_change_no_more_than_the_rounding(names):
+    _, theirs = losses(pair_of(names, *flags_of("cnn")), 20)
+    again = losses_reversed(pair_of(names, *flags_of("cnn")), 20)
+    assert again != theirs and max(abs(a - b) for a, b in zip(again, theirs, strict=True)) < 1e-9
 
 
 def losses_written(run) -> list[tuple[float | None, float]]:

@@ -1,7 +1,8 @@
 """A model in NumPy beside torch's, from the same weights on the same batches: `python -m makemore.scratch.compare`.
 
-Prints for every parameter how near the two gradients are, and then how near the losses of a training stay. Takes the
-flags of `makemore.scratch.train`.
+Prints for every parameter how near the two gradients are, and then how near the losses of a training stay; at last how
+near torch's own stay in float32 where the rows of each batch are reversed, which is how much rounding alone can do.
+Takes the flags of `makemore.scratch.train`.
 """
 
 import sys
@@ -77,17 +78,41 @@ def losses(pair: Pair, steps: int) -> tuple[list[float], list[float]]:
         batches = pair.batches()
         loss, gradients = step_gradients(pair.ours, batches)
         ours.append(loss)
-        theirs.append(torch_gradients(pair.theirs, batches)[0])
+        theirs.append(torch_step(pair, their_optimizers, batches, factor))
         if optim.grad_clip:
             optimizers.clip(gradients, optim.grad_clip)
-            torch.nn.utils.clip_grad_norm_(pair.theirs.parameters(), optim.grad_clip)
         our_optimizer.lr = optim.lr * factor
         our_optimizer.step(pair.ours.parameters, gradients)
-        for optimizer in their_optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            optimizer.step()
     return ours, theirs
+
+
+def torch_step(
+    pair: Pair, their_optimizers: list[torch.optim.Optimizer], batches: list[Batch[Array]], factor: float
+) -> float:
+    """A step of torch's model, its learning rates times `factor`. Returns the loss before it."""
+    loss, _ = torch_gradients(pair.theirs, batches)
+    if pair.config.optim.grad_clip:
+        torch.nn.utils.clip_grad_norm_(pair.theirs.parameters(), pair.config.optim.grad_clip)
+    for optimizer in their_optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.step()
+    return loss
+
+
+def losses_reversed(pair: Pair, steps: int) -> list[float]:
+    """The training losses of torch where the rows of each batch come the other way round: the same sums in another
+    order."""
+    optim = pair.config.optim
+    their_optimizers, found = make_optimizers(cast(Any, pair.theirs), optim), []
+    for step in range(steps):
+        batches = [
+            batch._replace(tokens=np.flip(batch.tokens, 0).copy(), targets=np.flip(batch.targets, 0).copy())
+            for batch in pair.batches()
+        ]
+        factor = lr_factor(optim.schedule, step, optim.steps, optim.warmup, optim.lr_floor)
+        found.append(torch_step(pair, their_optimizers, batches, factor))
+    return found
 
 
 def table(pair: Pair) -> str:
@@ -108,14 +133,20 @@ def table(pair: Pair) -> str:
     return "\n".join(found)
 
 
+def largest_difference(some: list[float], others: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(some, others, strict=True))
+
+
 def main() -> int:
     config, _ = parse(sys.argv[1:], NumPyConfig, prog="python -m makemore.scratch.compare")
     print(table(make_pair(config, np.float64)))
     steps = min(MOST_STEPS, config.optim.steps or MOST_STEPS)
     for dtype in (np.float64, np.float32):
         ours, theirs = losses(make_pair(config, dtype), steps)
-        apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        apart = largest_difference(ours, theirs)
         print(f"{steps} losses in {np.dtype(dtype)}: from {ours[0]:.4f} to {ours[-1]:.4f}, at most {apart:.1e} apart")
+    apart = largest_difference(theirs, losses_reversed(make_pair(config, np.float32), steps))
+    print(f"torch beside itself in float32, the rows of each batch reversed: at most {apart:.1e}")
     return 0
 
 
