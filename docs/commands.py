@@ -10,6 +10,7 @@ from data.errors import UserError
 SHORT = {
     "train.py": "--steps {steps} --batch-size 2 --eval-tokens 200",
     "-m makemore.scratch.train": "--steps {steps} --batch-size 2 --eval-tokens 200",
+    "-m makemore.scratch.compare": "--steps {steps} --batch-size 2 --eval-tokens 200",
     "-m makemore.scratch.spirals": "--steps {steps}",
     "-m makemore.scratch.toys": "--steps {steps}",
     "-m makemore.scratch.skipgram": "--epochs 1",
