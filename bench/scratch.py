@@ -17,7 +17,7 @@ import torch
 from engine.config.flags import parse
 from engine.training.optimizers import make_optimizers
 from makemore.scratch import optimizers
-from makemore.scratch.compare import Pair, make_pair, torch_gradients
+from makemore.scratch.compare import Pair, make_pair, torch_step
 from makemore.scratch.options import TAPED, NumPyConfig
 from makemore.scratch.training import make_optimizer, step_gradients
 
@@ -39,23 +39,12 @@ def numpy_step(pair: Pair) -> Callable[[Any], None]:
     return step
 
 
-def torch_step(pair: Pair) -> Callable[[Any], None]:
-    all_optimizers = make_optimizers(cast(Any, pair.theirs), pair.config.optim)
-
-    def step(batches: Any) -> None:
-        torch_gradients(pair.theirs, batches)
-        torch.nn.utils.clip_grad_norm_(pair.theirs.parameters(), pair.config.optim.grad_clip)
-        for optimizer in all_optimizers:
-            optimizer.step()
-
-    return step
-
-
 def measure(flags: list[str], rounds: int) -> tuple[float, float]:
     """CPU seconds of a step in NumPy and in torch."""
     config, _ = parse(flags, NumPyConfig)
     pair = make_pair(config, np.float32)
-    steps = numpy_step(pair), torch_step(pair)
+    their_optimizers = make_optimizers(cast(Any, pair.theirs), pair.config.optim)
+    steps = numpy_step(pair), lambda batches: torch_step(pair, their_optimizers, batches, 1.0)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 3):
         batches = pair.batches()
