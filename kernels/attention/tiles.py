@@ -71,7 +71,8 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_NV, (16, 32, 64), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
         (("sm90",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)),
         (("sm80",), (128,), Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)),
-        (_HIP, (16, 32, 64, 128), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
+        (_HIP, (16, 32, 64), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
+        (_HIP, (128,), Tiles(64, 32, 4, 1), Tiles(32, 32, 4, 1)),
     ],
     (True, "dkv"): [
         (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(16, 32, 4, 2)),
