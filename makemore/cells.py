@@ -72,8 +72,9 @@ class LSTMCell(WrittenCell):
 
 
 class GRUCell(WrittenCell):
-    """The reset gate r scales the old vector before the candidate is made; the update gate z mixes the old vector and
-    the candidate. Cho et al. 2014."""
+    """The reset gate r scales what the old vector says of the candidate; the update gate z mixes the old vector and the
+    candidate. Cho et al. 2014, who reset the old vector before its product with the weights; torch, and this, after it.
+    """
 
     gates = 3
 
