@@ -1,5 +1,7 @@
-"""What this machine can run of the Triton kernels, and why not the rest: `python -m kernels`."""
+"""What this machine can run of the Triton kernels, and why not the rest: `python -m kernels`; with `--check`, whether
+what they compute is right."""
 
+import argparse
 import importlib.metadata
 import sys
 
@@ -16,10 +18,26 @@ OPERATIONS = {
 
 
 def main() -> int:
-    """Print the report; the exit code."""
-    if len(sys.argv) > 1:
-        print(f"usage: python -m kernels\n\n{__doc__}")
-        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    """Print the report, or with --check the differences; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="run each operation beside its reference in float64")
+    return check() if parser.parse_args().check else report()
+
+
+def check() -> int:
+    """Print how far each operation is from its reference; 2 where Triton cannot run."""
+    from kernels.check import print_differences
+
+    try:
+        print_differences()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report() -> int:
+    """Print what this machine can run."""
     print(
         f"torch {torch.__version__}, triton {importlib.metadata.version('triton') if HAS_TRITON else 'not installed'}"
     )
@@ -38,6 +56,7 @@ def main() -> int:
         print(f"  {operation:<22}{what}")
     print("\nauto takes torch: Triton was not yet measured to win anywhere")
     if HAS_TRITON:
+        print("python -m kernels --check sets each beside its reference in float64")
         print("python -m kernels.aot compiles all of them for sm_80, sm_90 and gfx942, without a GPU")
     return 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,23 @@ def test_the_report_says_what_this_machine_can_run():
     assert "cpu: none; they need a GPU" in report.stdout
     assert "cpu: all of them, in the interpreter" in program("kernels", interpret=True).stdout
     assert program("kernels", "--everything").returncode == 2
+
+
+def test_each_operation_is_as_near_to_its_reference_as_torch_is():
+    done = program("kernels", "--check", interpret=True)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^([a-z_]+)? +(output|gradient of \w+) +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
+    assert [operation for operation, *_ in found if operation] == [
+        "attention", "layer_norm", "rms_norm", "cross_entropy", "linear_cross_entropy",
+    ]  # fmt: skip
+    assert len(found) == 16 and all(float(triton) <= 2 * float(torch) < 1e-5 for _, _, triton, torch in found)
+    assert f"largest difference of Triton: {max((row[2] for row in found), key=float)}" in done.stdout
+
+
+def test_what_cannot_run_is_not_checked():
+    done = program("kernels", "--check")
+    assert done.returncode == 2 and "cannot run here: they need a GPU" in done.stderr
+    assert "TRITON_INTERPRET=1 runs them on the CPU" in done.stderr
 
 
 @pytest.mark.exhaustive
