@@ -1,6 +1,6 @@
 """Every operation in Triton and in torch, in float32, beside its reference in float64: `python -m kernels --check`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ class Case(NamedTuple):
     name: str
     run: Callable[..., Tensor]
     reference: Callable[..., Tensor]
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def cases(targets: Tensor) -> list[Case]:
