@@ -124,7 +124,9 @@ def measure(wanted: Iterable[Experiment], folder: Path, steps: int | None = None
     for each in wanted:
         (place := folder / each.key).mkdir()
         try:
-            ran[each.key] = run(each, place, steps)
+            # Two figures of the same commands are of one run of them.
+            same = (ran[key] for key in ran if known[key].command == each.command)
+            ran[each.key] = next(same, None) or run(each, place, steps)
             value = figure_of(each, ran[each.key])
             if not steps:
                 judge(each, value)

@@ -290,6 +290,17 @@ def test_a_trial_writes_nothing(tiny, cli):
     assert not results.PATH.exists()
 
 
+def test_two_figures_of_the_same_commands_are_of_one_run(tiny, monkeypatch, tmp_path):
+    (tmp_path / "coins.py").write_text("open('tosses', 'a').write('x'); print('heads 2 times, tails 3 times')\n")
+    monkeypatch.setattr(results, "PATH", tmp_path / "results.json")
+    tails = Experiment("tails", "python coins.py", r"tails (\d+)", 1, 50)
+    module = SimpleNamespace(__name__="docs.experiments.tiny", EXPERIMENTS=[COINS, tails], PICTURES=[])
+    monkeypatch.setattr(experiments, "modules", lambda: [module])
+    course.measure([Experiment(**COINS.__dict__ | {"figure": r"heads (\d+)"}), tails], tmp_path)
+    assert [path.read_text() for path in tmp_path.glob("*/tosses")] == ["x"]
+    assert {key: result.value for key, result in results.read().items()} == {"coins": 2, "tails": 3}
+
+
 def test_results_of_experiments_that_are_gone_go_too(tiny, tmp_path):
     assert results.read() == {}
     tiny(COINS)
