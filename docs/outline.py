@@ -54,9 +54,10 @@ def table() -> str:
     measured = results.read()
     rows = ["| | article | read | run |", "|---|---|---|---|"]
     for each in articles():
-        seconds = sum(measured[one.key].seconds for one in each.experiments if one.key in measured)
+        taken = {one.command: measured[one.key].seconds for one in each.experiments if one.key in measured}
         link = f"[{each.title}](articles/{each.path.name})"
-        rows.append(f"| {each.number} | {link} | {round(each.words / WORDS_A_MINUTE)} min | {_time(seconds)} |")
+        read, run = f"{round(each.words / WORDS_A_MINUTE)} min", _time(sum(taken.values()))
+        rows.append(f"| {each.number} | {link} | {read} | {run} |")
     return "\n".join(rows)
 
 
