@@ -11,7 +11,7 @@ import torch
 
 from engine.config.flags import parse
 from engine.run.load import load_run
-from makemore.scratch.compare import losses, losses_reversed, make_pair, table
+from makemore.scratch.compare import furthest, losses, losses_reversed, make_pair, table
 from makemore.scratch.options import OPTIMIZERS, TAPED, NumPyConfig
 from tests.conftest import NAMES, ROOT
 
@@ -79,6 +79,14 @@ def test_reversed_rows_change_no_more_than_the_rounding(names):
     _, theirs = losses(pair_of(names, *flags_of("cnn")), 20)
     again = losses_reversed(pair_of(names, *flags_of("cnn")), 20)
     assert again != theirs and max(abs(a - b) for a, b in zip(again, theirs, strict=True)) < 1e-9
+
+
+def test_the_weight_that_is_furthest_from_torch_s(names):
+    pair = pair_of(names, *flags_of("gru"))
+    assert furthest(pair)[1] == 0
+    pair.ours.parameters["wte.weight"][3, 1] += 0.5
+    pair.ours.parameters["lm_head.bias"][2] -= 0.25
+    assert furthest(pair) == ("wte.weight", pytest.approx(0.5))
 
 
 def losses_written(run) -> list[tuple[float | None, float]]:

@@ -1,8 +1,8 @@
 """A model in NumPy beside torch's, from the same weights on the same batches: `python -m makemore.scratch.compare`.
 
-Prints for every parameter how near the two gradients are, and then how near the losses of a training stay; at last how
-near torch's own stay in float32 where the rows of each batch are reversed, which is how much rounding alone can do.
-Takes the flags of `makemore.scratch.train`.
+Prints for every parameter how near the two gradients are, and then how near the losses of a training stay, and the
+weights; at last how near torch's own losses stay in float32 where the rows of each batch are reversed, which is how
+much rounding alone can do. Takes the flags of `makemore.scratch.train`.
 """
 
 import sys
@@ -124,10 +124,8 @@ def table(pair: Pair) -> str:
     wide = max(map(len, ours))
     found = [f"{'gradient by':<{wide}}  exact  close  largest difference"]
     for name, gradient in ours.items():
-        exact, close = (
-            np.array_equal(gradient, theirs[name]),
-            np.allclose(gradient, theirs[name], rtol=1e-9, atol=1e-12),
-        )
+        exact = np.array_equal(gradient, theirs[name])
+        close = np.allclose(gradient, theirs[name], rtol=1e-9, atol=1e-12)
         difference = np.abs(gradient - theirs[name]).max()
         found.append(f"{name:<{wide}}  {exact!s:<5}  {close!s:<5}  {difference:.1e}")
     return "\n".join(found)
@@ -137,14 +135,23 @@ def largest_difference(some: list[float], others: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(some, others, strict=True))
 
 
+def furthest(pair: Pair) -> tuple[str, float]:
+    """The parameter that differs most between the two models, and by how much."""
+    theirs = {name: p.detach().numpy() for name, p in pair.theirs.named_parameters()}
+    apart = {name: float(np.abs(ours - theirs[name]).max()) for name, ours in pair.ours.parameters.items()}
+    return max(apart.items(), key=lambda item: item[1])
+
+
 def main() -> int:
     config, _ = parse(sys.argv[1:], NumPyConfig, prog="python -m makemore.scratch.compare")
     print(table(make_pair(config, np.float64)))
     steps = min(MOST_STEPS, config.optim.steps or MOST_STEPS)
     for dtype in (np.float64, np.float32):
-        ours, theirs = losses(make_pair(config, dtype), steps)
-        apart = largest_difference(ours, theirs)
+        pair = make_pair(config, dtype)
+        ours, theirs = losses(pair, steps)
+        apart, (name, weights_apart) = largest_difference(ours, theirs), furthest(pair)
         print(f"{steps} losses in {np.dtype(dtype)}: from {ours[0]:.4f} to {ours[-1]:.4f}, at most {apart:.1e} apart")
+        print(f"  weights: at most {weights_apart:.1e} apart, in {name}")
     apart = largest_difference(theirs, losses_reversed(make_pair(config, np.float32), steps))
     print(f"torch beside itself in float32, the rows of each batch reversed: at most {apart:.1e}")
     return 0
