@@ -219,7 +219,7 @@ class LanguageModel(nn.Module):
         return 0
 
     def _nll(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """The same of logits (..., V)."""
+        """`nll` of logits (..., V)."""
         if options.keys() - {"label_smoothing"}:
             return cross_entropy(logits, targets, ignore_index=IGNORE, **options)
         logits = logits.reshape(-1, self.vocab_size)  # torch's own sum: its order gives the last bits
