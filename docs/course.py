@@ -80,7 +80,10 @@ def figure_of(wanted: Experiment, ran: Ran) -> float:
     if not wanted.figure.isidentifier():
         if not (found := re.findall(wanted.figure, ran.output, re.MULTILINE)):
             raise UserError(f"nothing in the output of '{wanted.lines[-1]}' matches {wanted.figure}")
-        return float(found[-1])
+        try:
+            return float(found[-1])
+        except ValueError as error:
+            raise UserError(f"{wanted.figure} finds '{found[-1]}', which is no number") from error
     if ran.run is None:
         raise UserError(f"'{wanted.lines[-1]}' made no run, whose {wanted.figure} is to be read")
     path = ran.run / "summary.json"

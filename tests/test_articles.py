@@ -247,6 +247,7 @@ def test_a_figure_in_its_interval_is_stored_and_said(tiny, tmp_path):
         ({"low": 40}, "12 heads is not between 40 and 50"),
         ({"figure": r"^tails +(\d+)"}, "nothing in the output of"),
         ({"figure": "val_loss"}, "made no run"),
+        ({"figure": r"^(heads)"}, "finds 'heads', which is no number"),
         ({"command": "python no_such.py"}, "ended with exit code 2"),
         ({"command": "train.py"}, "is no command of this project"),
     ],
