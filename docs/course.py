@@ -153,7 +153,6 @@ def draw(wanted: Iterable[Picture], ran: dict[str, Ran], folder: Path) -> list[P
             drawn.append(folder / f"{picture.name}.svg")
             runs = [str(run) for key in picture.of if (run := ran[key].run)]
             importlib.import_module(f"docs.figures.{picture.name}").main([*runs, "--out", str(drawn[-1])])
-            print(f"drew {picture.name}", flush=True)
     return drawn
 
 

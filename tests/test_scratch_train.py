@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,8 +11,12 @@ import pytest
 import torch
 
 from engine.config.flags import parse
+from engine.config.sections import Config
+from engine.config.settings import make
 from engine.run.load import load_run
+from makemore.scratch import sampling
 from makemore.scratch.compare import furthest, losses, losses_reversed, make_pair, table
+from makemore.scratch.models import MODELS
 from makemore.scratch.options import OPTIMIZERS, TAPED, NumPyConfig
 from tests.conftest import NAMES, ROOT
 
@@ -126,6 +131,33 @@ def test_counting_gives_the_table_of_train_py(cli, names, tmp_path):
     assert cli(COMMAND, *data, "--out", "ours").code == cli("train.py", *data, "--out", "theirs").code == 0
     ours, theirs = (load_run(tmp_path / name).model.state_dict() for name in ("ours", "theirs"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_keeps_what_was_learned(process, names, tmp_path, cli):
+    flags = ["--data", names, "--kind", "lines", *flags_of("gru"), "--steps", "1000000", "--eval-interval", "5"]
+    running = process(COMMAND, *flags, "--out", "run")
+    for line in running.stdout:
+        if line.startswith("step    10"):
+            running.send_signal(signal.SIGINT)
+            break
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and "python sample.py run, or go on with --init run" in out, err
+    assert cli("sample.py", "run", "--num", "2").code == 0
+
+
+def test_a_stream_goes_on_past_the_end_of_a_document():
+    ours = MODELS["mlp"](13, make(Config, {"model": "mlp", "order": 3, "norm": "none", "activation": "tanh"}).net)
+    ours.parameters["lm_head.bias"][ours.special.eos] = 1e3
+    rows, rng = np.full((2, 1), 7), np.random.default_rng(0)
+    assert sampling.generate(ours, rows, 9, 12, rng, ends=False).shape == (2, 10)
+    assert sampling.generate(ours, rows, 9, 12, rng).shape == (2, 2)
+
+
+def test_a_run_that_is_there_is_not_to_be_resumed(cli, names):
+    flags = ["--data", str(names), "--kind", "lines", *flags_of("mlp", "--steps", "2"), "--out", "run"]
+    assert cli(COMMAND, *flags).code == 0
+    ended = cli(COMMAND, *flags)
+    assert ended.code == 2 and "already exists; use --overwrite, or another --out" in ended.err
 
 
 def test_a_stream_and_its_sample(cli, tmp_path):

@@ -1,11 +1,14 @@
-"""The pictures of the articles: `python -m docs.figures.NAME RUN ...` draws docs/assets/pictures/NAME.svg."""
+"""The pictures of the articles: `python -m docs.figures.NAME RUN ...` draws NAME.svg."""
 
 import argparse
 import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data.disk import replace_file
+from data.errors import run_command
 
 PICTURES = Path(__file__).resolve().parent.parent / "assets/pictures"
 # Text stays text, and the ids in the file do not change from run to run.
@@ -16,10 +19,10 @@ def arguments(name: str, about: str | None, argv: list[str], runs: int = 1) -> t
     """The runs, of which there have to be so many, and the file to write, from the arguments of the picture `name`;
     `about` is its docstring."""
     module = name.split(".")[-1]
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=(about or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m docs.figures.{module}", description=about)
     if runs:
         parser.add_argument("runs", type=Path, nargs=runs, metavar="RUN", help="what it draws")
-    parser.add_argument("--out", type=Path, default=PICTURES / f"{module}.svg")
+    parser.add_argument("--out", type=Path, default=Path(f"{module}.svg"), help="the file to write")
     read = parser.parse_args(argv)
     return getattr(read, "runs", []), read.out
 
@@ -43,3 +46,14 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(content, format="svg", metadata={"Date": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content.getvalue())
+    print(f"drew {path}")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """The command of a picture; a mistake of the user ends in one message."""
+
+    def command() -> int:
+        main(sys.argv[1:])
+        return 0
+
+    sys.exit(run_command(command))

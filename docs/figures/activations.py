@@ -1,7 +1,5 @@
 """Activations, their derivatives, and the dead units of two ReLU runs: `python -m docs.figures.activations RUN RUN`."""
 
-import sys
-
 import torch
 
 from docs import figures, units
@@ -35,4 +33,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,6 +1,5 @@
 """The attention of a Transformer's heads over a line: `python -m docs.figures.attention_heads RUN`."""
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -48,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

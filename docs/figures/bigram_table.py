@@ -1,7 +1,5 @@
 """The table of a counted bigram model as a heat map: `python -m docs.figures.bigram_table RUN`."""
 
-import sys
-
 import numpy as np
 import torch
 
@@ -35,4 +33,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,6 @@
 """The confusion matrix of a classifier on its test examples: `python -m docs.figures.confusion RUN`."""
 
 import json
-import sys
 
 import numpy as np
 
@@ -27,4 +26,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,5 @@
 """The embeddings of an MLP's letters, two numbers each, in a plane: `python -m docs.figures.embedding_plane RUN`."""
 
-import sys
-
 from docs import figures
 from engine.run.load import load_run
 
@@ -33,4 +31,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

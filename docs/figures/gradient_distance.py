@@ -1,7 +1,5 @@
 """How much a letter some steps back still moves an RNN's loss: `python -m docs.figures.gradient_distance RUN`."""
 
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -58,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,6 @@
 """The gates of a GRU over a name, and the name's loss with the reset in either place: `python -m docs.figures.gru_gates
 RUN`."""
 
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -64,4 +63,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,6 @@
 """Exact match of a model that answers instructions, by task: `python -m docs.figures.instruct_tasks RUN`."""
 
 import json
-import sys
 
 from docs import figures
 
@@ -29,4 +28,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,8 +1,6 @@
 """How much a unit varies, by layer, before and after training: `python -m docs.figures.layer_spreads RUN ...` of six
 MLPs."""
 
-import sys
-
 from matplotlib.axes import Axes
 
 from docs import figures, units
@@ -39,4 +37,4 @@ def draw(axes: Axes, run: units.Run, model, style: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -2,7 +2,6 @@
 RNN TRANSFORMER`."""
 
 import json
-import sys
 
 from docs import figures
 
@@ -24,4 +23,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

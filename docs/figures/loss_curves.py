@@ -2,7 +2,6 @@
 draws seven runs."""
 
 import json
-import sys
 
 from docs import figures
 from engine.config.flags import config_of
@@ -31,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

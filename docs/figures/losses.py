@@ -3,8 +3,6 @@
 RUN is a model of names, TOYS the file that `python -m makemore.scratch.toys --out TOYS` writes.
 """
 
-import sys
-
 import numpy as np
 import torch
 
@@ -63,4 +61,4 @@ def of_letters(run) -> Array:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

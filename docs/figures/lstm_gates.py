@@ -1,7 +1,6 @@
 """The gates and the memory of an LSTM over a name, and how long the memory lasts: `python -m docs.figures.lstm_gates
 RUN`."""
 
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -63,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,6 @@
 """The tiles of attention's masks: which the kernels skip, which they mask, which are whole: `python -m
 docs.figures.mask_tiles`."""
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -61,4 +60,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

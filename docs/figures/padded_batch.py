@@ -1,7 +1,5 @@
 """Rows of a run's first batch, with their padding: `python -m docs.figures.padded_batch RUN`."""
 
-import sys
-
 import numpy as np
 
 from data.batches import IGNORE
@@ -37,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,5 @@
 """How far back CNNs see, by the gradient of their losses: `python -m docs.figures.receptive_field RUN RUN RUN`."""
 
-import sys
-
 import numpy as np
 import torch
 
@@ -50,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,8 +1,6 @@
 """What a perceptron and two layers say of the whole plane, over the steps: `python -m docs.figures.spirals FILE`, the
 file being the --out of makemore.scratch.spirals."""
 
-import sys
-
 import numpy as np
 
 from docs import figures
@@ -35,4 +33,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,8 +1,6 @@
 """The graph of `b = a + a; c = b + b`, as the tape of makemore/scratch/tape.py has it: `python -m
 docs.figures.tape_graph`."""
 
-import sys
-
 from docs import figures
 from makemore.scratch.tape import Tensor
 
@@ -41,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

@@ -1,7 +1,6 @@
 """Vectors of words and of letters, seen in the plane in which they vary most: `python -m docs.figures.word_planes
 VECTORS RUN`, the file of makemore.scratch.skipgram --out, and a run of train.py on names."""
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -54,4 +53,4 @@ def scatter(axes: Any, at: Any, words: list[str], colours: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    figures.run(main)

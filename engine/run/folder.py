@@ -54,22 +54,23 @@ def create(
     tokenizer: Tokenizer,
     data: dict[str, str],
     command: str = "python train.py",
+    can_resume: bool = True,
     **task: Any,
 ) -> Iterator[Path]:
     """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
     `overwrite`.
 
     `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
-    besides being a language model; `command` what makes it."""
+    besides being a language model; `command` what makes it, and whether that has --resume."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
             folder = _make_next_free("-".join([*task, config["model"], data["name"]]))
-        _check_free(folder, overwrite)
+        _check_free(folder, overwrite, can_resume)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(writing(folder))
-            _check_free(folder, overwrite)  # another process may have been faster
+            _check_free(folder, overwrite, can_resume)  # another process may have been faster
             _clear(folder)
             _describe(folder, config, tokenizer, data, {"command": command, **task})
             locked = stack.pop_all()
@@ -182,7 +183,7 @@ def _make_next_free(base: str) -> Path:
             n += 1
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def _check_free(folder: Path, overwrite: bool, can_resume: bool) -> None:
     """Raise UserError where `folder` is not free for a new run: it exists, and may not be overwritten."""
     if not folder.is_dir():
         is_free = not folder.exists()
@@ -193,7 +194,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if is_free:
         return
     if not overwrite:
-        raise UserError(f"{folder} already exists; use --resume to go on with it, --overwrite, or another --out")
+        go_on = "--resume to go on with it, " if can_resume else ""
+        raise UserError(f"{folder} already exists; use {go_on}--overwrite, or another --out")
     is_run = folder.is_dir() and (
         (folder / "config.json").is_file() or {path.name for path in folder.iterdir()} <= _names()
     )

@@ -10,14 +10,14 @@ from makemore.scratch.functions import Array, softmax
 MOST_LINES_TOKENS = 60  # of a line or document
 
 
-def generate(model: Model, rows: Array, count: int, context: int, rng: np.random.Generator) -> Array:
-    """`rows` (B, T) continued by `count` tokens, drawn from the model's probabilities: (B, T + count). A row that has
-    ended goes on with `<eos>`; a loss that was never trained on what comes after it does not matter."""
+def generate(model: Model, rows: Array, count: int, context: int, rng: np.random.Generator, ends: bool = True) -> Array:
+    """`rows` (B, T) continued by `count` tokens, drawn from the model's probabilities: (B, T + count), or fewer where
+    all rows have ended. A row that has ended goes on with `<eos>`; without `ends`, as in a stream, none does."""
     ended = np.zeros(len(rows), bool)
     for _ in range(count):
         probabilities, _ = softmax(model.logits(rows[:, -context:])[:, -1].astype(np.float64))
         drawn = (probabilities.cumsum(-1) > rng.random((len(rows), 1))).argmax(-1)
-        ended |= drawn == model.special.eos
+        ended |= ends & (drawn == model.special.eos)
         rows = np.concatenate([rows, np.where(ended, model.special.eos, drawn)[:, None]], 1)
         if ended.all():
             break
@@ -34,5 +34,5 @@ def lines(model: Model, tokenizer: Tokenizer, num: int, context: int, seed: int)
 def stream(model: Model, tokenizer: Tokenizer, start: str, count: int, context: int, seed: int) -> str:
     """The text of a stream that goes on after `start`."""
     rows = np.array([tokenizer.encode(start, "mask")])
-    drawn = generate(model, rows, count, context, np.random.default_rng(seed))
+    drawn = generate(model, rows, count, context, np.random.default_rng(seed), ends=False)
     return tokenizer.decode(drawn[0, rows.shape[1] :].tolist())

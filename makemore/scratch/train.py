@@ -67,7 +67,7 @@ def train(config: NumPyConfig, explicit: set[str]) -> Path:
             raise UserError(f"{config.run.init} does not fit: {error}") from error
     command = f"python {config.program}"
     with folder.create(
-        config.run.out, config.run.overwrite, stored(config), store.tokenizer, store.about, command
+        config.run.out, config.run.overwrite, stored(config), store.tokenizer, store.about, command, can_resume=False
     ) as path:
         print_notes(store.meta["notes"] + long_lines(config, store))
         size = sum(array.size for array in model.parameters.values())

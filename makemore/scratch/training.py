@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from data.batches import IGNORE, Batch, eval_batches
 from data.disk import replace_file
 from data.errors import UserError
@@ -39,7 +41,21 @@ class Training:
         self.belongs_to = identity(folder.read_facts(path), store.tokenizer)
 
     def run(self) -> None:
-        """All steps, with an evaluation every so many."""
+        """All steps, with an evaluation every so many. After Ctrl-C one more, so that what was learned is kept where it
+        is the best."""
+        try:
+            # What overflows ends in a loss that is not finite, which `step` says.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._run()
+        except KeyboardInterrupt:
+            print(self.evaluate())
+            print(
+                f"stopped at step {self.progress.step}; the weights of step {self.progress.best_step} are kept: "
+                f"{folder.sample_command(self.path)}, or go on with --init {self.path}"
+            )
+            raise
+
+    def _run(self) -> None:
         optim, progress = self.config.optim, self.progress
         with self.budget.bar() as bar:
             while True:
