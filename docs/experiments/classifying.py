@@ -18,8 +18,8 @@ EXPERIMENTS = [
     ),
     Experiment(
         "classify-from-names",
-        "python train.py --model gru --steps 400 --out names\n"
-        "python -m finetune.classify --init names --lr 3e-3 --steps 400",
+        "python train.py --model gru --steps 400 --out runs/names\n"
+        "python -m finetune.classify --init runs/names --lr 3e-3 --steps 400",
         MACRO_F1,
         0.56,
         0.70,

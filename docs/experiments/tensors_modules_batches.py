@@ -3,10 +3,10 @@
 from docs.experiments import Experiment, Picture
 
 COMPARED = "python -m makemore.scratch.compare --model mlp"
-WHOLE = "python train.py --model mlp --schedule constant --steps 300 --out whole"
+WHOLE = "python train.py --model mlp --schedule constant --steps 300 --out runs/whole"
 PARTS = """
-python train.py --model mlp --schedule constant --steps 100 --out parts
-python train.py --resume --steps 300 --out parts
+python train.py --model mlp --schedule constant --steps 100 --out runs/parts
+python train.py --resume --steps 300 --out runs/parts
 """
 
 EXPERIMENTS = [
