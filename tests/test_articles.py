@@ -105,6 +105,12 @@ def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article,
             shortly([*known & {*block.splitlines()}, *others], f"block-{i}")
 
 
+def test_a_picture_of_another_model_is_refused(cli):
+    ok(cli("train.py", "--model", "mlp", "--steps", 2, "--batch-size", 2, "--eval-tokens", 200, "--out", "run"))
+    refused(cli("-m docs.figures.gru_gates", "run"), "run is a mlp; this picture is of --model gru")
+    refused(cli("-m docs.figures.embedding_plane", "run"), "the plane takes --n-embd 2")
+
+
 def flags() -> set[str]:
     """Every flag that a command of this project has."""
     named = {name for cls in (Config, *TASKS.values()) for name in all_settings(cls)}

@@ -39,7 +39,7 @@ def files_of(floor: str) -> list[Path]:
 
 
 def floor_of(module: str) -> str:
-    """The floor of a module: the NumPy twins lie in makemore/, but stand on more."""
+    """The floor of a module: the models in NumPy lie in makemore/, but stand on more."""
     return "makemore/scratch" if f"{module}.".startswith("makemore.scratch.") else module.split(".")[0]
 
 

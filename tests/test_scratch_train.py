@@ -179,10 +179,10 @@ def test_torch_is_never_loaded(names, tmp_path, engine):
 
 REFUSED = [
     (["--model", "ngram"], "train.py --model ngram counts it"),
-    (["--optimizer", "muon"], "--optimizer muon has no twin in NumPy: there are sgd"),
+    (["--optimizer", "muon"], "--optimizer muon is not among the NumPy models: there are sgd"),
     (["--model", "mlp", "--activation", "gelu"], "no erf"),
-    (["--model", "mlp", "--norm", "rms"], "--norm rms has no twin in NumPy: there are none, batch, layer"),
-    (["--preset", "modern"], "has no twin in NumPy; train.py has it"),
+    (["--model", "mlp", "--norm", "rms"], "--norm rms is not among the NumPy models: there are none, batch, layer"),
+    (["--preset", "modern"], "is not among the NumPy models; train.py has it"),
     (["--positions", "rope"], "--positions means nothing"),
     (["--model", "cnn", "--engine", "tape"], "--engine tape has mlp, gru, transformer"),
     (["--model", "mlp", "--engine", "tape", "--dropout", "0.1"], "--engine hand has both"),
@@ -197,7 +197,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("flags", "message"), REFUSED, ids=lambda value: " ".join(value) if type(value) is list else ""
 )
-def test_what_has_no_twin_is_refused(cli, names, flags, message):
+def test_what_numpy_has_not_is_refused(cli, names, flags, message):
     ended = cli(COMMAND, "--data", str(names), "--kind", "lines", *flags, "--eval-tokens", "200")
     assert ended.code == 2 and message in re.sub(r"\s+", " ", ended.err), ended.err
     assert "Traceback" not in ended.err
@@ -210,5 +210,5 @@ def test_runs_of_the_two_commands_are_told_apart(cli, names):
     assert resumed.code == 2 and "start one from it with --init ours" in resumed.err
     assert cli("train.py", *data, "--steps", "2", "--batch-size", "4", "--out", "modern").code == 0
     refused = cli(COMMAND, *data, "--init", "modern")
-    assert refused.code == 2 and "has no twin in NumPy" in refused.err
+    assert refused.code == 2 and "is not among the NumPy models" in refused.err
     assert cli(COMMAND, *data, "--init", "nowhere").code == 2

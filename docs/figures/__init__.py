@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from data.disk import replace_file
-from data.errors import run_command
+from data.errors import UserError, run_command
+from engine.run.folder import read_facts
 
 PICTURES = Path(__file__).resolve().parent.parent / "assets/pictures"
 # Text stays text, and the ids in the file do not change from run to run.
 SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "charlm", "font.size": 10}
 
 
-def arguments(name: str, about: str | None, argv: list[str], runs: int = 1) -> tuple[list[Path], Path]:
+def arguments(
+    name: str, about: str | None, argv: list[str], runs: int = 1, model: str | None = None
+) -> tuple[list[Path], Path]:
     """The runs, of which there have to be so many, and the file to write, from the arguments of the picture `name`;
-    `about` is its docstring."""
+    `about` is its docstring. Raises UserError for a run of another family than `model`."""
     module = name.split(".")[-1]
     parser = argparse.ArgumentParser(prog=f"python -m docs.figures.{module}", description=about)
     if runs:
         parser.add_argument("runs", type=Path, nargs=runs, metavar="RUN", help="what it draws")
     parser.add_argument("--out", type=Path, default=Path(f"{module}.svg"), help="the file to write")
     read = parser.parse_args(argv)
-    return getattr(read, "runs", []), read.out
+    found = getattr(read, "runs", [])
+    for run in found if model else []:
+        if (family := read_facts(run)["config"]["model"]) != model:
+            raise UserError(f"{run} is a {family}; this picture is of --model {model}")
+    return found, read.out
 
 
 def new(width: float = 7.0, height: float = 4.2) -> Any:

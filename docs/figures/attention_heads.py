@@ -13,7 +13,7 @@ TEXT = "my lord, the king"
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="transformer")
     run = load_run(folder, device="cpu")
     layers: Any = run.model.h
     blocks = {1: layers[0], len(layers): layers[-1]}  # the first and the last, by number

@@ -8,7 +8,7 @@ from engine.run.load import load_run
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="bigram")
     run = load_run(folder, device="cpu")
     special, size = run.tokenizer.special, run.tokenizer.vocab_size
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """The embeddings of an MLP's letters, two numbers each, in a plane: `python -m docs.figures.embedding_plane RUN`."""
 
+from data.errors import UserError
 from docs import figures
 from engine.run.load import load_run
 
@@ -7,8 +8,10 @@ VOWELS = "aeiouy"
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="mlp")
     run = load_run(folder, device="cpu")
+    if (width := run.config.net.n_embd) != 2:
+        raise UserError(f"{folder} has embeddings of {width} numbers; the plane takes --n-embd 2")
     special = run.tokenizer.special
     table = run.model.wte.weight.detach().numpy()  # (V, 2)
     letters = {i: run.tokenizer.decode([i]) for i in range(len(table)) if i not in special.never_predicted}

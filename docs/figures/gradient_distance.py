@@ -34,7 +34,7 @@ def gradients(model: LanguageModel, tokens: Tensor, targets: Tensor) -> np.ndarr
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="rnn")
     run = load_run(folder, device="cpu")
     names = [name for name in (ROOT / "data/names.txt").read_text("utf-8").split() if len(name) >= LETTERS]
     rows = torch.tensor([run.prompt_ids(name)[: LETTERS + 1] for name in names[:200]])  # (B, LETTERS + 1)

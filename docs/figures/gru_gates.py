@@ -30,7 +30,7 @@ def read(weights: Mapping[str, Array], tokens: Array, before: bool = False) -> t
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="gru")
     run = load_run(folder, device="cpu")
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     special = run.tokenizer.special

@@ -28,7 +28,7 @@ def read(weights: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
 
 
 def main(argv: list[str]) -> None:
-    (folder,), out = figures.arguments(__spec__.name, __doc__, argv)
+    (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="lstm")
     run = load_run(folder, device="cpu")
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     parts = read(weights, np.array([run.tokenizer.special.bos, *run.tokenizer.encode(NAME)]))

@@ -26,7 +26,7 @@ def gradients(run: Run, text: str) -> np.ndarray:
 
 
 def main(argv: list[str]) -> None:
-    folders, out = figures.arguments(__spec__.name, __doc__, argv, runs=3)
+    folders, out = figures.arguments(__spec__.name, __doc__, argv, runs=3, model="cnn")
     text = "".join((ROOT / "data/names.txt").read_text("utf-8").split()[::7])
     figure = figures.new(7, 4)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The flags of `python -m makemore.scratch.train`: those of train.py that the twins in NumPy have. Imports no torch."""
+"""The flags of `python -m makemore.scratch.train`: those of train.py that NumPy's models have. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal
@@ -68,7 +68,7 @@ class NumPyConfig(Config[Net], Generic[Net]):
             raise UserError("an n-gram model has no gradients to write by hand: train.py --model ngram counts it")
         for name, value in self.fixed.items():
             if (asked := getattr(net, name, value)) != value:
-                raise UserError(f"{flag(name)} {asked} has no twin in NumPy; train.py has it")
+                raise UserError(f"{flag(name)} {asked} is not among the NumPy models; train.py has it")
         self._check_one_of("activation", tuple(ACTIVATIONS))
         self._check_one_of("norm", NORMS)
         self._check_one_of("optimizer", OPTIMIZERS)
@@ -81,7 +81,7 @@ class NumPyConfig(Config[Net], Generic[Net]):
         value = getattr(self.optim if name == "optimizer" else self.net, name, known[0])
         if value not in known:
             why = "; NumPy has no erf, which the exact GELU needs" if value == "gelu" else ""
-            raise UserError(f"{flag(name)} {value} has no twin in NumPy{why}: there are {', '.join(known)}")
+            raise UserError(f"{flag(name)} {value} is not among the NumPy models{why}: there are {', '.join(known)}")
 
     def _check_tape(self) -> None:
         from makemore.scratch.taped import ACTIVATIONS as ON_THE_TAPE

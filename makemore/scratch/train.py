@@ -40,7 +40,7 @@ def build(config: NumPyConfig, store: Store, dtype: Any = np.float32) -> Model:
 
 
 def read_parent(config: NumPyConfig, explicit: set[str]) -> tuple[Tokenizer, dict[str, Array]]:
-    """The tokenizer and the weights of the run that `--init` names. Raises UserError for one that has no twin."""
+    """The tokenizer and the weights of the run that `--init` names. Raises UserError for one of another model."""
     path, which = Path(config.run.init or ""), config.run.checkpoint or "best"
     facts = folder.read_facts(path)
     if folder.task_of(facts) is not None or checkpoint.find(path / "base"):
@@ -48,7 +48,7 @@ def read_parent(config: NumPyConfig, explicit: set[str]) -> tuple[Tokenizer, dic
     refuse_contradictions(config, explicit & shape(Config), facts["config"], set(), "--init")
     for name, value in config.fixed.items():
         if name in shape(Config) and facts["config"].get(name, value) != value:
-            raise UserError(f"{path} has {name} {facts['config'][name]}, which has no twin in NumPy")
+            raise UserError(f"{path} has {name} {facts['config'][name]}, which is not among the NumPy models")
     tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     check_identity(path / which, identity(facts, tokenizer))
     return tokenizer, checkpoint.load(path / which, ("model",), "numpy")[0]["model"]
