@@ -1,8 +1,9 @@
 """Batches out of a token store: endless training loaders that resume exactly, and the fixed windows of evaluation.
 
 A training loader holds no random generator between batches: the order of an epoch follows from (seed, epoch), so its
-whole state is two numbers. Every loader deals whole batches round-robin to `world` ranks. A batch is arrays of NumPy
-until it goes to a device: nothing here needs torch, which is imported only there.
+whole state is two numbers. Which items a batch has is one step, `deal`, and making it of them another, `batch`: of
+several processes each deals all batches and makes its own share of them. A batch is arrays of NumPy until it goes to a
+device: nothing here needs torch, which is imported only there.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,18 +59,40 @@ class Batch(NamedTuple, Generic[Numbers]):
         return self._replace(**tensors)  # type: ignore[return-value]  # it is of tensors now
 
 
+class Deal(NamedTuple):
+    """The items of one batch, and whether it is fresh, see `Batch`. `counts` is False for what only keeps a process
+    busy that has no share."""
+
+    items: Array  # (B,)
+    fresh: bool = True
+    counts: bool = True
+
+    def share(self, rank: int, world: int) -> "Deal":
+        """The consecutive items that process `rank` of `world` has, where the rows of a batch are divided. A batch may
+        have fewer rows than there are processes: then some have a row that does not count."""
+        items = np.array_split(self.items, world)[rank]
+        return self._replace(items=items) if len(items) else self._replace(items=self.items[:1], counts=False)
+
+
 class Loader:
     """An endless sequence of batches of `batch_size` items, in a new random order each epoch."""
 
-    def __init__(self, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+    def __init__(self, batch_size: int, seed: int):
+        self.batch_size, self.seed = batch_size, seed
         self.epoch, self.position = 0, 0
         self._order: Array | None = None
 
     def next(self) -> Batch[Array]:
-        """The next batch of this rank."""
-        items = self._take(self.batch_size * self.world)
-        return self._batch(items[self.rank * self.batch_size :][: self.batch_size])
+        """The next batch."""
+        return self.batch(self.deal())
+
+    def deal(self) -> Deal:
+        """The items of the next batch."""
+        return Deal(self._take(self.batch_size))
+
+    def batch(self, deal: Deal) -> Batch[Array]:
+        """The batch of these items."""
+        return self._batch(deal.items)._replace(fresh=deal.fresh)
 
     def state_dict(self) -> dict[str, int]:
         """The position of the loader: epoch, and item of the epoch."""
@@ -111,8 +134,8 @@ class Loader:
 class StreamLoader(Loader):
     """Windows of a stream: each epoch cuts the text at a new random phase and visits all windows in random order."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        super().__init__(batch_size, seed, rank, world)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
+        super().__init__(batch_size, seed)
         check_context(split, context)
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
@@ -130,18 +153,18 @@ class LaneLoader(Loader):
     """Consecutive windows along `batch_size` lanes of a stream, for truncated backpropagation through time: each
     batch continues the previous one, until the lanes end and a new epoch starts them at a new phase."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        super().__init__(batch_size, seed, rank, world)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
+        super().__init__(batch_size, seed)
         check_context(split, context)
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
-        self._lanes = batch_size * world
+        self._lanes = batch_size
         self._windows = (len(self.tokens) - 1) // (self._lanes * context)
         if not self._windows:
             fits = (len(self.tokens) - 1) // context
             raise UserError(
                 f"the training text of {len(self.tokens):,} tokens is too short for {self._lanes} lanes of context "
-                f"{context}; the largest --batch-size that fits is {fits // world}"
+                f"{context}; the largest --batch-size that fits is {fits}"
             )
 
     def _epoch_order(self, rng: np.random.Generator) -> Array:
@@ -150,9 +173,9 @@ class LaneLoader(Loader):
         starts = phase + lane * np.arange(self._lanes)[None, :] + self.context * np.arange(self._windows)[:, None]
         return starts.reshape(-1)
 
-    def next(self) -> Batch[Array]:
+    def deal(self) -> Deal:
         fresh = self.position == 0
-        return super().next()._replace(fresh=fresh)
+        return super().deal()._replace(fresh=fresh)
 
     def _batch(self, items: Array) -> Batch[Array]:
         return _windows(self.tokens.array(), items, self._offsets, self.special)
@@ -161,8 +184,8 @@ class LaneLoader(Loader):
 class LineLoader(Loader):
     """Lines with `<bos>` before and `<eos>` after them, padded to the longest of the batch."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        super().__init__(batch_size, seed, rank, world)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
+        super().__init__(batch_size, seed)
         self.tokens, self.special, self.pieces = split.tokens, split.special, cut_lines(split.offsets, context)
 
     def _epoch_order(self, rng: np.random.Generator) -> Array:

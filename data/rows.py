@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batches import IGNORE, Array, Batch, Loader
+from data.batches import IGNORE, Array, Batch, Deal, Loader
 
 WINDOW = 20  # batches: among so many at a time, rows are sorted by length
 EVAL_TOKENS = 8192  # of a batch in evaluation, padding included
@@ -44,22 +44,25 @@ class RowLoader(Loader):
     of 20 batches, and the batches are then shuffled. The last batch of an epoch may be smaller; no batch has rows of
     two epochs."""
 
-    def __init__(self, rows: Sequence[HasTokens], batch_size: int, seed: int, pad: int, rank: int = 0, world: int = 1):
-        super().__init__(batch_size, seed, rank, world)
+    def __init__(self, rows: Sequence[HasTokens], batch_size: int, seed: int, pad: int):
+        super().__init__(batch_size, seed)
         self.rows, self.pad = rows, pad
         self._lengths = np.array([len(row.tokens) for row in rows])
 
-    def next(self) -> Batch[Array]:
+    def deal(self) -> Deal:
         order = self._begin_epoch() if self._order is None else self._order
-        items = order[self.position : self.position + self.batch_size * self.world]
+        items = order[self.position : self.position + self.batch_size]
         self.position += len(items)
         if self.position == len(order):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        return collate([self.rows[i] for i in items[self.rank :: self.world]], self.pad)
+        return Deal(items)
+
+    def _batch(self, items: Array) -> Batch[Array]:
+        return collate([self.rows[i] for i in items], self.pad)
 
     def _epoch_order(self, rng: np.random.Generator) -> Array:
         order = rng.permutation(len(self.rows))
-        whole = self.batch_size * self.world
+        whole = self.batch_size
         batches = []
         for start in range(0, len(order), WINDOW * whole):
             window = order[start : start + WINDOW * whole]
@@ -89,13 +92,12 @@ def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
 
 def collate(rows: Sequence[HasTokens], pad: int) -> Batch[Array]:
     """One batch of `rows`, padded on the right; of pairs first all chosen rows, then all rejected ones, and a pair
-    counts as one token. Without rows, as a rank may be at an epoch's end, a batch of one row that predicts nothing."""
-    empty = Row(np.full(1, pad, np.int64), np.full(1, IGNORE, np.int64))
+    counts as one token."""
     pairs = [row for row in rows if isinstance(row, PairRow)]
     if pairs:
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         return _padded(both, pad)._replace(n_tokens=len(pairs))
-    return _padded([row for row in rows if not isinstance(row, PairRow)] or [empty], pad)
+    return _padded([row for row in rows if not isinstance(row, PairRow)], pad)
 
 
 def _padded(rows: list[Row], pad: int) -> Batch[Array]:

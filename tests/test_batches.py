@@ -133,12 +133,12 @@ def test_a_loader_goes_on_from_its_state_with_the_same_batches(kind, size, conte
 
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_ranks_together_are_the_one_rank(kind, world):
+def test_the_shares_of_all_processes_together_are_the_batch(kind, world):
     cls, make = LOADERS[kind]
-    whole = cls(make(90), 4, 2 * world, seed=5)
-    ranks = [cls(make(90), 4, 2, seed=5, rank=rank, world=world) for rank in range(world)]
+    one, other = (cls(make(90), 4, 2 * world, seed=5) for _ in range(2))
     for _ in range(40):
-        together, parts = whole.next(), [loader.next() for loader in ranks]
+        together, deal = one.next(), other.deal()
+        parts = [other.batch(deal.share(rank, world)) for rank in range(world)]
         assert [row for part in parts for row in scored(part)] == scored(together)
         assert sum(part.n_tokens for part in parts) == together.n_tokens
         assert {part.fresh for part in parts} == {together.fresh}
