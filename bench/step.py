@@ -49,9 +49,10 @@ def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
     lr = trainer.set_lr()
     batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.optim.grad_accum)])
     n_tokens = sum(batch.n_tokens for batch in batches)
-    nll_sum = timed("forward and backward", lambda: trainer.backward(batches, n_tokens))
+    parts = timed("forward and backward", lambda: [trainer.backward(batch, n_tokens) for batch in batches])
     norm = timed("clipping", trainer.clip)
-    timed("reading the loss", lambda: trainer.note_loss(lr, nll_sum, norm, n_tokens))
+    timed("reading the loss", lambda: trainer.losses.note(trainer.progress.step, lr, parts, norm, n_tokens))
+    trainer.losses.read()
     for optimizer in trainer.optimizers:
         timed(type(optimizer).__name__, optimizer.step)
         optimizer.zero_grad(set_to_none=True)

@@ -69,8 +69,10 @@ def outlive_readers() -> None:
 
 def run_command(main: Callable[[], int]) -> int:
     """Run `main` and return the exit code of the command: 2, with one message, for a mistake of the user or a file that
-    cannot be read or written; 130 for Ctrl-C."""
+    cannot be read or written; 130 for Ctrl-C. Of several processes that torchrun has started on a host one speaks."""
     _open_closed_streams()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        silence()
     for stream in (sys.stdout, sys.stderr):
         # Lines appear at once through a pipe too; characters that the encoding of the terminal lacks are escaped.
         if isinstance(stream, io.TextIOWrapper):  # a notebook has streams of its own
@@ -91,6 +93,11 @@ def run_command(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return 130
+
+
+def silence() -> None:
+    """Drop whatever this process prints from now on."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # as long as the process
 
 
 def is_fault(error: OSError) -> bool:

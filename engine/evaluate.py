@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from data.batches import IGNORE, Batch
+from engine.distributed.dealing import in_rounds
+from engine.distributed.ranks import ALONE, Ranks
 from engine.runtime import widest
 from engine.training.progress import Evaluation
 from makemore.base import LanguageModel
@@ -44,17 +46,29 @@ def evaluate_unless(
     batches: Callable[[], Iterator[Batch]],
     characters: np.ndarray,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Evaluation | None:
-    """`evaluate`; None where `stop()` became true in between."""
-    nll_sums, n_tokens, n_characters = [], 0, 0
-    with in_evaluation_mode(model):
+    """`evaluate`; None where `stop()` became true in between. Several processes (`ranks`) deal the batches among them:
+    each computes its own, and all get the same result, to the bit that of one process."""
+    nll_sums, n_batches, n_tokens, n_characters = [], 0, 0, 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal n_batches, n_tokens, n_characters
         for batch in batches():
-            if stop():
-                return None
+            n_batches += 1
             n_tokens += batch.n_tokens
             n_characters += int(characters[batch.targets[batch.targets != IGNORE]].sum())
+            yield batch
+
+    with in_evaluation_mode(model):
+        for batch in in_rounds(counted(), ranks):
+            if stop():
+                return None
             there = batch.to(device)
             state = None if there.prefix is None else model.start(there.prefix, None)
             out = model(there.tokens, there.targets, state, want_logits=False)
             nll_sums.append(out.nll_sum.to(widest(device)))
-    return Evaluation(float(torch.stack(nll_sums).sum()), n_tokens, n_characters)
+    each = torch.stack(nll_sums)  # (rounds,)
+    if ranks.world > 1:  # in the order of the batches, without what was repeated
+        each = torch.from_numpy(ranks.gather(each.tolist()).T.reshape(-1)[:n_batches].copy()).to(each)
+    return Evaluation(float(each.sum()), n_tokens, n_characters)

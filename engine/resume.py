@@ -28,12 +28,18 @@ def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable
     """Load the checkpoint to go on from: `last/`, or `best/` where the user says so (weights only). A run that was
     never saved begins: `keep` stores what its checkpoints leave out."""
     path = trainer.folder
+    if trainer.ranks.world > 1 and not trainer.draws_by_step:
+        raise UserError(
+            f"{path} was begun by an earlier version, whose dropout follows from what one process has drawn: go on "
+            "with it without torchrun"
+        )
     if config.run.checkpoint == "best":
         _restore_best(trainer)
     elif checkpoint.find(path / "last") is None and _was_never_saved(path):
         if config.run.init:  # the weights it started from are not in it
             raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
-        trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
+        if trainer.ranks.is_first:
+            trainer.metrics.cut_back(-1)  # nothing to go on from, so begin
         keep()
     else:
         assert trainer.belongs_to is not None  # a session gives it
@@ -51,7 +57,8 @@ def _restore_best(trainer: Trainer) -> None:
     facts = load_weights(trainer.model, best)
     step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]
     trainer.progress = Progress(step=step, evaluated=step, best_step=step, best_val=loss, best_bits=bits)
-    trainer.metrics.cut_back(step)
+    if trainer.ranks.is_first:
+        trainer.metrics.cut_back(step)
     warn(f"going on from {best} at step {step}: optimizer and data order start anew")
 
 

@@ -5,10 +5,12 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterable
 
 import torch
 
 from data.errors import UserError, nearest, warn
+from engine.distributed.ranks import ALONE, Ranks
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -125,14 +127,23 @@ def may_handle(signum: int) -> bool:
 
 
 class Signals:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP (a closed terminal) only raises a flag, and the second leaves
-    at once. What was inherited ignored, as under nohup, stays ignored; outside of the main thread Python has no
-    handlers, and signals are whoever's they were."""
+    """Inside, the first SIGINT, SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 (a scheduler's notice) only raises a
+    flag, and the second leaves at once. What was inherited ignored, as under nohup, stays ignored; outside of the main
+    thread Python has no handlers, and signals are whoever's they were.
 
-    HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    Several processes (`ranks`) act on what all of them know any to have received, and have no second signal: it would
+    tear the step of the others, and torchrun ends those that take too long."""
 
-    def __init__(self) -> None:
+    HANDLED = [
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGUSR1")
+        if hasattr(signal, name)
+    ]
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.received: int | None = None
+        self._agreed: int | None = None
 
     def __enter__(self) -> "Signals":
         self._before = {s: signal.signal(s, self._handle) for s in self.HANDLED if may_handle(s)}
@@ -142,13 +153,29 @@ class Signals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    @property
+    def agreed(self) -> int | None:
+        """The signal on which to stop, or None."""
+        return self.received if self.ranks.world == 1 else self._agreed
+
+    def agree(self, received: Iterable[float]) -> None:
+        """Take what each process has received (0: nothing)."""
+        self._agreed = self._agreed or next((int(signum) for signum in received if signum), None)
+
     def stop(self) -> bool:
-        return self.received is not None
+        """Whether to stop; every process asks at the same time."""
+        if self.ranks.world > 1:
+            self.agree(self.ranks.gather([self.received or 0])[:, 0])
+        return self.agreed is not None
 
     def _handle(self, signum: int, _frame) -> None:
-        if self.received is not None:
+        is_alone = self.ranks.world == 1
+        if self.received is not None and is_alone:
             os._exit(128 + signum)
+        if self.received is None and self.ranks.is_first:
+            # Straight to the descriptor, and without minding its end: the reader of a pipe may be gone by the same
+            # Ctrl-C.
+            with contextlib.suppress(OSError):
+                once_more = b"; once more to leave at once" if is_alone else b""
+                os.write(2, b"\nfinishing the step and saving" + once_more + b"\n")
         self.received = signum
-        # Straight to the descriptor, and without minding its end: the reader of a pipe may be gone by the same Ctrl-C.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nfinishing the step and saving; once more to leave at once\n")

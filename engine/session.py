@@ -18,6 +18,7 @@ from engine.config.checks import refuse_contradictions, refuse_useless, same_set
 from engine.config.sections import Config
 from engine.config.settings import marked, stored
 from engine.counting import count
+from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.resume import check_sizes_to_go_on, restore
 from engine.run import checkpoint, folder
 from engine.run.identity import identity
@@ -42,12 +43,17 @@ def run(task: Task, config: Any, explicit: set[str]) -> int:
 
 
 def train(task: Task, config: Any, explicit: set[str]) -> Path:
-    """Start the run that `config` describes, or go on with the one in `--out`. Returns its folder."""
-    return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
+    """Start the run that `config` describes, or go on with the one in `--out`, in all processes that torchrun has
+    started. Returns its folder."""
+    with together(runtime.Interrupted) as task.ranks:
+        check_processes(config, task.ranks)
+        return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
 
 
 def evaluate(task: Task, config: Any, explicit: set[str]) -> dict[str, Any]:
     """What the task measures of the run in `--out`."""
+    if processes() > 1:
+        raise UserError("--eval-only takes one process: leave out torchrun")
     threads.use(config.machine.threads if "threads" in explicit else None)
     return task.evaluate(config, explicit)
 
@@ -57,29 +63,28 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     device = _check_machine(config)
     config = threads.settle(config, explicit, device)
     parent = task.parent(config, explicit) if config.run.init else None
-    config, data = task.read(config, explicit, parent)
+    with task.ranks.one_first():  # of each host one prepares the text, and the others find it prepared
+        config, data = task.read(config, explicit, parent)
     torch.manual_seed(config.run.seed)
     model = task.build(config, data, parent)
     batches = task.batches(config, data, model)
     model = task.trained(config, data, model, None)
-    with folder.create(
-        config.run.out, config.run.overwrite, stored(config), data.tokenizer, data.about,
-        f"python {config.program}", **_named(config, task.facts(config, data)),
-    ) as path:  # fmt: skip
-        session = _session(task, config, data, model, batches, device, path, folder.read_facts(path))
+    with _new_folder(task, config, data) as (path, facts):
+        session = _session(task, config, data, model, batches, device, path, facts)
         print_notes(task.notes(config, data, parent))
         _introduce(session)
 
         if trainer := _trainer(session):
-            task.keep(session)
-        task.finish(session, _fit(session, trainer))
+            _keep(session)
+        _finish(session, _fit(session, trainer))
     return path
 
 
 def resume(task: Task, config: Any, explicit: set[str]) -> Path:
     """Go on with the run in `--out`: exactly from its `last/`, or from the weights of its `best/`."""
-    with _going_on(config, explicit) as (config, path, facts, tokenizer, device):
-        data = task.read_again(config, explicit, facts, tokenizer)
+    with _going_on(config, explicit, task.ranks) as (config, path, facts, tokenizer, device):
+        with task.ranks.one_first():
+            data = task.read_again(config, explicit, facts, tokenizer)
 
         def build() -> nn.Module:
             torch.manual_seed(config.run.seed)
@@ -93,11 +98,41 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
         session = _session(task, config, data, model, batches, device, path, facts)
 
         if trainer := _trainer(session):
-            restore(trainer, config, explicit, keep=lambda: task.keep(session))
-        _write_down(session, facts)
+            restore(trainer, config, explicit, keep=lambda: _keep(session))
+        if task.ranks.is_first:
+            _write_down(session, facts)
         _introduce(session)
-        task.finish(session, _fit(session, trainer))
+        _finish(session, _fit(session, trainer))
     return path
+
+
+@contextlib.contextmanager
+def _new_folder(task: Task, config: Any, data: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The directory of a new run, which the first process creates and locks, and its facts."""
+    with contextlib.ExitStack() as stack:
+        made = None
+        if task.ranks.is_first:
+            path = stack.enter_context(
+                folder.create(
+                    config.run.out, config.run.overwrite, stored(config), data.tokenizer, data.about,
+                    f"python {config.program}", **_named(config, task.facts(config, data)),
+                )
+            )  # fmt: skip
+            made = [str(path), folder.read_facts(path)]
+        path, facts = task.ranks.tell(made)
+        yield Path(path), facts
+
+
+def _keep(session: Session) -> None:
+    if session.task.ranks.is_first:
+        session.task.keep(session)
+    session.task.ranks.wait()
+
+
+def _finish(session: Session, progress: Progress) -> None:
+    if session.task.ranks.is_first:
+        session.task.finish(session, progress)
+    session.task.ranks.wait()
 
 
 def _session(
@@ -105,7 +140,19 @@ def _session(
     facts: dict[str, Any],
 ) -> Session:  # fmt: skip
     metrics = Metrics(path, config.machine.log, stored(config))
-    return Session(task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer))
+    return Session(
+        task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer), facts["format"]
+    )
+
+
+def check_processes(config: Any, ranks: Ranks) -> None:
+    """Raise UserError for what several processes cannot do together."""
+    if ranks.world == 1:
+        return
+    if config.net.is_counted:
+        raise UserError(f"--model {config.model} counts once, in one process: leave out torchrun")
+    if "-" in ([config.text.data] if isinstance(config.text.data, str) else config.text.data or []):
+        raise UserError("--data - reads standard input, which one process alone can: put the text into a file")
 
 
 def _introduce(session: Session) -> None:
@@ -124,7 +171,7 @@ def _named(config: Config, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _check_machine(config: Config) -> torch.device:
     check_log(config.machine.log)
-    device, _ = runtime.choose_device(config.machine.device)
+    device, _ = runtime.choose_device(device_for(config.machine.device))
     check_backends(config, device)
     return device
 
@@ -137,7 +184,7 @@ def _trainer(session: Session) -> Trainer | None:
     runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
     return Trainer(
         session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
-        lambda: session.task.extra_metrics(session), session.identity,
+        lambda: session.task.extra_metrics(session), session.identity, session.task.ranks, session.format,
     )  # fmt: skip
 
 
@@ -174,12 +221,15 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict[str, Any], Tokenizer, torch.device]]:
+def _going_on(
+    config: Any, explicit: set[str], ranks: Ranks
+) -> Iterator[tuple[Any, Path, dict[str, Any], Tokenizer, torch.device]]:
     """The run in `--out`, locked, checked and cleared up after a crash, to go on with: its configuration with the
     threads it uses, its folder, its facts, its tokenizer, and the device."""
     path = config.run.path
     folder.read_facts(path)  # no lock file where there is no run
-    with folder.writing(path):
+    with folder.writing(path) if ranks.is_first else contextlib.nullcontext():
+        ranks.wait()  # for the lock
         facts = folder.read_facts(path)  # again, now that nobody else changes it
         if (maker := facts.get("command", "")) and maker != f"python {config.program}":
             raise UserError(
@@ -194,5 +244,7 @@ def _going_on(config: Any, explicit: set[str]) -> Iterator[tuple[Any, Path, dict
         device = _check_machine(config)
         config = threads.settle(config, explicit, device, facts["config"])
         for name in ("base", "best", "last"):
-            checkpoint.settle(path / name)
+            if ranks.is_first:
+                checkpoint.settle(path / name)
+        ranks.wait()
         yield config, path, facts, folder.read_tokenizer(path, facts["vocab_size"]), device

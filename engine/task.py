@@ -11,6 +11,7 @@ from torch import nn
 
 from data.batches import Batch, Loader
 from data.tokenizers import Tokenizer
+from engine.distributed.ranks import ALONE, Ranks
 from engine.run.run import Run
 from engine.run.weights import keep_frozen
 from engine.training.metrics import Metrics
@@ -38,6 +39,7 @@ class Session:
     folder: Path
     metrics: Metrics
     identity: dict[str, Any]  # which run the checkpoints belong to
+    format: int  # of the run
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -46,7 +48,12 @@ class Session:
 
 class Task:
     """A kind of training; its methods stand in the order in which a new run calls them. `data` is whatever `read`
-    returns: it has a `tokenizer`, and `about`, its key, name, folder in the cache and start text."""
+    returns: it has a `tokenizer`, and `about`, its key, name, folder in the cache and start text.
+
+    `ranks`: the processes that train together. All of them do the same; `keep`, `extra_metrics` and `finish` are done
+    by the first one alone."""
+
+    ranks: Ranks = ALONE
 
     def parent(self, config: Any, explicit: set[str]) -> Run:
         """What `--init` names. Raises UserError for flags that contradict it."""

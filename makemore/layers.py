@@ -53,6 +53,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
+        self.total: Callable[[Tensor], Tensor] = _here  # of several processes: the sum over all
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
@@ -71,15 +72,20 @@ class BatchNorm(nn.Module):
         would have to be waited for."""
         x = widened(x).flatten(0, -2)  # (N, C)
         mask = x.new_ones(len(x), 1) if valid is None else not_padding(valid).flatten()[:, None].type_as(x)
-        n = mask.sum()
-        mean = (x * mask).sum(0) / n.clamp_min(1)
-        var = ((x - mean).square() * mask).sum(0) / n.clamp_min(1)
+        n = self.total(mask.sum())
+        mean = self.total((x * mask).sum(0)) / n.clamp_min(1)
+        var = self.total(((x - mean).square() * mask).sum(0)) / n.clamp_min(1)
         enough = n > 1
         mean, var = torch.where(enough, mean, self.running_mean), torch.where(enough, var, self.running_var)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(torch.where(enough, var * n / (n - 1), var), self.momentum)
         return mean, var
+
+
+def _here(total: Tensor) -> Tensor:
+    """A sum over what this process has."""
+    return total
 
 
 def not_padding(valid: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def test_a_long_text_is_cut_to_the_context_and_counted(cli, sms):
 def test_interrupted_and_resumed_equals_never_interrupted(cli, sms, tmp_path):
     flags = ("--data", sms, *QUICK, "--eval-interval", 10)
     assert cli(MODULE, *flags, "--out", "whole").code == 0
-    with at_call(RowLoader, "next", 12, TERM):
+    with at_call(RowLoader, "deal", 12, TERM):
         stopped = cli(MODULE, *flags, "--out", "run")
     assert stopped.code == 143 and "python -m finetune.classify --resume --out" in stopped.out
     assert cli(MODULE, "--resume", "--out", tmp_path / "run").code == 0

@@ -83,7 +83,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(cli, names, tmp_path):
     flags = ("--model", "gru", "--data", names, "--kind", "lines", *TINY["gru"], "--hash-ngrams", 3, "--hash-rows", 64)
     flags += ("--steps", 20, "--eval-interval", 5, "--batch-size", 8, "--grad-accum", 2)
     ok(cli("train.py", *flags, "--out", "whole"))
-    with at_call(Loader, "next", 15, TERM):
+    with at_call(Loader, "deal", 15, TERM):
         assert cli("train.py", *flags, "--out", "run").code == 143
     ok(cli("train.py", "--resume", "--out", tmp_path / "run"))
     assert left(tmp_path / "run") == left(tmp_path / "whole")

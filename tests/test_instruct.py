@@ -185,7 +185,7 @@ def test_ctrl_c_stops_a_reply_and_not_the_program(cli, greetings, tmp_path):
 def test_interrupted_and_resumed_equals_never_interrupted(cli, greetings, tmp_path):
     flags = ("--data", greetings, *TINY, "--steps", 20, "--eval-interval", 5, "--batch-size", 8, "--dropout", 0.1)
     ok(cli(MODULE, *flags, "--out", "whole"))
-    with at_call(RowLoader, "next", 8, TERM):
+    with at_call(RowLoader, "deal", 8, TERM):
         stopped = cli(MODULE, *flags, "--out", "run")
     assert stopped.code == 143 and "python -m finetune.instruct --resume --out" in stopped.out
     ok(cli(MODULE, "--resume", "--out", tmp_path / "run"))

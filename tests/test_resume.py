@@ -67,10 +67,10 @@ def everyday(case: tuple[str, dict]) -> bool:
 def test_interrupted_twice_equals_never_interrupted(cli, tmp_path, case):
     flags = dict(case[1], steps=8, grad_accum=2)
     ok(cli("train.py", *quick(case[0], **flags, out="straight")))
-    with at_call(Loader, "next", 7, TERM):  # in step 3, to be saved as 4, between two evaluations
+    with at_call(Loader, "deal", 7, TERM):  # in step 3, to be saved as 4, between two evaluations
         assert cli("train.py", *quick(case[0], **flags)).code == 128 + signal.SIGTERM
     assert facts(tmp_path / "run")["step"] == 4
-    with at_call(Loader, "next", 3, INT):  # in step 5, to be saved as 6, when an evaluation is due
+    with at_call(Loader, "deal", 3, INT):  # in step 5, to be saved as 6, when an evaluation is due
         assert cli(*RESUME).code == 128 + signal.SIGINT
     assert facts(tmp_path / "run")["step"] == 6
     ok(cli(*RESUME))
@@ -81,7 +81,7 @@ def test_interrupted_twice_equals_never_interrupted(cli, tmp_path, case):
 def test_a_carried_state_is_resumed_from_its_names_in_older_checkpoints(cli, tmp_path):
     flags = STREAM | {"carry_state": True, "mix_ngram": 3, "hash_ngrams": 2}
     ok(cli("train.py", *quick("lstm", **flags, out="straight")))
-    with at_call(Loader, "next", 4, TERM):
+    with at_call(Loader, "deal", 4, TERM):
         assert cli("train.py", *quick("lstm", **flags)).code == 128 + signal.SIGTERM
     last = tmp_path / "run/last"
     tensors, about = checkpoint.load(last, ("model", "trainer"))
@@ -107,7 +107,7 @@ def straight(cli):
 
 @pytest.mark.parametrize("nth", [1, 3, 4, 6])
 def test_a_signal_in_any_step(cli, tmp_path, straight, nth):
-    with at_call(Loader, "next", nth, TERM):
+    with at_call(Loader, "deal", nth, TERM):
         assert cli("train.py", *quick(**HARD)).code == 143
     assert facts(tmp_path / "run")["step"] == nth
     ok(cli(*RESUME))
@@ -135,7 +135,7 @@ def test_a_signal_around_an_evaluation_or_at_the_end(cli, tmp_path, straight, mo
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_leaves_at_once(cli, tmp_path, straight, signum):
-    with at_call(Loader, "next", 5, send(signum, times=2)):
+    with at_call(Loader, "deal", 5, send(signum, times=2)):
         stopped = cli("train.py", *quick(**HARD))
     assert stopped.code == 128 + signum
     assert "once more to leave at once" in stopped.err and "saved at step" not in stopped.out
@@ -169,7 +169,7 @@ def test_a_signal_after_the_reader_of_the_output_has_left(cli, tmp_path, straigh
             os.dup2(writer, stream)
         INT()
 
-    with at_call(Loader, "next", 5, leave):
+    with at_call(Loader, "deal", 5, leave):
         assert cli("train.py", *quick(**HARD)).code == 130
     assert facts(tmp_path / "run")["step"] == 5
     ok(cli(*RESUME))
@@ -210,7 +210,7 @@ def test_evaluating_differently_changes_nothing_in_the_training(cli, tmp_path, s
 
 
 def test_what_may_change_on_resuming_changes_nothing_in_the_training(cli, tmp_path, straight):
-    with at_call(Loader, "next", 2, TERM):
+    with at_call(Loader, "deal", 2, TERM):
         cli("train.py", *quick(**HARD))
     changed = ["--eval-interval", 1, "--eval-tokens", 99, "--patience", 40, "--device", "cpu", "--compile", "off"]
     ok(cli(*RESUME, *changed, "--steps", 6, "--log", "none"))
@@ -255,7 +255,7 @@ def test_a_flag_that_repeats_what_the_run_has_is_no_contradiction(cli):
 
 
 def test_metrics_are_cut_back_to_the_saved_step(cli, tmp_path, straight):
-    with at_call(Loader, "next", 5, TERM):
+    with at_call(Loader, "deal", 5, TERM):
         cli("train.py", *quick(**HARD))
     with open(tmp_path / "run/metrics.jsonl", "a") as file:  # written, but never saved; then torn
         file.write('{"step": 6, "train_loss": 1.0, "val_loss": 1.0}\n{"step": 9, "tra')
@@ -274,14 +274,14 @@ def test_lost_or_damaged_metrics_do_not_stop_a_run(cli, tmp_path, lines):
 @pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
 def test_without_its_cache_a_run_prepares_its_text_again(cli, tmp_path, kind):
     ok(cli("train.py", *quick(**kind, out="straight")))
-    with at_call(Loader, "next", 2, TERM):
+    with at_call(Loader, "deal", 2, TERM):
         cli("train.py", *quick(**kind))
     ok(cli(*RESUME, env={"CHARLM_CACHE": str(tmp_path / "another cache")}))
     assert left(tmp_path / "run") == left(tmp_path / "straight")
 
 
 def test_a_changed_text_is_refused(cli, tmp_path, names):
-    with at_call(Loader, "next", 2, TERM):
+    with at_call(Loader, "deal", 2, TERM):
         cli("train.py", *quick(**LINES))
     names.write_text("anna\nbob\nzoe\n")
     moved = {"CHARLM_CACHE": str(tmp_path / "another cache")}
@@ -294,7 +294,7 @@ def test_a_run_that_started_from_another_resumes(cli, tmp_path):
     ok(cli("train.py", *quick(**LINES, out="parent")))
     tune = ["train.py", "--init", "parent", "--data", "names.txt", "--kind", "lines", "--steps", 4, "--batch-size", 4]
     ok(cli(*tune, "--out", "straight"))
-    with at_call(Loader, "next", 2, TERM):
+    with at_call(Loader, "deal", 2, TERM):
         cli(*tune, "--out", "run")
     shutil.rmtree(tmp_path / "parent")
     ok(cli(*RESUME))

@@ -27,8 +27,10 @@ FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
     3: "optimizer state by parameter name (engine/training/state.py); config.json has its family's settings alone",
+    4: "dropout follows from the seed, the step and the micro-batch (engine/training/trainer.py)",
 }
-FORMAT = max(FORMATS)  # what is written; older ones are read for ever
+FORMAT = max(FORMATS)  # of a new run; older ones are read for ever
+DRAWS_BY_STEP = 4  # a run of an older format draws its dropout as it did, and is not rewritten as one of this
 MAX_VOCABULARY = 1 << 24
 _FACTS = {
     "format": Whole(1),
@@ -109,8 +111,9 @@ def _describe(
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Replace `config.json`."""
-    replace_file(folder / "config.json", json.dumps(facts | {"format": FORMAT}, indent=1).encode())
+    """Replace `config.json`. A run of an older format becomes one of format 3, the last that trains as it does."""
+    written = max(facts["format"], DRAWS_BY_STEP - 1)
+    replace_file(folder / "config.json", json.dumps(facts | {"format": written}, indent=1).encode())
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The limits of a training, in steps and minutes: how much of them is used, and the progress bar."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from tqdm import tqdm
@@ -22,9 +23,11 @@ class Budget:
         self.steps, self.seconds, self.progress = config.steps, 60 * (config.minutes or 0), progress
         self._began = time.perf_counter() - progress.elapsed
 
-    def read_clock(self) -> None:
-        """Update the elapsed time. Between two calls `time_used` does not change."""
-        self.progress.elapsed = time.perf_counter() - self._began
+    def read_clock(self, agree: Callable[[float], float] = float) -> None:
+        """Update the elapsed time; `agree` gives the one that counts, where it decides anything, of several clocks.
+        Between two calls `time_used` does not change."""
+        elapsed = time.perf_counter() - self._began
+        self.progress.elapsed = agree(elapsed) if self.seconds else elapsed
 
     @property
     def time_used(self) -> float:

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import Batch, Loader
+from data.batches import Batch, Deal, Loader
 from data.end_to_end import end_to_end
 from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
+from engine.distributed.dealing import Dealing, has_statistics, share_statistics
+from engine.distributed.gradients import GradientSum
+from engine.distributed.ranks import ALONE, Ranks
 from engine.evaluate import evaluate_unless
 from engine.run import checkpoint
+from engine.run.folder import DRAWS_BY_STEP, FORMAT
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
+from engine.training.losses import Losses
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
 from engine.training.progress import Evaluation, Progress
@@ -31,7 +36,6 @@ from engine.training.state import TRAINER_FACTS, load_optimizer_state, optimizer
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 
-CHECK_EVERY = 20  # steps between two checks of the loss on a GPU, which each wait for the GPU
 OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
@@ -39,7 +43,8 @@ class Trainer:
     """Trains `model` on the batches of `loader` as `config` says, evaluates, saves into `folder`, and resumes exactly.
 
     `belongs_to`: the identity of the run, stored in every checkpoint. `extra_metrics` returns further metrics of an
-    evaluation, by their names in `metrics.jsonl`."""
+    evaluation, by their names in `metrics.jsonl`. `ranks`: the processes that train it together, of which the first one
+    writes. `run_format`: that of the run, which says where dropout comes from."""
 
     def __init__(
         self,
@@ -53,10 +58,13 @@ class Trainer:
         metrics: Metrics,
         extra_metrics: Callable[[], dict[str, float]] = dict,
         belongs_to: dict[str, Any] | None = None,
+        ranks: Ranks = ALONE,
+        run_format: int = FORMAT,
     ):
         self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
         self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
         self.extra_metrics, self.belongs_to = extra_metrics, belongs_to
+        self.ranks, self.draws_by_step = ranks, run_format >= DRAWS_BY_STEP
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
         self.optimizers = make_optimizers(model, config.optim)
@@ -65,22 +73,30 @@ class Trainer:
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
-        self._unchecked: list[tuple[int, float, Tensor, float]] = []
+        self.dealing = Dealing(config.optim, self.carries_state or has_statistics(model), ranks)
+        self.gradients: GradientSum | None = None
+        if ranks.world > 1:
+            self.gradients = GradientSum(self.clipped, [p for p in sparse.values() if p.requires_grad], ranks)
+            share_statistics(model)
+        self.losses = Losses(ranks, device)
+        self.signals = runtime.Signals(ranks)
 
     def train(self) -> None:
         """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted, after saving, on a
         signal, and UserError when the loss is not finite."""
         self.model.train()
         self.budget = Budget(self.config.optim, self.progress)
-        with runtime.Signals() as signals, self.budget.bar() as self.bar:
+        self.signals = runtime.Signals(self.ranks)
+        with self.signals, self.budget.bar() as self.bar:
             while True:
-                self.budget.read_clock()
+                self.budget.read_clock(self.ranks.first)
                 if self._evaluation_is_due():
-                    self._evaluate_and_save(signals)
-                if signals.received is not None:
+                    self._evaluate_and_save()
+                if self.signals.agreed is not None:
                     self._check_losses()
                     self.save_last()
-                    raise runtime.Interrupted(signals.received)
+                    self.ranks.wait()  # torchrun ends all where one has left
+                    raise runtime.Interrupted(self.signals.agreed)
                 if self.budget.used >= 1 or self._is_out_of_patience():
                     return
                 self.step()
@@ -90,34 +106,57 @@ class Trainer:
         """One optimizer step, on as many batches as it accumulates."""
         started = time.perf_counter()
         lr = self.set_lr()
-        batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
-        divisor = sum(batch.divisor for batch in batches)
-        nll_sum = self.backward(batches, divisor)
-        norm = self.clip()
-        self.note_loss(lr, nll_sum, norm, divisor)
+        shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.grad_accum)])
+        batches = [self.loader.batch(share.deal) for share in shares]
+        divisor, n_tokens = self._of_the_step(batches, [share.deal for share in shares])
+        parts = []
+        for share, batch in zip(shares, batches, strict=True):
+            self.seed(share.micro_batch, share.part)
+            parts.append(self.backward(batch, divisor if share.deal.counts else math.inf))
+        if self.gradients is not None:
+            self.gradients.finish()
+        self.losses.note(self.progress.step, lr, parts, self.clip(), divisor)
+        if self.losses.is_due:
+            self._check_losses()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.tokens += sum(batch.n_tokens for batch in batches)
+        self.progress.tokens += n_tokens
         self.progress.seconds += time.perf_counter() - started
 
-    def backward(self, batches: list[Batch], divisor: float) -> Tensor:
-        """Compute the gradients of the mean loss over all targets of the step: the sum of their losses, which it
-        returns, over `divisor`, the sum of their weights."""
-        nll_sum = torch.zeros((), device=self.device)
-        for batch in batches:
-            batch = (end_to_end(batch) if self._takes_packed() else batch).to(self.device)
-            state = self._start(batch) if batch.fresh else self.carried
-            with self.autocast:
-                options = {"weight": batch.weight, "starts": batch.starts}
-                options = {name: value for name, value in options.items() if value is not None}
-                out = self.model(batch.tokens, batch.targets, state, want_logits=False, **options)
-            (out.nll_sum / (divisor or 1)).backward()
-            nll_sum += out.nll_sum.detach()
-            if self.carries_state:
-                self.carried = {name: vector.detach() for name, vector in out.state.items()}
-        return nll_sum
+    def _of_the_step(self, batches: list[Batch], deals: list[Deal]) -> tuple[float, int]:
+        """What the summed loss of the step is divided by, and its number of tokens, over all processes: one message,
+        which also says what signals they have received."""
+        counted = [(b.divisor, b.n_tokens) if deal.counts else (0, 0) for b, deal in zip(batches, deals, strict=True)]
+        if self.ranks.world == 1:
+            return sum(divisor for divisor, _ in counted), sum(n for _, n in counted)
+        everyone = self.ranks.gather([self.signals.received or 0, *(number for pair in counted for number in pair)])
+        self.signals.agree(everyone[:, 0])
+        in_order = everyone[:, 1:].reshape(self.ranks.world, -1, 2).swapaxes(0, 1).reshape(-1, 2)
+        return sum(in_order[:, 0].tolist()), int(in_order[:, 1].sum())
+
+    def seed(self, micro_batch: int, part: int) -> None:
+        """Draw the dropout of a micro-batch, or of a part of its rows, from a generator that follows from the run's
+        seed and from where the training is: nothing has to be stored, and any number of processes drops the same."""
+        if self.draws_by_step:
+            words = np.random.SeedSequence((self.config.run.seed, self.progress.step, micro_batch, part))
+            torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+    def backward(self, batch: Batch, divisor: float) -> Tensor:
+        """Add the gradient of a batch's summed loss over `divisor`, that of the whole step, and return that sum."""
+        batch = (end_to_end(batch) if self._takes_packed() else batch).to(self.device)
+        state = self._start(batch) if batch.fresh else self.carried
+        with self.autocast:
+            options = {"weight": batch.weight, "starts": batch.starts}
+            options = {name: value for name, value in options.items() if value is not None}
+            out = self.model(batch.tokens, batch.targets, state, want_logits=False, **options)
+        (out.nll_sum / (divisor or 1)).backward()
+        if self.gradients is not None:
+            self.gradients.round()
+        if self.carries_state:
+            self.carried = {name: vector.detach() for name, vector in out.state.items()}
+        return out.nll_sum.detach() if math.isfinite(divisor) else torch.zeros_like(out.nll_sum)
 
     def _takes_packed(self) -> bool:
         """Whether the model takes rows laid end to end; what is fine-tuned may be another kind of model."""
@@ -142,27 +181,18 @@ class Trainer:
             return None
         return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
 
-    def note_loss(self, lr: float, nll_sum: Tensor, norm: Tensor | None, divisor: float) -> None:
-        """Add a step's loss to the progress, on a GPU a few steps later."""
-        # An infinite gradient ruins the weights even where the loss is finite: it counts as a non-finite loss.
-        checked = nll_sum if norm is None else torch.where(torch.isfinite(norm), nll_sum, norm)
-        self._unchecked.append((self.progress.step, lr, checked, divisor))
-        if self.device.type == "cpu" or len(self._unchecked) >= CHECK_EVERY:
-            self._check_losses()
-
     def _check_losses(self) -> None:
-        progress = self.progress
-        for step, lr, nll_sum, divisor in self._unchecked:
-            value = float(nll_sum)
-            if not math.isfinite(value):
-                raise self._diverged(step, lr, "training loss")
-            progress.nll_sum += value
-            progress.nll_tokens += divisor
-        if self._unchecked:
-            *_, last, divisor = self._unchecked[-1]
+        """Add the losses that were not read yet to the progress. Raises UserError for one that is not finite."""
+        progress, losses = self.progress, self.losses.read()
+        for loss in losses:
+            if not math.isfinite(loss.nll_sum):
+                raise self._diverged(loss.step, loss.lr, "training loss")
+            progress.nll_sum += loss.nll_sum
+            progress.nll_tokens += loss.divisor
+        if losses:
+            last = losses[-1].nll_sum / (losses[-1].divisor or 1)
             rate = progress.tokens / progress.seconds if progress.seconds else 0
-            self.bar.set_postfix_str(f"loss {float(last) / (divisor or 1):.3f}, {rate:,.0f} tokens/s", refresh=False)
-        self._unchecked.clear()
+            self.bar.set_postfix_str(f"loss {last:.3f}, {rate:,.0f} tokens/s", refresh=False)
 
     def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
         last = checkpoint.find(self.folder / "last")
@@ -182,12 +212,14 @@ class Trainer:
     def _is_out_of_patience(self) -> bool:
         return self.config.optim.patience is not None and self.progress.worse >= self.config.optim.patience
 
-    def _evaluate_and_save(self, signals: runtime.Signals) -> None:
+    def _evaluate_and_save(self) -> None:
         """Evaluate, write a line of metrics, save `best/` where the loss is the lowest so far, and `last/`. A signal
         during the evaluation leaves all of it out."""
         self._check_losses()
         with self.autocast:
-            evaluation = evaluate_unless(signals.stop, self.model, self.val_batches, self.characters, self.device)
+            evaluation = evaluate_unless(
+                self.signals.stop, self.model, self.val_batches, self.characters, self.device, self.ranks
+            )
         if evaluation is None:
             return
         progress = self.progress
@@ -202,9 +234,10 @@ class Trainer:
             progress.best_val, progress.best_bits = evaluation.loss, evaluation.bits_per_char
             progress.best_step = progress.step
         progress.worse = 0 if is_best else progress.worse + 1
-        extra = self.extra_metrics()
-        self._write_metrics(evaluation, extra)
-        self.budget.read_clock()
+        extra = self.extra_metrics() if self.ranks.is_first else {}
+        if self.ranks.is_first:
+            self._write_metrics(evaluation, extra)
+        self.budget.read_clock(self.ranks.first)
         if is_best:
             self.save_best(evaluation)
         self.save_last()
@@ -238,21 +271,24 @@ class Trainer:
 
     def save_best(self, evaluation: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
-        checkpoint.save(self.folder / "best", {"model": trained_weights(self.model)}, facts, self.belongs_to)
+        self._save("best", {"model": trained_weights(self.model)}, facts)
 
     def save_last(self) -> None:
         tensors, facts = self.state()
-        parts = {"model": trained_weights(self.model), "trainer": tensors}
-        checkpoint.save(self.folder / "last", parts, facts, self.belongs_to)
+        self._save("last", {"model": trained_weights(self.model), "trainer": tensors}, facts)
+
+    def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            checkpoint.save(self.folder / name, tensors, facts, self.belongs_to)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state that `resume` loads besides the weights: tensors by name, and JSON."""
-        tensors = {"rng.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        moments, numbers = optimizer_state(self.model, self.optimizers)
-        tensors |= moments
-        for name, vector in (self.carried or {}).items():
+        tensors, numbers = optimizer_state(self.model, self.optimizers)
+        if not self.draws_by_step:
+            tensors["rng.cpu"] = torch.get_rng_state()
+            if self.device.type == "cuda":
+                tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, vector in self.dealing.whole(self.carried).items():
             tensors[f"carried.{name}"] = vector
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
         return tensors, {"step": self.progress.step, "val_loss": None, **facts}
@@ -267,7 +303,8 @@ class Trainer:
             self.progress = Progress(**facts["progress"])
             self.loader.load_state_dict(facts["loader"])
             load_optimizer_state(self.model, self.optimizers, stored | facts["optimizer"])
-            torch.set_rng_state(stored["rng.cpu"])
+            if not self.draws_by_step:
+                torch.set_rng_state(stored["rng.cpu"])
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
         if self.device.type == "cuda" and "rng.cuda" in stored:
@@ -276,5 +313,6 @@ class Trainer:
         for name, vector in under(stored, "carried.").items():
             *path, part = name.split(".")  # of a mixture's neural model: neural.history
             carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
-        self.carried = carried or None
-        self.metrics.cut_back(self.progress.evaluated)
+        self.carried = self.dealing.own(carried) or None
+        if self.ranks.is_first:
+            self.metrics.cut_back(self.progress.evaluated)

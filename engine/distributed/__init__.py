@@ -1,0 +1,1 @@
+"""Several processes of one training: the only folder that knows torch.distributed."""

@@ -1,0 +1,112 @@
+"""Which part of a step each process computes: whole micro-batches, else rows of each."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.batches import Batch, Deal
+from data.errors import UserError
+from engine.config.sections import Optim
+from engine.distributed.ranks import Ranks, all_gather
+from makemore.base import State
+from makemore.layers import BatchNorm
+
+
+class Share(NamedTuple):
+    """A micro-batch that a process computes: its number in the step, and which part of its rows (0: the first, or
+    all)."""
+
+    micro_batch: int
+    part: int
+    deal: Deal
+
+
+class Dealing:
+    """How the steps of `optim` are divided among the processes. Where `--grad-accum` divides by their number, each gets
+    whole micro-batches; else, and where one micro-batch needs to know the one before (`in_order`), its rows are
+    divided.
+
+    Raises UserError for sizes that do not divide."""
+
+    def __init__(self, optim: Optim, in_order: bool, ranks: Ranks):
+        self.ranks = ranks
+        n, batch, accum = ranks.world, optim.batch_size, optim.grad_accum
+        self.by_rows = n > 1 and (in_order or accum % n > 0)
+        if self.by_rows and batch % n:
+            fits = (
+                f"--batch-size {batch // n * n or n} or {(batch // n + 1) * n}" if batch >= n else f"--batch-size {n}"
+            )
+            micro = "" if in_order else f", or --grad-accum {n * -(-accum // n)} (of whole batches)"
+            raise UserError(
+                f"{n} processes cannot divide a step of {accum} batch{'es' * (accum > 1)} of {batch} rows evenly; "
+                f"what fits: {fits}{micro}"
+            )
+
+    def shares(self, deals: list[Deal]) -> list[Share]:
+        """What this process computes of a step."""
+        rank, world = self.ranks.rank, self.ranks.world
+        if self.by_rows:
+            return [Share(n, rank, deal.share(rank, world)) for n, deal in enumerate(deals)]
+        return [Share(n, 0, deals[n]) for n in range(rank, len(deals), world)]
+
+    def whole(self, state: State | None) -> State:
+        """A carried state with the rows of all processes."""
+        if not self.by_rows:
+            return state or {}
+        return {name: _joined(rows, self.ranks.world) for name, rows in sorted((state or {}).items())}
+
+    def own(self, state: State) -> State:
+        """The rows of a carried state that this process has."""
+        if not self.by_rows:
+            return state
+        return {name: rows.tensor_split(self.ranks.world)[self.ranks.rank] for name, rows in state.items()}
+
+
+def in_rounds(batches: Iterable[Batch], ranks: Ranks) -> Iterator[Batch]:
+    """The batches of evaluation of this process, every so manieth. Where the last ones are too few, a process without
+    one repeats another's: all do the same number of steps."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == ranks.world:
+            yield group[ranks.rank]
+            group = []
+    if group:
+        yield group[ranks.rank if ranks.rank < len(group) else 0]
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Have batch norms take their statistics over the rows of all processes."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.total = _AllReduce.apply
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether the model takes statistics of whole batches."""
+    return any(isinstance(module, BatchNorm) for module in model.modules())
+
+
+def _joined(rows: Tensor, world: int) -> Tensor:
+    everyone = rows.new_empty(len(rows) * world, *rows.shape[1:])
+    all_gather(everyone, rows.contiguous())
+    return everyone
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
