@@ -54,7 +54,9 @@ def _restore_best(trainer: Trainer) -> None:
     best = trainer.folder / "best"
     assert trainer.belongs_to is not None
     check_identity(best, trainer.belongs_to)
-    facts = load_weights(trainer.model, best)
+    facts = load_weights(trainer.plain, best)
+    if trainer.sharded is not None:
+        trainer.sharded.spread()
     step, loss, bits = facts["step"], facts["val_loss"], facts["val_bits_per_char"]
     trainer.progress = Progress(step=step, evaluated=step, best_step=step, best_val=loss, best_bits=bits)
     if trainer.ranks.is_first:

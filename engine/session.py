@@ -19,6 +19,7 @@ from engine.config.sections import Config
 from engine.config.settings import marked, stored
 from engine.counting import count
 from engine.distributed.ranks import Ranks, device_for, processes, together
+from engine.distributed.sharding import Sharded
 from engine.resume import check_sizes_to_go_on, restore
 from engine.run import checkpoint, folder
 from engine.run.identity import identity
@@ -129,8 +130,18 @@ def _keep(session: Session) -> None:
     session.task.ranks.wait()
 
 
+def _extra_metrics(session: Session) -> dict[str, float]:
+    """What the task measures, of weights that `--shard` leaves on the CPU."""
+    session.model.to(session.device)
+    measured = session.task.extra_metrics(session)
+    if session.config.machine.shard:
+        session.model.cpu()
+    return measured
+
+
 def _finish(session: Session, progress: Progress) -> None:
     if session.task.ranks.is_first:
+        session.model.to(session.device)
         session.task.finish(session, progress)
     session.task.ranks.wait()
 
@@ -181,10 +192,16 @@ def _trainer(session: Session) -> Trainer | None:
     loader, val_batches, characters = session.batches
     if loader is None:
         return None
-    runtime.move_and_compile(session.model, session.device, session.config.machine.compile)
+    ranks, sharded = session.task.ranks, None
+    if session.config.machine.shard:
+        if ranks.world == 1:
+            raise UserError("--shard divides a model among several processes: start them with torchrun")
+        sharded = Sharded(session.model, ranks, session.device)
+    trained = sharded.model if sharded else session.model
+    runtime.move_and_compile(trained, session.device, session.config.machine.compile)
     return Trainer(
         session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
-        lambda: session.task.extra_metrics(session), session.identity, session.task.ranks, session.format,
+        lambda: _extra_metrics(session), session.identity, ranks, session.format, sharded,
     )  # fmt: skip
 
 

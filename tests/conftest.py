@@ -15,6 +15,7 @@ import gc
 import importlib
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -85,20 +86,49 @@ def cli(tmp_path, monkeypatch):
     """`cli("train.py", "--steps", 3, stdin=b"", env={})` runs a script of the project in a process of its own, in
     `tmp_path`, and returns its exit code and output. The process is forked from this one, where torch is loaded."""
     monkeypatch.chdir(tmp_path)
+    return lambda script, *args, **how: Forked(tmp_path, script, *args, **how).wait()
+
+
+class Forked:
+    """A command of the project at work, forked from this process."""
+
     count = 0
 
-    def run(script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
-        nonlocal count
-        count += 1
-        streams = [tmp_path.parent / f"{tmp_path.name}.{os.getpid()}.{count}.{name}" for name in ("in", "out", "err")]
-        streams[0].write_bytes(stdin)
-        pid = os.fork()
-        if not pid:
-            _child(script, [str(a) for a in args], streams, env or {})
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return Result(code, streams[1].read_text("utf-8"), streams[2].read_text("utf-8"))
+    def __init__(self, folder: Path, script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None):
+        Forked.count += 1
+        begin = f"{folder.name}.{os.getpid()}.{Forked.count}"
+        self.streams = [folder.parent / f"{begin}.{name}" for name in ("in", "out", "err")]
+        self.streams[0].write_bytes(stdin)
+        self.pid = os.fork()
+        if not self.pid:
+            _child(script, [str(a) for a in args], self.streams, env or {})
 
-    return run
+    def wait(self) -> Result:
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return Result(code, self.streams[1].read_text("utf-8"), self.streams[2].read_text("utf-8"))
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, signum)
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch):
+    """`ranks(2, "train.py", ...)` starts a command in so many processes, as torchrun does, and returns them, each a
+    `Forked`. What torchrun does besides, to end all where one ends, is done by `ended`."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(world: int, script: str, *args, env: dict[str, str] | None = None) -> list[Forked]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"} | (env or {})
+        return [
+            Forked(tmp_path, script, *args, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(world)
+        ]
+
+    return start
 
 
 def _child(script: str, args: list[str], streams: list[Path], env: dict[str, str]) -> None:

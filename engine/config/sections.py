@@ -100,6 +100,9 @@ class Machine:
     """Arithmetic; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
     compile: Annotated[Literal["auto", "on", "off"], Mark.RESUMABLE, Mark.TRAINING] = "auto"
     """torch.compile; auto: on for cuda, off elsewhere."""
+    shard: Annotated[bool, Mark.RESUMABLE, Mark.TRAINING] = False
+    """Under torchrun: divide weights, gradients and the optimizer's state among the processes, for models that are too
+    large to be whole in each (FSDP2)."""
     log: Annotated[Literal["none", "tensorboard", "wandb"], Mark.RESUMABLE, Mark.TRAINING] = "none"
     """Also log to TensorBoard or Weights & Biases, if installed."""
 

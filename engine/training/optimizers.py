@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.config.sections import Optim
+from engine.distributed.muon import iterate, iterate_sharded
+from engine.distributed.ranks import ALONE, Ranks
+from engine.distributed.sharding import is_sharded, local
 from makemore.base import LanguageModel
 from makemore.layers import embedding_names, sparse_parameters
 
@@ -19,13 +22,17 @@ class Muon(torch.optim.Optimizer):
     `torch.optim.Muon` takes the same steps up to rounding. Here the iteration is in float32 and not bfloat16, works on
     Gram matrices (see `orthogonalise`), takes all matrices of one shape together, and flattens what has more than two
     dimensions. `python -m bench.muon`, CPU time over torch's: 0.2 where the CPU has no arithmetic for bfloat16; where
-    it has (AMX), 0.9 to 1.0 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384."""
+    it has (AMX), 0.9 to 1.0 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384.
+
+    Several processes (`ranks`) each do a share of the iterations; of sharded parameters each holds its rows of the
+    momentum."""
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, ranks: Ranks = ALONE):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.ranks = ranks
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # without a closure
@@ -38,17 +45,24 @@ class Muon(torch.optim.Optimizer):
                 self._step_shape(group, shape, params)
 
     def _step_shape(self, group: dict, shape: tuple[int, int], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
-        buffers = [self._momentum(p) for p in params]
+        grads = [local(p.grad) for p in params if p.grad is not None]
+        buffers = [local(self._momentum(p)) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
-        update = orthogonalise(torch.stack([n.view(shape) for n in nesterov]), self.COEFFICIENTS, self.ITERATIONS)
+        nesterov = [n.view(len(n), shape[1]) for n in torch._foreach_lerp(grads, buffers, group["momentum"])]
+        if is_sharded(params[0]):
+            update = iterate_sharded(nesterov, shape, self._orthogonalise, self.ranks)
+        else:
+            update = list(iterate(torch.stack(nesterov), self._orthogonalise, self.ranks))
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
+        weights = [local(p) for p in params]
         if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(
-            params, [u.view_as(p) for u, p in zip(update, params, strict=True)], alpha=-group["lr"] * scale
+            weights, [u.view_as(w) for u, w in zip(update, weights, strict=True)], alpha=-group["lr"] * scale
         )
+
+    def _orthogonalise(self, matrices: Tensor) -> Tensor:
+        return orthogonalise(matrices, self.COEFFICIENTS, self.ITERATIONS)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -81,7 +95,7 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: LanguageModel, config: Optim) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LanguageModel, config: Optim, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
     """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
 
     Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but
@@ -95,7 +109,7 @@ def make_optimizers(model: LanguageModel, config: Optim) -> list[torch.optim.Opt
         output = {id(p) for layer in model.output_layers() for p in layer.parameters()}
         hidden = [p for p in matrices.values() if id(p) not in output]
         if hidden:
-            optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay))
+            optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay, ranks))
         if groups := _groups([p for p in matrices.values() if id(p) in output], others, config):
             optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:

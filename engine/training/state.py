@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.json_files import Whole
+from engine.distributed.sharding import like
 
 _NUMBER = (float, None)
 TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
@@ -49,7 +50,10 @@ def load_optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Opti
             unknown -= {prefix + quantity for quantity in moments}
             _check_moments(moments, parameter)
             if moments:
-                state_dict["state"][i] = moments
+                state_dict["state"][i] = {
+                    quantity: like(value, parameter) if isinstance(value, Tensor) else value
+                    for quantity, value in sorted(moments.items())
+                }
         optimizer.load_state_dict(state_dict)
     if unknown:
         raise ValueError(f"there is no parameter for {min(unknown)}")

@@ -22,6 +22,7 @@ from engine.config.sections import Config
 from engine.distributed.dealing import Dealing, has_statistics, share_statistics
 from engine.distributed.gradients import GradientSum
 from engine.distributed.ranks import ALONE, Ranks
+from engine.distributed.sharding import Sharded, all_whole, whole
 from engine.evaluate import evaluate_unless
 from engine.run import checkpoint
 from engine.run.folder import DRAWS_BY_STEP, FORMAT
@@ -44,7 +45,8 @@ class Trainer:
 
     `belongs_to`: the identity of the run, stored in every checkpoint. `extra_metrics` returns further metrics of an
     evaluation, by their names in `metrics.jsonl`. `ranks`: the processes that train it together, of which the first one
-    writes. `run_format`: that of the run, which says where dropout comes from."""
+    writes. `run_format`: that of the run, which says where dropout comes from. `sharded`: the model to train in place
+    of `model`, whose weights and optimizer state are divided among the processes."""
 
     def __init__(
         self,
@@ -60,14 +62,17 @@ class Trainer:
         belongs_to: dict[str, Any] | None = None,
         ranks: Ranks = ALONE,
         run_format: int = FORMAT,
+        sharded: Sharded | None = None,
     ):
-        self.model, self.loader, self.val_batches, self.characters = model, loader, val_batches, characters
+        self.plain, self.sharded = model, sharded
+        model = self.model = sharded.model if sharded else model
+        self.loader, self.val_batches, self.characters = loader, val_batches, characters
         self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
         self.extra_metrics, self.belongs_to = extra_metrics, belongs_to
         self.ranks, self.draws_by_step = ranks, run_format >= DRAWS_BY_STEP
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
-        self.optimizers = make_optimizers(model, config.optim)
+        self.optimizers = make_optimizers(model, config.optim, ranks)
         self.autocast = runtime.autocast(device, runtime.choose_dtype(config.machine.dtype, device)[0])
         self.progress = Progress()
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
@@ -76,7 +81,8 @@ class Trainer:
         self.dealing = Dealing(config.optim, self.carries_state or has_statistics(model), ranks)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
-            self.gradients = GradientSum(self.clipped, [p for p in sparse.values() if p.requires_grad], ranks)
+            tables = [p for p in sparse.values() if p.requires_grad]
+            self.gradients = GradientSum([] if sharded else self.clipped, tables, ranks)
             share_statistics(model)
         self.losses = Losses(ranks, device)
         self.signals = runtime.Signals(ranks)
@@ -85,6 +91,8 @@ class Trainer:
         """Train until the steps or the minutes are used, or patience runs out. Raises Interrupted, after saving, on a
         signal, and UserError when the loss is not finite."""
         self.model.train()
+        if self.sharded is not None:
+            self.sharded.free()
         self.budget = Budget(self.config.optim, self.progress)
         self.signals = runtime.Signals(self.ranks)
         with self.signals, self.budget.bar() as self.bar:
@@ -179,7 +187,7 @@ class Trainer:
         """Shorten the gradient to its largest norm; its norm before, or None where it is not clipped."""
         if not self.config.optim.grad_clip:
             return None
-        return torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip)
+        return whole(torch.nn.utils.clip_grad_norm_(self.clipped, self.config.optim.grad_clip))
 
     def _check_losses(self) -> None:
         """Add the losses that were not read yet to the progress. Raises UserError for one that is not finite."""
@@ -234,6 +242,8 @@ class Trainer:
             progress.best_val, progress.best_bits = evaluation.loss, evaluation.bits_per_char
             progress.best_step = progress.step
         progress.worse = 0 if is_best else progress.worse + 1
+        if self.sharded is not None:
+            self.sharded.collect()
         extra = self.extra_metrics() if self.ranks.is_first else {}
         if self.ranks.is_first:
             self._write_metrics(evaluation, extra)
@@ -271,11 +281,13 @@ class Trainer:
 
     def save_best(self, evaluation: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
-        self._save("best", {"model": trained_weights(self.model)}, facts)
+        self._save("best", {"model": trained_weights(self.plain)}, facts)
 
     def save_last(self) -> None:
+        if self.sharded is not None:
+            self.sharded.collect()
         tensors, facts = self.state()
-        self._save("last", {"model": trained_weights(self.model), "trainer": tensors}, facts)
+        self._save("last", {"model": trained_weights(self.plain), "trainer": tensors}, facts)
 
     def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         if self.ranks.is_first:
@@ -284,6 +296,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state that `resume` loads besides the weights: tensors by name, and JSON."""
         tensors, numbers = optimizer_state(self.model, self.optimizers)
+        if self.sharded is not None:
+            tensors = all_whole(tensors, self.ranks)
         if not self.draws_by_step:
             tensors["rng.cpu"] = torch.get_rng_state()
             if self.device.type == "cuda":
@@ -297,7 +311,9 @@ class Trainer:
         """Load the checkpoint `folder` (a `last/`), so that training continues bit for bit."""
         tensors, facts = checkpoint.load(folder, ("model", "trainer"))
         check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
-        load_state(self.model, tensors["model"], folder)
+        load_state(self.plain, tensors["model"], folder)
+        if self.sharded is not None:
+            self.sharded.spread()
         stored = tensors["trainer"]
         try:
             self.progress = Progress(**facts["progress"])

@@ -58,7 +58,8 @@ class Preference(nn.Module):
         return self.model.named_parameters(*args, **kwargs)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        return self.model.named_modules(*args, **kwargs)
+        yield "", self  # FSDP looks for what it has wrapped
+        yield from self.model.named_modules(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.state_dict(*args, **kwargs)
