@@ -1,9 +1,10 @@
 """Batches out of a token store: endless training loaders that resume exactly, and the fixed windows of evaluation.
 
 A training loader holds no random generator between batches: the order of an epoch follows from (seed, epoch), so its
-whole state is two numbers. Which items a batch has is one step, `deal`, and making it of them another, `batch`: of
-several processes each deals all batches and makes its own share of them. A batch is arrays of NumPy until it goes to a
-device: nothing here needs torch, which is imported only there.
+whole state is two numbers. The order of a large epoch is not held either (orders.py). Which items a batch has is one
+step, `deal`, and making it of them another, `batch`: of several processes each deals all batches and makes its own
+share of them. A batch is arrays of NumPy until it goes to a device: nothing here needs torch, which is imported only
+there.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.orders import ComputedOrder, Permutation
 from data.store import Split
 from data.tokenizers import Special
 
@@ -23,6 +25,7 @@ Array = NDArray[Any]
 Numbers = TypeVar("Numbers")  # Array, and after `to` torch.Tensor
 IGNORE = -1  # a target that is left out of the loss: padding, an unknown character
 EVAL_TOKENS_A_BATCH = 8192
+LARGE_EPOCH = 1 << 22  # items: the order of more is computed, of fewer an array
 
 
 class Batch(NamedTuple, Generic[Numbers]):
@@ -75,12 +78,15 @@ class Deal(NamedTuple):
 
 
 class Loader:
-    """An endless sequence of batches of `batch_size` items, in a new random order each epoch."""
+    """An endless sequence of batches of `batch_size` items, in a new random order each epoch.
 
-    def __init__(self, batch_size: int, seed: int):
-        self.batch_size, self.seed = batch_size, seed
+    `computes_order`: whether the random order of an epoch of more than LARGE_EPOCH items is computed, a part at a time,
+    instead of an array of 8 bytes an item. It is another order: runs of formats that began with the array keep it."""
+
+    def __init__(self, batch_size: int, seed: int, computes_order: bool = False):
+        self.batch_size, self.seed, self.computes_order = batch_size, seed, computes_order
         self.epoch, self.position = 0, 0
-        self._order: Array | None = None
+        self._order: Array | ComputedOrder | None = None
 
     def next(self) -> Batch[Array]:
         """The next batch."""
@@ -102,13 +108,20 @@ class Loader:
         """Continue from the position of another loader of the same data, sizes and seed."""
         self.epoch, self.position, self._order = state["epoch"], state["position"], None
 
-    def _epoch_order(self, rng: np.random.Generator) -> Array:
+    def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         raise NotImplementedError
+
+    def _shuffled(self, count: int, rng: np.random.Generator, scale: int = 1, shift: int = 0) -> Array | ComputedOrder:
+        """The items scale * i + shift, for i below `count`, in random order."""
+        if count <= LARGE_EPOCH or not self.computes_order:
+            return shift + scale * rng.permutation(count)
+        permutation = Permutation(count, rng)
+        return ComputedOrder(count, lambda positions: shift + scale * permutation(positions))
 
     def _batch(self, items: Array) -> Batch[Array]:
         raise NotImplementedError
 
-    def _begin_epoch(self) -> Array:
+    def _begin_epoch(self) -> Array | ComputedOrder:
         self._order = self._epoch_order(np.random.default_rng((self.seed, self.epoch)))
         if self.position > len(self._order):
             raise UserError(
@@ -134,16 +147,16 @@ class Loader:
 class StreamLoader(Loader):
     """Windows of a stream: each epoch cuts the text at a new random phase and visits all windows in random order."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
-        super().__init__(batch_size, seed)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int, computes_order: bool = False):
+        super().__init__(batch_size, seed, computes_order)
         check_context(split, context)
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
 
-    def _epoch_order(self, rng: np.random.Generator) -> Array:
+    def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         spare = len(self.tokens) - 1 - self.context
         phase = int(rng.integers(min(self.context, spare + 1)))
-        return phase + self.context * rng.permutation((len(self.tokens) - 1 - phase) // self.context)
+        return self._shuffled((len(self.tokens) - 1 - phase) // self.context, rng, self.context, phase)
 
     def _batch(self, items: Array) -> Batch[Array]:
         return _windows(self.tokens.array(), items, self._offsets, self.special)
@@ -153,8 +166,8 @@ class LaneLoader(Loader):
     """Consecutive windows along `batch_size` lanes of a stream, for truncated backpropagation through time: each
     batch continues the previous one, until the lanes end and a new epoch starts them at a new phase."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
-        super().__init__(batch_size, seed)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int, computes_order: bool = False):
+        super().__init__(batch_size, seed, computes_order)
         check_context(split, context)
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
@@ -167,11 +180,15 @@ class LaneLoader(Loader):
                 f"{context}; the largest --batch-size that fits is {fits}"
             )
 
-    def _epoch_order(self, rng: np.random.Generator) -> Array:
+    def _epoch_order(self, rng: np.random.Generator) -> ComputedOrder:
         lane = self._windows * self.context
         phase = int(rng.integers(len(self.tokens) - self._lanes * lane))
-        starts = phase + lane * np.arange(self._lanes)[None, :] + self.context * np.arange(self._windows)[:, None]
-        return starts.reshape(-1)
+
+        def starts(positions: Array) -> Array:
+            window, of_lane = np.divmod(positions, self._lanes)
+            return phase + lane * of_lane + self.context * window
+
+        return ComputedOrder(self._windows * self._lanes, starts)
 
     def deal(self) -> Deal:
         fresh = self.position == 0
@@ -184,13 +201,13 @@ class LaneLoader(Loader):
 class LineLoader(Loader):
     """Lines with `<bos>` before and `<eos>` after them, padded to the longest of the batch."""
 
-    def __init__(self, split: Split, context: int, batch_size: int, seed: int):
-        super().__init__(batch_size, seed)
+    def __init__(self, split: Split, context: int, batch_size: int, seed: int, computes_order: bool = False):
+        super().__init__(batch_size, seed, computes_order)
         self.tokens, self.special, self.pieces = split.tokens, split.special, cut_lines(split.offsets, context)
 
-    def _epoch_order(self, rng: np.random.Generator) -> Array:
+    def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         # Not by length: batches of short lines would weigh their tokens more (docs/log.md has the figures).
-        return rng.permutation(len(self.pieces.start))
+        return self._shuffled(len(self.pieces.start), rng)
 
     def _batch(self, items: Array) -> Batch[Array]:
         return _rows(self.tokens.array(), self.pieces, items, self.special)
@@ -254,7 +271,7 @@ def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) 
 
 def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
     ids, n_targets = split.tokens.array(), len(split.tokens) - 1
-    starts = _evenly(np.arange(0, n_targets, context), max_tokens // context, n_targets > max_tokens)
+    starts = context * _evenly(-(-n_targets // context), max_tokens // context, n_targets > max_tokens)
     widths = np.minimum(context, n_targets - starts)  # the last one may be smaller
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // context)
     for group in np.split(starts, np.flatnonzero(np.diff(widths)) + 1):
@@ -266,7 +283,7 @@ def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> 
 def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
     ids, pieces = split.tokens.array(), cut_lines(split.offsets, context)
     fitting = int(len(pieces.start) * max_tokens / len(split.tokens))
-    chosen = _evenly(np.arange(len(pieces.start)), fitting, len(split.tokens) > max_tokens)
+    chosen = _evenly(len(pieces.start), fitting, len(split.tokens) > max_tokens)
     chosen = chosen[np.argsort((pieces.end - pieces.start)[chosen], kind="stable")]
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.start).max()))
     for items in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
@@ -283,10 +300,9 @@ def _with_prefix(batch: Batch[Array], ids: Array, first: Array, row: Array, hist
     return batch._replace(position=None, prefix=prefix.astype(np.int64) if history else None)
 
 
-def _evenly(items: Array, count: int, needed: bool) -> Array:
-    if not needed:
-        return items
-    return items[np.linspace(0, len(items) - 1, max(1, count)).astype(np.int64)]
+def _evenly(n: int, count: int, needed: bool) -> Array:
+    """All numbers below `n`, or where that is `needed` about `count` of them, evenly spaced: int64."""
+    return np.linspace(0, n - 1, max(1, count)).astype(np.int64) if needed else np.arange(n)
 
 
 def _windows(ids: Array, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
