@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.orders import ComputedOrder, Permutation
 from data.store import Split
+from data.token_file import TokenFile
 from data.tokenizers import Special
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class StreamLoader(Loader):
         return self._shuffled((len(self.tokens) - 1 - phase) // self.context, rng, self.context, phase)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _windows(self.tokens.array(), items, self._offsets, self.special)
+        return _windows(self.tokens, items, self._offsets, self.special)
 
 
 class LaneLoader(Loader):
@@ -195,7 +196,7 @@ class LaneLoader(Loader):
         return super().deal()._replace(fresh=fresh)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _windows(self.tokens.array(), items, self._offsets, self.special)
+        return _windows(self.tokens, items, self._offsets, self.special)
 
 
 class LineLoader(Loader):
@@ -210,7 +211,7 @@ class LineLoader(Loader):
         return self._shuffled(len(self.pieces.start), rng)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _rows(self.tokens.array(), self.pieces, items, self.special)
+        return _rows(self.tokens, self.pieces, items, self.special)
 
 
 class Pieces(NamedTuple):
@@ -270,34 +271,36 @@ def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) 
 
 
 def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
-    ids, n_targets = split.tokens.array(), len(split.tokens) - 1
+    tokens, n_targets = split.tokens, len(split.tokens) - 1
     starts = context * _evenly(-(-n_targets // context), max_tokens // context, n_targets > max_tokens)
     widths = np.minimum(context, n_targets - starts)  # the last one may be smaller
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // context)
     for group in np.split(starts, np.flatnonzero(np.diff(widths)) + 1):
         for rows in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
-            batch = _windows(ids, rows, np.arange(min(context, n_targets - rows[0]) + 1), split.special)
-            yield _with_prefix(batch, ids, rows, np.zeros_like(rows), history, split.special.bos)
+            batch = _windows(tokens, rows, np.arange(min(context, n_targets - rows[0]) + 1), split.special)
+            yield _with_prefix(batch, tokens, rows, np.zeros_like(rows), history, split.special.bos)
 
 
 def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
-    ids, pieces = split.tokens.array(), cut_lines(split.offsets, context)
+    tokens, pieces = split.tokens, cut_lines(split.offsets, context)
     fitting = int(len(pieces.start) * max_tokens / len(split.tokens))
     chosen = _evenly(len(pieces.start), fitting, len(split.tokens) > max_tokens)
     chosen = chosen[np.argsort((pieces.end - pieces.start)[chosen], kind="stable")]
     rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.start).max()))
     for items in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
-        batch = _rows(ids, pieces, items, split.special)
-        yield _with_prefix(batch, ids, pieces.start[items] - 1, pieces.row[items], history, split.special.bos)
+        batch = _rows(tokens, pieces, items, split.special)
+        yield _with_prefix(batch, tokens, pieces.start[items] - 1, pieces.row[items], history, split.special.bos)
 
 
-def _with_prefix(batch: Batch[Array], ids: Array, first: Array, row: Array, history: int, bos: int) -> Batch[Array]:
+def _with_prefix(batch: Batch[Array], ids: TokenFile, first: Array, row: Array, history: int, bos: int) -> Batch[Array]:
     """`batch` with the `history` tokens before each of its rows. `first` (B,): the position of a row's first input;
     `row` (B,): that of the beginning of its line or text, before which `<bos>` stands."""
+    if not history:
+        return batch._replace(position=None)
     positions = first[:, None] - np.arange(history, 0, -1)  # (B, history)
     inside = positions >= row[:, None]
-    prefix = np.where(inside, ids[np.where(inside, positions, 0)], bos)
-    return batch._replace(position=None, prefix=prefix.astype(np.int64) if history else None)
+    prefix = np.where(inside, ids.take(np.where(inside, positions, 0)), bos)
+    return batch._replace(position=None, prefix=prefix.astype(np.int64))
 
 
 def _evenly(n: int, count: int, needed: bool) -> Array:
@@ -305,9 +308,9 @@ def _evenly(n: int, count: int, needed: bool) -> Array:
     return np.linspace(0, n - 1, max(1, count)).astype(np.int64) if needed else np.arange(n)
 
 
-def _windows(ids: Array, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
+def _windows(ids: TokenFile, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
     """The windows of `ids` that begin at `starts` (B,)."""
-    window = ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
+    window = ids.take(starts[:, None] + offsets).astype(np.int64)  # (B, T + 1)
     return _batch(window[:, :-1], window[:, 1:].copy(), starts, special)
 
 
@@ -316,15 +319,15 @@ def _batch(tokens: Array, targets: Array, position: Array, special: Special) -> 
     return Batch(tokens, targets, int((targets != IGNORE).sum()), position=position)
 
 
-def _rows(ids: Array, pieces: Pieces, items: Array, special: Special) -> Batch[Array]:
+def _rows(ids: TokenFile, pieces: Pieces, items: Array, special: Special) -> Batch[Array]:
     """The pieces with the numbers `items` (B,), padded to the longest."""
     start, end = pieces.start[items][:, None], pieces.end[items][:, None]
     positions = start + np.arange(int((end - start).max()))  # (B, T), of the targets
     inside = positions < end
-    targets = np.where(inside, ids[np.minimum(positions, len(ids) - 1)], special.pad).astype(np.int64)
+    targets = np.where(inside, ids.take(np.minimum(positions, len(ids) - 1)), special.pad).astype(np.int64)
     tokens = np.roll(targets, 1, axis=1)
     first = start[:, 0]
-    tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids[np.maximum(first - 1, 0)])
+    tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids.take(np.maximum(first - 1, 0)))
     targets[~inside] = IGNORE
     # The roll makes padded inputs `<pad>`, but for the <eos> that lands on the first of them: nothing reads it.
     return _batch(tokens, targets, first, special)

@@ -17,6 +17,7 @@ from data import packed, reading, tables, vocabulary
 from data.bpe import BPETokenizer, whole_words
 from data.documents import occurs, read_documents
 from data.errors import UserError
+from data.token_file import TokenWriter
 from data.tokenizers import Tokenizer
 
 SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
@@ -76,13 +77,13 @@ class Builder:
         seen = np.flatnonzero((first_seen >= 0) & (first_seen < border))
         tokenizer = self._make_tokenizer("".join(map(chr, seen)), self._training_text(border))
         counts, position = {"train": 0, "val": 0}, 0
-        with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+        with TokenWriter(folder, "train") as train, TokenWriter(folder, "val") as val:
             out = {"train": train, "val": val}
 
             def put(side: str, text: str) -> None:
                 ids = self._encode(tokenizer, text, side)
                 counts[side] += len(ids)
-                out[side].write(ids.tobytes())
+                out[side].write(ids)
 
             for chunk in self._words(tokenizer, 0):
                 cut = min(max(border - position, 0), len(chunk))
@@ -135,13 +136,13 @@ class Builder:
         tokenizer = self._make_tokenizer("".join(alphabet), (f"{row}\n" for row in self._training_rows(is_val[0])))
         counts = {"train": 0, "val": 0}
         offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
-        with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+        with TokenWriter(folder, "train") as train, TokenWriter(folder, "val") as val:
             out = {"train": train, "val": val}
             for index in range(len(self.files)):
                 for row, held_out in zip(self._read_rows(index), is_val[index], strict=True):
                     side = "val" if held_out else "train"
                     ids = np.append(self._encode(tokenizer, row, side), tokenizer.dtype(tokenizer.special.eos))
-                    out[side].write(ids.tobytes())
+                    out[side].write(ids)
                     counts[side] += len(ids)
                     offsets[side].append(counts[side])
         for side in counts:

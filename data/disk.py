@@ -59,7 +59,7 @@ def remove(path: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Rename a folder."""
+    """Rename a file or a folder."""
     patiently(lambda: os.rename(old, new))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-ROUNDS = 6  # an even number: the halves, of which one may be a bit longer, change places in every round
+ROUNDS = 6  # in each the halves change places, of which one may be a bit longer
 BLOCK = 1 << 12  # positions that are computed at once: NumPy's fixed cost of 50 calls is shared by many batches
 
 

@@ -2,15 +2,14 @@
 
     <folder>/meta.json  tokenizer.json  train.bin  val.bin  [train.offsets.bin  val.offsets.bin]
 
-Ids are uint16 or uint32, offsets uint64 (rows + 1 of them). Large files are memory-mapped. `meta.json` has the size and
-the CRC-32 of every other file, and its own; a store of an earlier version has none, and is used without.
+Ids are uint16 or uint32, in shards where they are many (token_file.py), offsets uint64 (rows + 1 of them). `meta.json`
+has the size and the CRC-32 of every other file, and its own; a store of an earlier version has none, and is used
+without.
 """
 
 import json
-import mmap
 import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,72 +19,21 @@ import numpy as np
 from data.disk import sync_folder
 from data.errors import UserError
 from data.json_files import Whole, check_schema, read_json
+from data.token_file import SCAN, TokenFile, check_file, names_of
 from data.tokenizers import Special, Tokenizer
 from data.vocabulary import from_json
 
 FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
-IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded
 _META = {
     "key": str, "kind": str, "name": str, "start": str, "notes": [str], "tokens": {"train": Whole(), "val": Whole()},
     "files?": dict,
 }  # fmt: skip
-SCAN = 1 << 18  # bytes checked at a time: they stay in the processor's cache
-
 
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # not a failure of the disk
 
 
 class Damaged(UserError):
     """A prepared text is damaged: a file is missing, cut short, or not its own."""
-
-
-class TokenFile:
-    """A flat file of ids, read by position.
-
-    A large one is memory-mapped, and its pages are released before each read: pages once read count as memory of this
-    process (up to 2 MB around every window), so training would soon hold the whole file. It costs 25 us."""
-
-    def __init__(self, path: Path, dtype: type[np.unsignedinteger]):
-        self.path, self.dtype = path, np.dtype(dtype)
-        self.size = path.stat().st_size // self.dtype.itemsize
-        self._map = None
-        if path.stat().st_size <= IN_MEMORY:
-            self._array = np.fromfile(path, dtype)
-        else:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._array = np.frombuffer(self._map, dtype)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def array(self) -> np.ndarray:
-        """The ids, (tokens,): in memory when small, a memory map otherwise. To be called for every read."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return self._array
-
-    def check(self, limit: int | None, crc: int | None) -> None:
-        """Raise ValueError where an id is not below `limit`, or the CRC-32 of the file is not `crc` (None: not
-        checked). One pass does both, in 0.7 s a GB."""
-        computed, buffer = 0, np.empty(SCAN // self.dtype.itemsize, self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            while size := file.readinto(buffer.data):
-                ids = buffer[: size // self.dtype.itemsize]
-                if crc is not None:
-                    computed = zlib.crc32(ids.data, computed)
-                if limit is not None and len(ids) and int(ids.max()) >= limit:
-                    raise ValueError(f"{self.path.name} holds the id {int(ids.max())}, the vocabulary has {limit}")
-        if crc is not None and computed != crc:
-            raise ValueError(f"{self.path.name} has not the checksum that it was written with")
-
-    def has(self, id_: int) -> bool:
-        """Whether the id occurs in the file."""
-        return any(bool((ids == id_).any()) for ids in self._scan())
-
-    def _scan(self) -> Iterator[np.ndarray]:
-        for start in range(0, self.size, SCAN):
-            yield np.fromfile(self.path, self.dtype, SCAN, offset=start * self.dtype.itemsize)
 
 
 @dataclass
@@ -172,14 +120,15 @@ def open_store(folder: Path) -> Store:
 
 
 def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokenizer) -> Split:
-    tokens = TokenFile(folder / f"{name}.bin", tokenizer.dtype)
+    tokens = TokenFile([folder / file for file in names_of(name, meta.get("files", ()))], tokenizer.dtype)
     if len(tokens) != meta["tokens"][name]:
         raise ValueError(f"{name}.bin holds {len(tokens)} ids, not {meta['tokens'][name]}")
-    tokens.check(tokenizer.vocab_size, _sealed_crc(meta, f"{name}.bin"))
+    for path in tokens.paths:
+        check_file(path, tokens.dtype, tokenizer.vocab_size, _sealed_crc(meta, path.name))
     if meta["kind"] == "stream":
         return Split(tokens, None, tokenizer.special)
     file = TokenFile(folder / f"{name}.offsets.bin", np.uint64)
-    file.check(None, _sealed_crc(meta, f"{name}.offsets.bin"))
+    check_file(file.paths[0], file.dtype, None, _sealed_crc(meta, f"{name}.offsets.bin"))
     offsets = file.array()
     if not len(offsets) or int(offsets[-1]) != len(tokens) or np.any(offsets[1:] <= offsets[:-1]):
         raise ValueError(f"{name}.offsets.bin does not fit {name}.bin")

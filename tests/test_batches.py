@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data.batches import IGNORE, Batch, LaneLoader, LineLoader, StreamLoader, counting_arrays, eval_batches
 from data.errors import UserError
-from data.store import Split, TokenFile
+from data.store import Split
+from data.token_file import TokenFile
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
 from tests.conftest import ROOT
 

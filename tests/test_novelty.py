@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.store import Split, TokenFile
+from data.store import Split
+from data.token_file import TokenFile
 from engine import load_run
 from engine.run import novelty, report
 from engine.run.novelty import KnownLines, Novelty, _longest_run

@@ -12,7 +12,8 @@ import numpy as np
 from data.bpe import BPETokenizer
 from data.errors import UserError
 from data.sources import cache_folder
-from data.store import Split, Store, TokenFile, open_store
+from data.store import Split, Store, open_store
+from data.token_file import TokenFile
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from engine.run.folder import read_facts
 from engine.run.run import Run
@@ -84,7 +85,7 @@ class KnownLines:
         start = 0
         while start < len(starts):
             end = max(start + 1, int(np.searchsorted(ends, starts[start] + CHUNK)))
-            ids = split.tokens.array()[starts[start] : ends[end - 1]]
+            ids = split.tokens.slice(starts[start], ends[end - 1])
             hashes[start:end] = _line_hashes(ids, starts[start:end] - starts[start], ends[start:end] - starts[start])
             start = end
         self.order = np.argsort(hashes, kind="stable")
@@ -95,9 +96,8 @@ class KnownLines:
         line = np.asarray(ids, self.split.tokens.dtype)
         (hashed,) = _line_hashes(line, np.zeros(1, np.int64), np.array([len(line)]))
         first, last = np.searchsorted(self.hashes, hashed), np.searchsorted(self.hashes, hashed, "right")
-        text = self.split.tokens.array()
         lines = ((self.offsets[i], self.offsets[i + 1] - 1) for i in self.order[first:last])
-        return any(np.array_equal(text[start:end], line) for start, end in lines)
+        return any(np.array_equal(self.split.tokens.slice(start, end), line) for start, end in lines)
 
 
 def _line_hashes(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ def longest_copied(text: str, store: Store) -> int:
 
 def _ids(tokens: TokenFile) -> Iterator[np.ndarray]:
     for start in range(0, len(tokens), CHUNK):
-        yield tokens.array()[start : start + CHUNK]
+        yield tokens.slice(start, start + CHUNK)
 
 
 def _bytes(tokens: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
