@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from data.checked import Checks
 from data.disk import sync_folder
 from data.errors import UserError
 from data.json_files import Whole, check_schema, read_json
-from data.token_file import SCAN, TokenFile, check_file, names_of
+from data.token_file import SCAN, TokenFile, names_of
 from data.tokenizers import Special, Tokenizer
 from data.vocabulary import from_json
 
@@ -97,11 +98,13 @@ def _crc(path: Path) -> int:
 
 
 def open_store(folder: Path) -> Store:
-    """Open a prepared text and check all of it. Raises Damaged where a file is missing, cut short, has another checksum
-    than when it was written, or has ids outside the vocabulary, and UserError where the disk fails."""
+    """Open a prepared text and check all of it; ids and offsets only where their files are not those that were checked
+    already. Raises Damaged where a file is missing, cut short, has another checksum than when it was written, or has
+    ids outside the vocabulary, and UserError where the disk fails."""
     try:
         meta = read_json(folder / "meta.json", _META)
-        if meta.get("crc32", crc := _meta_crc(meta)) != crc:
+        crc = _meta_crc(meta)
+        if meta.get("crc32", crc) != crc:
             raise ValueError("meta.json has not the checksum that it was written with")
         for name, sealed in meta.get("files", {}).items():
             check_schema(sealed, {"size": Whole(), "crc32": Whole()}, str(folder / "meta.json"), f"files.{name}")
@@ -110,7 +113,9 @@ def open_store(folder: Path) -> Store:
         if _sealed_crc(meta, "tokenizer.json") not in (None, _crc(folder / "tokenizer.json")):
             raise ValueError("tokenizer.json has not the checksum that it was written with")
         tokenizer = from_json(read_json(folder / "tokenizer.json"))
-        splits = {name: _open_split(folder, name, meta, tokenizer) for name in ("train", "val")}
+        checks = Checks(folder, [crc, tokenizer.vocab_size])
+        splits = {name: _open_split(folder, name, meta, tokenizer, checks) for name in ("train", "val")}
+        checks.keep()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
         if isinstance(cause, OSError) and not isinstance(cause, _MISSING):
@@ -119,16 +124,16 @@ def open_store(folder: Path) -> Store:
     return Store(folder, meta, tokenizer, **splits)
 
 
-def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokenizer) -> Split:
+def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokenizer, checks: Checks) -> Split:
     tokens = TokenFile([folder / file for file in names_of(name, meta.get("files", ()))], tokenizer.dtype)
     if len(tokens) != meta["tokens"][name]:
         raise ValueError(f"{name}.bin holds {len(tokens)} ids, not {meta['tokens'][name]}")
     for path in tokens.paths:
-        check_file(path, tokens.dtype, tokenizer.vocab_size, _sealed_crc(meta, path.name))
+        checks.check(path, tokens.dtype, tokenizer.vocab_size, _sealed_crc(meta, path.name))
     if meta["kind"] == "stream":
         return Split(tokens, None, tokenizer.special)
     file = TokenFile(folder / f"{name}.offsets.bin", np.uint64)
-    check_file(file.paths[0], file.dtype, None, _sealed_crc(meta, f"{name}.offsets.bin"))
+    checks.check(file.paths[0], file.dtype, None, _sealed_crc(meta, f"{name}.offsets.bin"))
     offsets = file.array()
     if not len(offsets) or int(offsets[-1]) != len(tokens) or np.any(offsets[1:] <= offsets[:-1]):
         raise ValueError(f"{name}.offsets.bin does not fit {name}.bin")

@@ -15,14 +15,15 @@ from data.prepare import prepare
 from data.store import open_store
 from data.token_file import TokenFile, TokenWriter
 from engine.run.novelty import KnownLines, longest_copied
-from tests.helpers import left, ok, quick, summary, tree, warnings_of
+from tests.helpers import left, ok, quick, summary, warnings_of
 from tests.test_batches import same
+from tests.test_store import written
 
 FIXED = settings(max_examples=50, deadline=None, derandomize=True)
 SHARD = 300  # ids: few enough that the small texts are of several shards
 
 
-def written(folder: Path, side: str, ids: np.ndarray, sizes: list[int]) -> list[Path]:
+def shards_of(folder: Path, side: str, ids: np.ndarray, sizes: list[int]) -> list[Path]:
     """The files that a writer leaves of these ids, written in parts of these sizes."""
     folder.mkdir(exist_ok=True)
     with TokenWriter(folder, side) as out:
@@ -43,7 +44,7 @@ def test_shards_are_read_as_the_one_file_that_they_are(tmp_path_factory, mapped,
         patch.setattr(token_file, "MAX_OPEN", 3)
         if mapped:
             patch.setattr(token_file, "IN_MEMORY", 0 if count else 99)
-        paths = written(folder, "train", ids, sizes)
+        paths = shards_of(folder, "train", ids, sizes)
         if count <= shard:
             assert [path.name for path in paths] == ["train.bin"]
         else:
@@ -156,10 +157,10 @@ def test_damaged_shards_are_prepared_again(tmp_path, text, monkeypatch, capsys, 
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(token_file, "SHARD", SHARD)
     folder = prepare(str(text)).folder
-    whole = tree(folder)
+    whole = written(folder)
     DAMAGE[damage](folder)
     prepare(str(text))
-    assert "is damaged" in capsys.readouterr().err and tree(folder) == whole
+    assert "is damaged" in capsys.readouterr().err and written(folder) == whole
 
 
 def test_shards_of_different_lengths_are_not_read(tmp_path, monkeypatch):
