@@ -26,7 +26,7 @@ class Options:
     """The run directory, or gpt2:PATH."""
     prompt: str | None = None
     """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines
-    and documents, the start text for a stream."""
+    and documents, <eos> for a stream of documents, the start text for another."""
     prompts: str | None = None
     """A file: each of its lines is a prompt."""
     no_heal: bool = False
@@ -37,8 +37,8 @@ class Options:
     max_new_tokens: int | None = None
     """Longest sample (default: the context for lines, 2,000 for documents, 500 for a stream), or longest reply."""
     min_new_tokens: int = 0
-    """Shortest sample: before that neither its own end nor --stop ends it. A stream has no end of its
-    own: it needs --stop for this."""
+    """Shortest sample: before that neither its own end nor --stop ends it. A stream without documents
+    has no end of its own: it needs --stop for this."""
     only_new: bool = False
     """Redraw lines and documents that the training text has already. Needs the prepared text in the cache."""
     temperature: float | None = None

@@ -7,7 +7,7 @@ import array
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from data import packed, reading, tables, vocabulary
 from data.bpe import BPETokenizer, whole_words
 from data.documents import occurs, read_documents
 from data.errors import UserError
+from data.parquet import is_parquet
+from data.pieces import Piece, Starts, starts_of
 from data.token_file import TokenWriter
-from data.tokenizers import Tokenizer
+from data.tokenizers import AFTER_EOS, Tokenizer
 
 SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 
@@ -28,8 +30,9 @@ class Builder:
 
     `digests`: the SHA-256 that each file has to have at every reading. `existing`: a tokenizer to use instead of a new
     one. `val_fraction`: the part of a single text that becomes validation, its end, or rows (lines or documents) by
-    their hash. `separator` stands between documents (None: blank lines). With a `text_column` the files are tables, and
-    each of their rows is a line or document."""
+    their hash. `separator` stands between documents (None: blank lines). Of the `tables` among the files each text of
+    `text_column` is a line or document. Where there are any, a stream has `<eos>` after each document, and after each
+    other file."""
 
     def __init__(
         self,
@@ -42,10 +45,11 @@ class Builder:
         encoding: str,
         existing: Tokenizer | None,
         val_fraction: float,
+        tables: Collection[Path],
     ):
         assert kind is not None  # known by now
         self.files, self.digests = files, digests
-        self.kind, self.separator, self.text_column = kind, separator, text_column
+        self.kind, self.separator, self.text_column, self.tables = kind, separator, text_column, tables
         self.tokenizer_name, self.encoding = tokenizer, encoding
         self.existing, self.val_fraction, self.has_val_text = existing, val_fraction, len(files) > 1
         self.notes: list[str] = []
@@ -64,7 +68,7 @@ class Builder:
             self.existing is None and vocabulary.reads_words(self.tokenizer_name)
         )
         hidden = size < SHOW_PROGRESS or None
-        total = None if any(map(packed.is_packed, paths)) else passes * size
+        total = None if any(packed.is_packed(path) or is_parquet(path) for path in paths) else passes * size
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
             meta = self._stream(folder) if self.kind == "stream" else self._rows(folder)
         self._note_unknown()
@@ -72,26 +76,27 @@ class Builder:
         return meta | {"notes": self.notes}
 
     def _stream(self, folder: Path) -> dict:
-        first_seen, length = self._survey()
-        border = length if self.has_val_text else int(length * (1 - self.val_fraction))
+        first_seen, border = self._survey()
         seen = np.flatnonzero((first_seen >= 0) & (first_seen < border))
         tokenizer = self._make_tokenizer("".join(map(chr, seen)), self._training_text(border))
         counts, position = {"train": 0, "val": 0}, 0
         with TokenWriter(folder, "train") as train, TokenWriter(folder, "val") as val:
             out = {"train": train, "val": val}
 
-            def put(side: str, text: str) -> None:
-                ids = self._encode(tokenizer, text, side)
+            def put(side: str, piece: Piece) -> None:
+                ids = self._encode(tokenizer, piece.text, side)
+                if piece.ends:
+                    ids = np.append(ids, tokenizer.dtype(tokenizer.special.eos))
                 counts[side] += len(ids)
                 out[side].write(ids)
 
-            for chunk in self._words(tokenizer, 0):
-                cut = min(max(border - position, 0), len(chunk))
-                put("train", chunk[:cut])
-                put("val", chunk[cut:])
-                position += len(chunk)
-            for chunk in self._words(tokenizer, 1) if self.has_val_text else ():
-                put("val", chunk)
+            for piece in self._words(tokenizer, 0):
+                for side, part in zip(("train", "val"), piece.cut(border - position), strict=True):
+                    if part.text or part.ends:
+                        put(side, part)
+                position += len(piece.text)
+            for piece in self._words(tokenizer, 1) if self.has_val_text else ():
+                put("val", piece)
         for side, split in (("train", "training"), ("val", "validation")):
             if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
@@ -102,22 +107,27 @@ class Builder:
         return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
 
     def _survey(self) -> tuple[np.ndarray, int]:
-        """The position at which each code point first occurs in the training text (-1: nowhere), and the number of its
-        characters."""
-        first_seen, length, blank = np.full(0x110000, -1, np.int64), 0, True
-        for chunk in self._chunks(self.files[0]):
-            codes = np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
+        """The position at which each code point first occurs in the training text (-1: nowhere), and the number of
+        characters before validation begins: of documents, at the start of one."""
+        first_seen, length, blank, starts = np.full(0x110000, -1, np.int64), 0, True, Starts()
+        for piece, begins in starts_of(self._pieces(0)):
+            if begins:
+                starts.add(length)
+            codes = np.frombuffer(piece.text.encode("utf-32-le"), np.uint32)
             new = np.flatnonzero(first_seen[codes] < 0)[::-1]
             first_seen[codes[new]] = length + new  # in reverse order, so that the first occurrence is assigned last
             length += len(codes)
-            blank = blank and not chunk.strip()
+            blank = blank and not piece.text.strip()
         if blank:
             raise UserError(f"{reading.shown(self.files[0][0])} {'holds only white space' if length else 'is empty'}")
-        return first_seen, length
+        border = int(length * (1 - self.val_fraction))
+        return first_seen, length if self.has_val_text else starts.at_or_after(border) if self.tables else border
 
     def _start(self, tokenizer: Tokenizer, seen: np.ndarray) -> str:
         """The text that stands for an empty prompt: a line end where the vocabulary has it, else a character that it
-        has."""
+        has. Where documents have ends, an empty prompt stands after one."""
+        if self.tables:
+            return AFTER_EOS
         for character in ("\n", *map(chr, seen)):
             if (tokenizer.encode(character, "mask") != tokenizer.special.unk).all():
                 return character
@@ -172,17 +182,19 @@ class Builder:
 
     def _read_rows(self, index: int) -> Iterator[str]:
         """The lines or documents of a text; a document ends with its file."""
-        if self.text_column is not None:
-            return itertools.chain.from_iterable(map(self._read_table, self.files[index]))
+        return itertools.chain.from_iterable(map(self._rows_of, self.files[index]))
+
+    def _rows_of(self, path: Path) -> Iterator[str]:
+        if path in self.tables:
+            return self._read_table(path)
         if self.kind == "lines":
-            return reading.read_lines(self._chunks(self.files[index]))
-        return itertools.chain.from_iterable(
-            read_documents(self._chunks([path]), self.separator, reading.shown(path)) for path in self.files[index]
-        )
+            return reading.read_lines(self._chunks([path]))
+        return read_documents(self._chunks([path]), self.separator, reading.shown(path))
 
     def _read_table(self, path: Path) -> Iterator[str]:
         assert self.text_column is not None
-        for n, row in enumerate(tables.read_texts(path, self.text_column, self.encoding, self.digests), 1):
+        read = tables.read_unstripped if self.kind == "stream" else tables.read_texts
+        for n, row in enumerate(read(path, self.text_column, self.encoding, self.digests), 1):
             if self.kind == "lines" and "\n" in row:
                 raise UserError(f"text {n:,} of {reading.shown(path)} has several lines; use --kind documents")
             yield row
@@ -195,17 +207,32 @@ class Builder:
             yield chunk
             self.bar.update(len(chunk))
 
-    def _words(self, tokenizer: Tokenizer, index: int) -> Iterator[str]:
-        """The chunks of a text; for BPE none ends inside a word."""
-        chunks = self._chunks(self.files[index])
-        return whole_words(chunks) if isinstance(tokenizer, BPETokenizer) else chunks
+    def _pieces(self, index: int, cut: Callable[[Iterator[str]], Iterator[str]] = iter) -> Iterator[Piece]:
+        """A text as pieces of a stream; `cut` cuts what is no document of a table."""
+        if not self.tables:
+            yield from map(Piece, cut(self._chunks(self.files[index])))
+            return
+        for path in self.files[index]:
+            if path in self.tables:
+                yield from (Piece(document, ends=True) for document in self._read_table(path))
+            else:
+                is_empty = True
+                for chunk in cut(self._chunks([path])):
+                    is_empty = False
+                    yield Piece(chunk)
+                if not is_empty:
+                    yield Piece("", ends=True)
+
+    def _words(self, tokenizer: Tokenizer, index: int) -> Iterator[Piece]:
+        """The pieces of a text; for BPE none ends inside a word."""
+        return self._pieces(index, whole_words if isinstance(tokenizer, BPETokenizer) else iter)
 
     def _training_text(self, border: int) -> Iterator[str]:
-        """The characters before `border`."""
+        """The characters before `border`, with a line end after each document."""
         position = 0
-        for chunk in self._chunks(self.files[0]):
-            yield chunk[: max(border - position, 0)]
-            position += len(chunk)
+        for piece in self._pieces(0):
+            yield piece.text[: max(border - position, 0)] + "\n" * piece.ends
+            position += len(piece.text)
 
     def _training_rows(self, is_val: np.ndarray) -> Iterator[str]:
         for row, held_out in zip(self._read_rows(0), is_val, strict=True):

@@ -1,5 +1,6 @@
-"""The items of JSON and JSONL files, each with its file and line, and without lone surrogates."""
+"""The items of JSON and JSONL files, each with its file and line, without lone surrogates; and which files hold any."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -9,23 +10,57 @@ from typing import Any
 from data import packed, reading
 from data.errors import UserError
 
+FIRST_LINES = 5  # that tell what a file holds
+_FIRST_CHUNKS = 4  # of a file, in which these lines are
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be a lone surrogate, half of a character
 
 
 def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[str, Any]]:
-    """The items of the list in a .json file, or of the lines of a .jsonl file, each after its name for messages (file
-    and line or number). `digests` as in `reading.read_chunks`.
+    """The items of the list in a .json file, or of the lines of another file, each after its name for messages (file
+    and line or number). A .json file may hold lines, too. `digests` as in `reading.read_chunks`.
 
     Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate."""
-    if packed.unpacked_name(path).suffix.lower() == ".jsonl":
-        return _lines(path, encoding, digests)
-    return _list(path, encoding, digests)
+    if packed.unpacked_name(path).suffix.lower() == ".json" and len(line_objects(path, encoding)) < 2:
+        return _list(path, encoding, digests)
+    return _lines(path, encoding, digests)
+
+
+def line_objects(path: Path, encoding: str) -> list[dict[str, Any]]:
+    """The first objects of a file of JSON lines; none where one of its first lines that are not blank is no object."""
+    objects: list[dict[str, Any]] = []
+    chunks = itertools.islice(reading.read_chunks([path], encoding), _FIRST_CHUNKS)
+    try:
+        if not (first := next(chunks, "")).lstrip().startswith("{"):
+            return []
+        for _, line in reading.numbered_lines(itertools.chain([first], chunks)):
+            if not line.strip():
+                continue
+            if not isinstance(item := json.loads(line), dict):
+                return []
+            objects.append(item)
+            if len(objects) == FIRST_LINES:
+                break
+    except (UserError, ValueError, RecursionError):
+        return []
+    return objects
+
+
+def first_of_list(path: Path, encoding: str) -> dict[str, Any] | None:
+    """The first item of a file that holds a list of objects, as far as its beginning shows; None for any other file."""
+    try:
+        beginning = next(reading.read_chunks([path], encoding), "").lstrip()
+        if not beginning.startswith("["):
+            return None
+        item, _ = json.JSONDecoder().raw_decode(beginning[1:].lstrip())
+    except (UserError, ValueError, RecursionError):
+        return None
+    return item if isinstance(item, dict) else None
 
 
 def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
     for n, line in reading.numbered_lines(reading.read_chunks([path], encoding, digests)):
         if line.strip():
-            where = f"{path} line {n}"
+            where = f"{reading.shown(path)} line {n}"
             item = _parse(line, where)
             if _HALF.search(line):
                 _check(item, where)

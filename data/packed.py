@@ -21,7 +21,10 @@ XZ_MEMORY = 256 << 20  # bytes: a file that asks for a larger dictionary is refu
 
 
 class Changed(UserError):
-    """A file has changed since its text was first read."""
+    """The file `name` has changed since its text was first read."""
+
+    def __init__(self, name: object):
+        super().__init__(f"{name} changed while it was read; prepare its text again when nothing writes to it any more")
 
 
 def unpacked_name(path: Path) -> Path:
@@ -51,9 +54,7 @@ def read_bytes(path: Path, size: int, name: str, digest: bytes | None = None) ->
             unpack = _UNPACKERS.get(path.suffix.lower(), _plain)
             yield from unpack(hashed or plain, size)
             if hashed and hashed.digest() != digest:
-                raise Changed(
-                    f"{name} changed while it was read; prepare its text again when nothing writes to it any more"
-                )
+                raise Changed(name)
     except (EOFError, OSError, lzma.LZMAError, zlib.error, _Damaged) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read {name}: {error.strerror}") from error

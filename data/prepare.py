@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import cache, reading, sources, store, tables
+from data import cache, corpus, reading, sources, store, tables
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
@@ -44,6 +44,7 @@ class Recipe(NamedTuple):
     """The inputs of a store."""
 
     files: list[list[Path]]  # of each side
+    tables: frozenset[Path]  # those of them of which a column is read
     digests: dict[Path, bytes]  # the SHA-256 of each file
     options: ReadOptions
     name: str
@@ -67,10 +68,11 @@ def prepare(
     """The store of a text, from the cache or made now. Several `data` are one text, in their order.
 
     `kind`: 'stream', 'lines' or 'documents' (None: the default of the source). `separator`: the text between documents
-    (None: blank lines). `text_column`: the column of tables of which each row is a line or document. `tokenizer`:
-    'char', 'byte', 'bpe:N' or 'gpt2'. `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which
-    `extend` adds the new characters of the training text. `val_fraction`: the part of the text for validation, 1 for
-    all of it. Raises UserError for a text that cannot be read so."""
+    (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a stream a
+    document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `tokenizer`: 'char', 'byte', 'bpe:N'
+    or 'gpt2'. `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which `extend` adds the new
+    characters of the training text. `val_fraction`: the part of the text for validation, 1 for all of it. Raises
+    UserError for a text that cannot be read so."""
     check_name(tokenizer)
     reading.check_encoding(encoding)
     options = ReadOptions(kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction)
@@ -127,19 +129,17 @@ def _kind_of(texts: list[sources.Text]) -> str:
 
 def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     options = _with_kind(options, texts)
-    files: list[list[Path]] = []
-    notes: list[str] = []
-    for side in texts:
-        files.append([])
-        for text in side:
-            readable, skipped = reading.text_files(text, options.encoding)
-            notes += reading.left_out(text, skipped, options.encoding)
-            if options.text_column is not None:
-                readable, others = tables.only_tables(text.folder, readable)
-                notes += reading.left_out(text, others, "tables")
-            files[-1] += readable
-    if options.text_column is None:
-        notes += tables.note_tables(list(dict.fromkeys(sum(files, []))), options.encoding)
+    chosen = [[corpus.choose(text, options.text_column, options.encoding) for text in side] for side in texts]
+    files = [[path for text in side for path in text.files] for side in chosen]
+    of_columns = frozenset(path for side in chosen for text in side for path in text.tables)
+    notes = [note for side in chosen for text in side for note in text.notes]
+    as_it_stands = [path for path in dict.fromkeys(sum(files, [])) if path not in of_columns]
+    notes += corpus.note_tables(as_it_stands, options.encoding)
+    if of_columns:
+        if options.separator is not None:
+            name = reading.shown(min(of_columns))
+            raise UserError(f"each row of {name} is a document: --separator is for plain text, leave it out")
+        options = options._replace(text_column=options.text_column or corpus.COLUMN)
     if options.kind is None:
         assert options.text_column is not None  # of other texts it is known
         has_line_ends = tables.has_line_ends(sum(files, []), options.text_column, options.encoding)
@@ -148,10 +148,12 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     tokenizer = json.dumps(options.vocabulary.to_json()) if options.vocabulary else options.tokenizer
     read_as = options.kind if options.separator is None else f"{options.kind} {options.separator!r}"
     read_as += "" if options.text_column is None else f" column {options.text_column!r}"
+    if of_columns and as_it_stands:
+        read_as += f" of {[[path in of_columns for path in side] for side in files]}"
     words = f"{store.FORMAT} {read_as} {tokenizer} {options.encoding} {options.val_fraction}"
     key, digests = _key(files, words, options.encoding)
     name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")
-    return Recipe(files, digests, options, name, key, notes)
+    return Recipe(files, of_columns, digests, options, name, key, notes)
 
 
 def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOptions:
@@ -162,9 +164,6 @@ def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOpt
         kind = _kind_of(texts[0])
     if kind not in (*KINDS, None):
         raise UserError(f"unknown kind '{kind}'; there are: {', '.join(KINDS)}")
-    if options.text_column is not None and (kind == "stream" or separator is not None):
-        wrong = "--kind stream" if kind == "stream" else "--separator"
-        raise UserError(f"--text-column makes each row of a table a line or a document: leave out {wrong}")
     if separator is not None:
         if kind != "documents":
             raise UserError("--separator is what stands between documents: it goes with --kind documents")
@@ -181,7 +180,12 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions) -> store.Sto
         lock = sources.cache_subfolder("prepared") / f"{folder.name}.lock"
         with hold(lock, f"the prepared text {folder}", wait=True):
             if not (folder / "meta.json").is_file():  # another process may have been faster
-                _build(folder, Builder(recipe.files, recipe.digests, *recipe.options), recipe.key, recipe.name)
+                _build(
+                    folder,
+                    Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables),
+                    recipe.key,
+                    recipe.name,
+                )
         prepared = store.open_store(folder)
     # The cached store does not depend on names of files and on files left out of a folder, so its notes do not either.
     prepared.meta["notes"] = recipe.notes + prepared.meta["notes"]
@@ -246,13 +250,15 @@ def _cleared(names: list[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Prepare a text ahead of training.")
     one = parser.add_mutually_exclusive_group(required=True)
-    one.add_argument("--data", nargs="+", help="a data set by name, a text file, a folder, or -; several are one text")
+    one.add_argument(
+        "--data", nargs="+", help="a data set by name, a file, a folder, a pattern, or -; several are one text"
+    )
     one.add_argument("--list", action="store_true", help="list the prepared texts and the downloads")
     one.add_argument("--clear", nargs="*", metavar="NAME", help="remove them all, or those with these names")
     parser.add_argument("--val-data", nargs="+", help="the validation text (default: a tenth of --data)")
     parser.add_argument("--kind", choices=KINDS, help="default: as the source says, else stream")
     parser.add_argument("--separator", help="what stands between documents (default: blank lines)")
-    parser.add_argument("--text-column", help="of tables: the column, or key, whose texts are lines or documents")
+    parser.add_argument("--text-column", help="of tables: the column, or key, of the texts (default: text)")
     parser.add_argument("--tokenizer", default="char", help="char, byte, bpe:N or gpt2")
     parser.add_argument("--encoding", default="utf-8")
     options = vars(parser.parse_args())

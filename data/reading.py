@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data import packed
 from data.errors import UserError, nearest, warn
+from data.parquet import is_parquet
 from data.sources import SPOOL_PREFIX, Text, cache_folder
 
 CHUNK = 1 << 22  # bytes read at a time: no more of a text is held while it is prepared
@@ -77,11 +78,12 @@ def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
     sha, lone, held = hashlib.sha256(), False, ""
     plain = "\r\n".encode(encoding) == b"\r\n"  # then the byte of "\r" is never part of another character
     decoder = codecs.getincrementaldecoder("latin-1" if plain else encoding)("replace")
+    is_plain = not packed.is_packed(path) and not is_parquet(path)
     try:
         with open(path, "rb") as file:
             while raw := file.read(CHUNK):
                 sha.update(raw)
-                if not lone and not packed.is_packed(path) and (not plain or held or b"\r" in raw):
+                if not lone and is_plain and (not plain or held or b"\r" in raw):
                     with contextlib.suppress(UnicodeError):  # reading it gives the message
                         text = held + decoder.decode(raw)
                         held = "\r" if text.endswith("\r") else ""

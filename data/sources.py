@@ -1,6 +1,7 @@
 """Sources of text: data sets by name, paths, standard input, and the one-time download."""
 
 import errno
+import glob
 import hashlib
 import http.client
 import os
@@ -39,7 +40,7 @@ class Text:
     name: str
     files: tuple[Path, ...]
     kind: str = "stream"
-    folder: Path | None = None  # set when the files were found by walking a folder
+    folder: Path | None = None  # set when the files were found in a folder, by walking it or by a pattern
     temporary: bool = field(default=False, compare=False)  # a spooled standard input, to delete after use
 
 
@@ -97,7 +98,8 @@ def cache_subfolder(name: str) -> Path:
 
 
 def resolve(data: str) -> Text:
-    """The text that `--data` names: a source by name, a file, a folder, or `-`. Raises UserError when there is none."""
+    """The text that `--data` names: a source by name, a file, a folder, a pattern, or `-`. Raises UserError when there
+    is none."""
     if data == "names":
         return Text("names", (Path(__file__).parent / "names.txt",), "lines")
     if data in REMOTES:
@@ -107,6 +109,8 @@ def resolve(data: str) -> Text:
     if data == "-":
         return Text("stdin", (_spool_standard_input(),), temporary=True)
     path = path_of(data)
+    if path is not None and not path.exists() and _is_pattern(data):
+        return _matching(data, path)
     if path is None or not path.exists():
         begin = data[:200]
         named = repr(begin) if len(begin.splitlines()) > 1 else f"'{begin}'"
@@ -117,11 +121,25 @@ def resolve(data: str) -> Text:
     if path.is_dir():
         files = tuple(_walk(path))
         if not files:
-            raise UserError(f"the folder {data} holds no files; --data takes a text file or a folder of text files")
+            raise UserError(f"the folder {data} holds no files; --data takes a file or a folder of files")
         return Text(path.resolve().name or "root", files, folder=path)
     if not path.is_file():
         raise UserError(f"{data} is neither a file nor a folder; to read from a pipe use --data -")
     return Text(packed.unpacked_name(path).stem, (path,))
+
+
+def _is_pattern(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+def _matching(pattern: str, path: Path) -> Text:
+    """The files that a pattern of paths matches, and those in the folders that it matches, sorted."""
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    files = {file for match in matches for file in (_walk(match) if match.is_dir() else [match]) if file.is_file()}
+    if not files:
+        raise UserError(f"no file matches {pattern!r}; * stands for a part of a name, ** for any folders")
+    folder = next(parent for parent in path.parents if not _is_pattern(str(parent)))
+    return Text(folder.resolve().name or "root", tuple(sorted(files)), folder=folder)
 
 
 def path_of(data: str) -> Path | None:

@@ -21,7 +21,7 @@ from data.disk import sync_folder
 from data.errors import UserError
 from data.json_files import Whole, check_schema, read_json
 from data.token_file import SCAN, TokenFile, names_of
-from data.tokenizers import Special, Tokenizer
+from data.tokenizers import AFTER_EOS, Special, Tokenizer
 from data.vocabulary import from_json
 
 FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
@@ -63,6 +63,14 @@ class Store:
     @property
     def key(self) -> str:
         return self.meta["key"]
+
+    def characters(self) -> np.ndarray:
+        """The number of characters of each id, (V,), as the tokenizer counts them; but none of the `<eos>` after a
+        document of a stream, for which no character of the text stands."""
+        counts = self.tokenizer.characters()
+        if self.meta["start"] == AFTER_EOS:
+            counts[self.tokenizer.special.eos] = 0
+        return counts
 
     @property
     def about(self) -> dict[str, str]:

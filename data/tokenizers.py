@@ -35,6 +35,8 @@ class Special(NamedTuple):
 
 PAD, BOS, EOS, UNK, USER, ASSISTANT = Special()
 NEVER_PREDICTED = Special().never_predicted
+# In the place of a stream's start text: its documents end in <eos>, and an empty prompt stands after one.
+AFTER_EOS = SPECIALS[EOS]
 _CODE_POINTS = 0x110000
 # Where accents stand in each Unicode form.
 _FORMS: dict[Literal["NFC", "NFD"], str] = {"NFC": "part of their letters", "NFD": "apart from their letters"}
@@ -70,6 +72,10 @@ class Tokenizer:
     def decoder(self) -> "TextDecoder":
         """A new incremental decoder, which never returns part of a character."""
         raise NotImplementedError
+
+    def start_ids(self, start: str) -> list[int]:
+        """The ids of an empty prompt of a stream: those of its start text, or `<eos>` for AFTER_EOS."""
+        return [self.special.eos] if start == AFTER_EOS else self.encode(start).tolist()
 
     def characters(self) -> np.ndarray:
         """The number of characters of each id, (vocab_size,), by which bits per character are computed. `<eos>` counts

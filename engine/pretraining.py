@@ -71,7 +71,7 @@ class Pretraining(Task):
             return eval_batches(data.val, config.net.context, config.text.eval_tokens, model.history)()
 
         loader = None if config.net.is_counted else make_loader(config, data)
-        return Batches(loader, val, data.tokenizer.characters())
+        return Batches(loader, val, data.characters())
 
     def notes(self, config: Config, data: Store, parent: Run | None) -> list[str]:
         found = data.meta["notes"] + long_lines(config, data)
@@ -101,10 +101,10 @@ class Pretraining(Task):
         refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
         backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
         run = load_run(path, config.run.checkpoint or "best", config.machine.device, **backends)
-        split = _split_to_evaluate(config, explicit, facts, run).val
-        batches = eval_batches(split, run.config.net.context, config.text.eval_tokens, run.model.history)
+        store = _store_to_evaluate(config, explicit, facts, run)
+        batches = eval_batches(store.val, run.config.net.context, config.text.eval_tokens, run.model.history)
         with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
-            loss = evaluate(run.model, batches, run.tokenizer.characters(), run.device)
+            loss = evaluate(run.model, batches, store.characters(), run.device)
         known = results.read_summary(path)
         summary = results.describe(run.config.model, count_parameters(run.model), Progress())
         summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
@@ -115,7 +115,7 @@ class Pretraining(Task):
         }  # fmt: skip
 
 
-def _split_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:
+def _store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:
     """The text whose validation split `--eval-only` takes: the run's own, or the one given."""
     if not explicit & {"data", "val_data"}:
         return store_of_run(config, facts, run.tokenizer)

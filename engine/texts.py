@@ -1,6 +1,5 @@
 """A run's text: which store it is, its context, and the loader that deals its batches."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def store_of_run(
 def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
     """Say so where the text of a run has changed since it was prepared."""
     names = [config.text.data] if isinstance(config.text.data, str) else config.text.data
-    if any(name in DATA_SETS or not Path(name).exists() for name in names):
+    if any(name in DATA_SETS or name == "-" for name in names):
         return
     try:
         key = key_of(config.text.data, **_how(config), vocabulary=tokenizer if config.run.init else None)

@@ -52,7 +52,8 @@ def to_hub(run: Any, folder: Path) -> str:
             f"{run.folder} is a {run.config.model}: transformers has a class for Transformers alone; --to onnx takes it"
         )
     settings = flat(run.config)
-    what = hub.save(run.model, run.tokenizer, settings, folder, "<bos>" if run.is_lines else "")
+    start = "<bos>" if run.is_lines else "<eos>" if run.has_ends else ""
+    what = hub.save(run.model, run.tokenizer, settings, folder, start)
     return f"wrote {folder}, a {what}: AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it"
 
 

@@ -28,8 +28,9 @@ def save(model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], fol
     Raises UserError for what none of the three can be."""
     config, weights = counterpart(model, settings)
     specials, table = tokenizer.specials, model.wte.weight
-    if isinstance(tokenizer, GPT2Tokenizer) and not starts and _are_untouched(table[gpt2.VOCAB_SIZE :]):
+    if isinstance(tokenizer, GPT2Tokenizer) and starts != "<bos>" and _are_untouched(table[gpt2.VOCAB_SIZE :]):
         specials, table = {GPT2_END: tokenizer.special.eos}, table[: gpt2.VOCAB_SIZE]
+        starts = starts and GPT2_END
         weights = {name: w[: len(table)] if len(w) == model.vocab_size else w for name, w in weights.items()}
     names = {"bos": GPT2_END, "eos": GPT2_END} if GPT2_END in specials else {n: f"<{n}>" for n in _NAMED}
     ids = {f"{name}_token_id": specials[special] for name, special in names.items() if name != "unk"}

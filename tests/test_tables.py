@@ -132,7 +132,7 @@ def test_a_table_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch, n
             prepare(str(path), text_column="body")
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.csv.gz"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.csv.gz"])
 def test_a_table_read_as_it_stands_gets_a_note(cli, tmp_path, name):
     write(tmp_path / name, table(name, LINES))
     for _ in range(2):  # what is cached has none
@@ -145,12 +145,12 @@ def test_a_table_read_as_it_stands_gets_a_note(cli, tmp_path, name):
 
 def test_tables_among_several_files_get_one_note(cli, tmp_path):
     (tmp_path / "folder").mkdir()
-    for name in ("a.csv", "b.jsonl"):
+    for name in ("a.csv", "b.tsv"):
         write(tmp_path / "folder" / name, table(name, LINES))
     write(tmp_path / "folder/c.txt", "\n".join(LINES))
-    for data in (["folder"], ["folder/a.csv", "folder/b.jsonl", "folder/c.txt"]):
+    for data in (["folder"], ["folder/a.csv", "folder/b.tsv", "folder/c.txt"]):
         (note,) = warnings_of(ok(cli("-m data.prepare", "--data", *data)))
-        assert "2 of the 3 files (folder/a.csv, folder/b.jsonl) are tables, and read as they stand" in note
+        assert "2 of the 3 files (folder/a.csv, folder/b.tsv) are tables, and read as they stand" in note
         assert "say --text-column NAME (a.csv has: id, body, label)" in note
 
 
@@ -186,8 +186,8 @@ def test_a_run_on_a_column_is_resumed_and_evaluated(cli, tmp_path, monkeypatch):
 
 def test_what_does_not_go_together_says_so(cli, tmp_path):
     write(tmp_path / "x.csv", table("x.csv", LINES))
-    for wrong in (("--kind", "stream"), ("--kind", "documents", "--separator", "%")):
-        refused(cli("train.py", "--data", "x.csv", "--text-column", "body", *wrong), "leave out", wrong[-2])
+    wrong = ("--kind", "documents", "--separator", "%")
+    refused(cli("train.py", "--data", "x.csv", "--text-column", "body", *wrong), "--separator is for plain text")
     refused(cli("train.py", "--data", "names", "--text-column", "body"), "--text-column is for tables")
 
 

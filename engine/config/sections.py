@@ -25,8 +25,8 @@ class Text:
     """The text, and how it is read."""
 
     data: Annotated[str | list[str], Mark.PLACE] = "names"
-    """names, names32k, shakespeare, stdlib, a text file, a folder of text files, or - for standard input; several are
-    one text, in their order."""
+    """names, names32k, shakespeare, stdlib, a file, a folder, a pattern of paths in quotes, or - for standard input;
+    several are one text, in their order."""
     val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
@@ -36,7 +36,8 @@ class Text:
     separator: Annotated[str | None, UNSET] = None
     """What stands between documents, instead of blank lines; \\n in it is a line end."""
     text_column: Annotated[str | None, UNSET] = None
-    """Of .tsv, .csv, .json and .jsonl files: the column or key whose texts are the lines or documents."""
+    """Of tables (.parquet, .jsonl, .json, .csv, .tsv, JSON lines by any name): the column or key whose texts are the
+    lines or documents, or with --kind stream end in <eos> each (default: text, of the first three, in a stream)."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
     encoding: str = "utf-8"

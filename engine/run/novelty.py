@@ -136,7 +136,8 @@ def _bytes(tokens: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
         return
     texts = dict(enumerate(tokenizer.tokens, tokenizer.first_id))
     for ids in _ids(tokens):
-        yield np.frombuffer(b"".join(texts.get(i, b"") for i in ids.tolist()), np.uint8)
+        # No text has the byte FF: what is copied does not go on after <eos>.
+        yield np.frombuffer(b"".join(texts.get(i, b"\xff") for i in ids.tolist()), np.uint8)
 
 
 def _longest_run(sample: np.ndarray, chunks: Iterable[np.ndarray]) -> tuple[int, int]:

@@ -48,10 +48,13 @@ def finish(
 
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
     """Samples of the model as text, and their entries of the summary: 20 lines or 5 documents, each marked 'in train',
-    'in val' or 'new'; of a stream 500 tokens, and the length of the longest substring copied from the training text."""
+    'in val' or 'new'; of a stream 500 tokens, or 5 documents of at most as many, and the length of the longest
+    substring copied from the training text."""
     if not run.is_lines:
-        (sample,) = run.samples(max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)
-        return sample.text.strip("\n"), {"longest_copied": longest_copied(sample.new, store)}
+        number = N_DOCUMENTS if run.has_ends else 1
+        texts = [each.text for each in run.samples(num=number, max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)]
+        shown = "\n---\n".join(text.strip("\n") for text in texts)
+        return shown, {"longest_copied": max(longest_copied(text, store) for text in texts)}
     number = N_DOCUMENTS if run.is_documents else N_LINES
     rows = torch.stack(list(run.generate_ids(num=number, seed=SAMPLE_SEED)), 1).tolist()
     sides = {"in train": KnownLines(store.train), "in val": KnownLines(store.val)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from data.tokenizers import Tokenizer
+from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_names, check_num, check_text, demand
 from engine.run.generate import Sampling, generate, score
@@ -31,7 +31,7 @@ class Run:
     model: LanguageModel
     tokenizer: Tokenizer
     config: Config
-    start: str  # the text that stands for an empty prompt of a stream
+    start: str  # the text that stands for an empty prompt of a stream, or AFTER_EOS
     facts: dict[str, Any]  # of the checkpoint: step, val_loss
     device: torch.device
     template: str | None = None  # of conversations, for a run that was trained on them
@@ -45,6 +45,11 @@ class Run:
         return self.config.text.kind != "stream"
 
     @property
+    def has_ends(self) -> bool:
+        """Whether a text may end: rows do, and the documents of a stream that has `<eos>` after each."""
+        return self.is_lines or self.start == AFTER_EOS
+
+    @property
     def is_documents(self) -> bool:
         return self.config.text.kind == "documents"
 
@@ -55,9 +60,9 @@ class Run:
 
     @property
     def suppressed(self) -> list[int]:
-        """The ids that are never drawn: all specials but `<eos>`, and `<eos>` too for a stream, which has no ends."""
+        """The ids that are never drawn: all specials but `<eos>`, and `<eos>` too for a stream that has no ends."""
         special = self.tokenizer.special
-        return special.never_predicted + ([] if self.is_lines else [special.eos])
+        return special.never_predicted + ([] if self.has_ends else [special.eos])
 
     @property
     def longest(self) -> int:
@@ -68,12 +73,14 @@ class Run:
         return self.config.net.context if self.is_lines else STREAM_TOKENS
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
-        """The ids of a prompt: for lines and documents after `<bos>`; for an empty one of a stream the start text's."""
+        """The ids of a prompt: for lines and documents after `<bos>`, for the documents of a stream after `<eos>`; for
+        an empty one of another stream the start text's."""
         check_text("prompt", prompt, unknown)
         ids = self.tokenizer.encode(prompt, unknown).tolist()
         if self.is_lines:
             return [self.tokenizer.special.bos, *ids]
-        return ids or self.tokenizer.encode(self.start).tolist()
+        start = self.tokenizer.start_ids(self.start)
+        return [*start, *ids] if self.has_ends else ids or start
 
     def generate_ids(
         self, prompt: str = "", num: int = 1, max_new_tokens: int | None = None, seed: int | None = None,
@@ -141,7 +148,7 @@ class Run:
 
         Raises UserError for an invalid value, TypeError for an unknown name."""
         check_names(knobs, OPTIONS)
-        if min_new_tokens and not self.is_lines and stop is None:
+        if min_new_tokens and not self.has_ends and stop is None:
             raise UserError("--min-new-tokens goes with lines, or with --stop: a stream does not end by itself")
         sampling = Sampling() if sampling is None else sampling
         demand(isinstance(sampling, Sampling), "sampling", sampling, "a Sampling")
@@ -173,7 +180,7 @@ class Run:
 
     def _score(self, ids: list[int]) -> Evaluation:
         special = self.tokenizer.special
-        first = special.bos if self.is_lines else int(self.tokenizer.encode(self.start)[-1])
+        first = special.bos if self.is_lines else self.tokenizer.start_ids(self.start)[-1]
         tokens = torch.tensor([first, *ids] + [special.eos] * self.is_lines, device=self.device)
         characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
         return score(self.model, tokens[:-1], tokens[1:], characters)

@@ -3,7 +3,7 @@ slow; `sample.py` reads each token once."""
 
 import numpy as np
 
-from data.tokenizers import Tokenizer
+from data.tokenizers import AFTER_EOS, Tokenizer
 from makemore.scratch.base import Model
 from makemore.scratch.functions import Array, softmax
 
@@ -32,7 +32,7 @@ def lines(model: Model, tokenizer: Tokenizer, num: int, context: int, seed: int)
 
 
 def stream(model: Model, tokenizer: Tokenizer, start: str, count: int, context: int, seed: int) -> str:
-    """The text of a stream that goes on after `start`."""
-    rows = np.array([tokenizer.encode(start, "mask")])
-    drawn = generate(model, rows, count, context, np.random.default_rng(seed), ends=False)
+    """The text of a stream that goes on after `start`; of a stream of documents, up to the end of one."""
+    rows = np.array([tokenizer.start_ids(start)])
+    drawn = generate(model, rows, count, context, np.random.default_rng(seed), ends=start == AFTER_EOS)
     return tokenizer.decode(drawn[0, rows.shape[1] :].tolist())

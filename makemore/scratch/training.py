@@ -97,7 +97,7 @@ class Training:
     def evaluate(self) -> str:
         """Measure the validation loss, write it down, and keep the weights where they are the best. What to say."""
         progress = self.progress
-        found = evaluate(self.model, self.batches(), self.store.tokenizer.characters())
+        found = evaluate(self.model, self.batches(), self.store.characters())
         progress.train_loss = progress.nll_sum / progress.nll_tokens if progress.nll_tokens else None
         progress.nll_sum, progress.nll_tokens = 0.0, 0
         progress.evaluated, progress.val_tokens = progress.step, found.n_tokens
