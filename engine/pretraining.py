@@ -70,7 +70,7 @@ class Pretraining(Task):
         def val() -> Iterator[Batch]:  # what counts knows its history only once it has counted
             return eval_batches(data.val, config.net.context, config.text.eval_tokens, model.history)()
 
-        loader = None if config.net.is_counted else make_loader(config, data)
+        loader = None if config.net.is_counted else make_loader(config, data, self.format)
         return Batches(loader, val, data.characters())
 
     def notes(self, config: Config, data: Store, parent: Run | None) -> list[str]:

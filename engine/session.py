@@ -84,6 +84,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
 def resume(task: Task, config: Any, explicit: set[str]) -> Path:
     """Go on with the run in `--out`: exactly from its `last/`, or from the weights of its `best/`."""
     with _going_on(config, explicit, task.ranks) as (config, path, facts, tokenizer, device):
+        task.format = facts["format"]
         with task.ranks.one_first():
             data = task.read_again(config, explicit, facts, tokenizer)
 
@@ -151,9 +152,7 @@ def _session(
     facts: dict[str, Any],
 ) -> Session:  # fmt: skip
     metrics = Metrics(path, config.machine.log, stored(config))
-    return Session(
-        task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer), facts["format"]
-    )
+    return Session(task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer))
 
 
 def check_processes(config: Any, ranks: Ranks) -> None:
@@ -201,7 +200,7 @@ def _trainer(session: Session) -> Trainer | None:
     runtime.move_and_compile(trained, session.device, session.config.machine.compile)
     return Trainer(
         session.model, loader, val_batches, characters, session.config, session.folder, session.device, session.metrics,
-        lambda: _extra_metrics(session), session.identity, ranks, session.format, sharded,
+        lambda: _extra_metrics(session), session.identity, ranks, session.task.format, sharded,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from data.batches import Batch, Loader
 from data.tokenizers import Tokenizer
 from engine.distributed.ranks import ALONE, Ranks
+from engine.run.folder import FORMAT
 from engine.run.run import Run
 from engine.run.weights import keep_frozen
 from engine.training.metrics import Metrics
@@ -39,7 +40,6 @@ class Session:
     folder: Path
     metrics: Metrics
     identity: dict[str, Any]  # which run the checkpoints belong to
-    format: int  # of the run
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -54,6 +54,7 @@ class Task:
     by the first one alone."""
 
     ranks: Ranks = ALONE
+    format: int = FORMAT  # of the run
 
     def parent(self, config: Any, explicit: set[str]) -> Run:
         """What `--init` names. Raises UserError for flags that contradict it."""

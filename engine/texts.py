@@ -13,6 +13,7 @@ from data.tokenizers import Tokenizer
 from engine.config import presets
 from engine.config.sections import Config
 from engine.config.settings import marked, replace
+from engine.run.folder import COMPUTES_ORDER, FORMAT
 from makemore.config import Mark
 
 
@@ -77,15 +78,16 @@ def with_context(config: Config, store: Store) -> Config:
     return replace(config, kind=store.kind, context=context)
 
 
-def make_loader(config: Config, store: Store) -> Loader:
-    """The training batches of `config`. Raises UserError for a text that is too short for them."""
+def make_loader(config: Config, store: Store, run_format: int = FORMAT) -> Loader:
+    """The training batches of `config`, of a run of this format. Raises UserError for a text that is too short for
+    them."""
     carries_state = getattr(config.net, "carry_state", False)
     if carries_state and store.kind != "stream":
         raise UserError(
             f"--carry-state is for streams: {store.kind} do not go on from one to the next; use --kind stream"
         )
     kind = LaneLoader if carries_state else StreamLoader if store.kind == "stream" else LineLoader
-    return kind(store.train, config.net.context, config.optim.batch_size, config.run.seed)
+    return kind(store.train, config.net.context, config.optim.batch_size, config.run.seed, run_format >= COMPUTES_ORDER)
 
 
 def long_lines(config: Config, store: Store) -> list[str]:

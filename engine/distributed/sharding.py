@@ -28,12 +28,12 @@ class Sharded:
         self.plain, self.ranks = plain, ranks
         self.model: Any = copy.deepcopy(plain, {id(b): b for b in plain.buffers()}).to(device)  # counts are held once
         mesh = init_device_mesh(device.type, (ranks.world,))
-        whole = set(sparse_parameters(self.model).values())  # FSDP knows no sparse gradients
+        tables: set[Any] = set(sparse_parameters(self.model).values())  # FSDP knows no sparse gradients
         for layers in [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
                 if sum(p.numel() for p in layer.parameters()) >= OWN_GROUP:
-                    fully_shard(layer, mesh=mesh, ignored_params=whole)
-        fully_shard(self.model, mesh=mesh, ignored_params=whole)
+                    fully_shard(layer, mesh=mesh, ignored_params=tables)
+        fully_shard(self.model, mesh=mesh, ignored_params=tables)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # the loss is divided by all tokens already

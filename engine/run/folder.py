@@ -27,10 +27,11 @@ FORMATS = {
     1: "the first one",
     2: "checkpoints say which settings, tokenizer and labels they belong to (engine/run/identity.py)",
     3: "optimizer state by parameter name (engine/training/state.py); config.json has its family's settings alone",
-    4: "dropout follows from the seed, the step and the micro-batch (engine/training/trainer.py)",
+    4: "dropout follows from the seed, the step and the micro-batch (engine/training/trainer.py); the order of a "
+    "large epoch is computed (data/orders.py)",
 }
 FORMAT = max(FORMATS)  # of a new run; older ones are read for ever
-DRAWS_BY_STEP = 4  # a run of an older format draws its dropout as it did, and is not rewritten as one of this
+DRAWS_BY_STEP = COMPUTES_ORDER = 4  # a run of an older format goes on as it did, and is not rewritten as one of this
 MAX_VOCABULARY = 1 << 24
 _FACTS = {
     "format": Whole(1),
