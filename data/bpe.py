@@ -124,13 +124,21 @@ def size_of(name: str) -> int | None:
     return int(number)
 
 
-def learn(texts: Iterable[str], size: int, note: Callable[[str], None] = warn) -> BPETokenizer:
+def count_words(text: str) -> dict[str, int]:
+    """The number of times that each word occurs in `text`, in the order of their first."""
+    return dict(Counter(split(text)))
+
+
+def learn(
+    texts: Iterable[str], size: int, note: Callable[[str], None] = warn, each: Callable[..., Iterable[Any]] = map
+) -> BPETokenizer:
     """The tokenizer of `size` tokens (256 bytes + merges) learned from `texts`; of fewer tokens where these make every
-    word one token. Words beyond MAX_DISTINCT characters of distinct words are left out. Both are told to `note`."""
+    word one token. Words beyond MAX_DISTINCT characters of distinct words are left out. Both are told to `note`.
+    `each`: `map`, or one that counts the words of several texts at a time."""
     words: Counter[str] = Counter()
     distinct = left_out = 0  # characters
-    for text in whole_words(texts):
-        for word, count in Counter(split(text)).items():
+    for counts in each(count_words, whole_words(texts)):
+        for word, count in counts.items():
             if word not in words:
                 if distinct + len(word) > MAX_DISTINCT:
                     left_out += count * len(word)

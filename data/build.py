@@ -1,38 +1,37 @@
-"""Building a token store, in passes over chunks of the text: the first finds the vocabulary, the last writes the ids.
+"""Building a token store, in passes over the text: the first finds the vocabulary, the last writes the ids.
 
-Never more than a chunk of text is held, whatever its size. The vocabulary is that of the training side alone.
+Never more than some chunks of text are held, whatever its size. The vocabulary is that of the training side alone.
 """
 
-import array
-import hashlib
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from data import packed, reading, tables, vocabulary
+from data import reading, vocabulary
 from data.bpe import BPETokenizer, whole_words
-from data.documents import occurs, read_documents
+from data.documents import occurs
+from data.encoded import EncodedText
 from data.errors import UserError
-from data.parquet import is_parquet
-from data.pieces import Piece, Starts, starts_of
-from data.token_file import TokenWriter
+from data.journal import EVERY, LARGE, Journal
+from data.passes import Passes
+from data.pieces import Starts, starts_of
+from data.pool import Pool
+from data.sampling import sampled
+from data.tasks import Encoder, Part, Survey, alphabet, grouped, hashes
 from data.tokenizers import AFTER_EOS, Tokenizer
-
-SHOW_PROGRESS = 20 << 20  # bytes of text from which building shows a bar
 
 
 class Builder:
     """Writes one store of `files` (training text, then perhaps validation text), all but its `meta.json`.
 
-    `digests`: the SHA-256 that each file has to have at every reading. `existing`: a tokenizer to use instead of a new
-    one. `val_fraction`: the part of a single text that becomes validation, its end, or rows (lines or documents) by
-    their hash. `separator` stands between documents (None: blank lines). Of the `tables` among the files each text of
-    `text_column` is a line or document. Where there are any, a stream has `<eos>` after each document, and after each
-    other file."""
+    `existing`: a tokenizer to use instead of a new one. `val_fraction`: the part of a single text that becomes
+    validation, its end, or rows (lines or documents) by their hash. `bpe_sample`: the characters of the training text
+    that BPE is learned from (None: all). The rest as of `Passes`."""
 
     def __init__(
         self,
@@ -45,120 +44,114 @@ class Builder:
         encoding: str,
         existing: Tokenizer | None,
         val_fraction: float,
+        bpe_sample: int | None,
         tables: Collection[Path],
     ):
         assert kind is not None  # known by now
-        self.files, self.digests = files, digests
-        self.kind, self.separator, self.text_column, self.tables = kind, separator, text_column, tables
-        self.tokenizer_name, self.encoding = tokenizer, encoding
-        self.existing, self.val_fraction, self.has_val_text = existing, val_fraction, len(files) > 1
+        self.text = Passes(files, digests, kind, separator, text_column, encoding, tables)
+        self.files, self.kind, self.separator, self.text_column = files, kind, separator, text_column
+        self.tokenizer_name, self.encoding, self.existing = tokenizer, encoding, existing
+        self.val_fraction, self.bpe_sample, self.has_val_text = val_fraction, bpe_sample, len(files) > 1
         self.notes: list[str] = []
-        # For each side: the characters outside the vocabulary with their counts, a hint where their Unicode form is
-        # why, and the number of all characters.
-        self.unknown: dict[str, dict[str, int]] = {"train": {}, "val": {}}
-        self.other_form = {"train": "", "val": ""}
-        self.characters = {"train": 0, "val": 0}
-        self.c1: set[str] = set()  # control characters that mean another encoding, one of Windows'
+        self.is_learned = existing is None and vocabulary.reads_words(tokenizer)
+        # Whether the characters of the rows are to be found, or counted.
+        self.surveys_rows = existing is None and (tokenizer == "char" or bpe_sample is not None)
 
-    def write(self, folder: Path, name: str) -> dict:
-        """Write ids, offsets and tokenizer into `folder`; return their entries of `meta.json`."""
-        paths = [path for text in self.files for path in text]
-        size = sum(path.stat().st_size for path in paths)
-        passes = (2 if self.kind == "stream" else 3) + (
-            self.existing is None and vocabulary.reads_words(self.tokenizer_name)
-        )
-        hidden = size < SHOW_PROGRESS or None
-        total = None if any(packed.is_packed(path) or is_parquet(path) for path in paths) else passes * size
-        with tqdm(total=total, unit="B", unit_scale=True, desc=f"preparing {name}", disable=hidden) as self.bar:
-            meta = self._stream(folder) if self.kind == "stream" else self._rows(folder)
-        self._note_unknown()
-        self.notes += reading.note_c1(self.c1, "the text", self.encoding)
-        return meta | {"notes": self.notes}
+    def write(self, folder: Path, name: str, pool: Pool) -> dict[str, Any]:
+        """Write ids, offsets and tokenizer into `folder`, and return their entries of `meta.json`; where the folder has
+        what a preparation left that was killed, go on with that."""
+        self.pool, self.journal = pool, Journal(folder, self.text.size >= LARGE)
+        passes = 2 + self.is_learned + (self.kind != "stream" and self.surveys_rows)
+        if "meta" not in self.journal.noted:
+            with self.text.show(name, passes):
+                meta = self._stream(folder) if self.kind == "stream" else self._rows(folder)
+            self.notes += reading.note_c1(self.text.c1, "the text", self.encoding)
+            self.journal.note(meta=meta | {"notes": self.notes})
+            return meta | {"notes": self.notes}
+        return self.journal.noted["meta"]
 
-    def _stream(self, folder: Path) -> dict:
-        first_seen, border = self._survey()
-        seen = np.flatnonzero((first_seen >= 0) & (first_seen < border))
-        tokenizer = self._make_tokenizer("".join(map(chr, seen)), self._training_text(border))
-        counts, position = {"train": 0, "val": 0}, 0
-        with TokenWriter(folder, "train") as train, TokenWriter(folder, "val") as val:
-            out = {"train": train, "val": val}
-
-            def put(side: str, piece: Piece) -> None:
-                ids = self._encode(tokenizer, piece.text, side)
-                if piece.ends:
-                    ids = np.append(ids, tokenizer.dtype(tokenizer.special.eos))
-                counts[side] += len(ids)
-                out[side].write(ids)
-
-            for piece in self._words(tokenizer, 0):
-                for side, part in zip(("train", "val"), piece.cut(border - position), strict=True):
-                    if part.text or part.ends:
-                        put(side, part)
-                position += len(piece.text)
-            for piece in self._words(tokenizer, 1) if self.has_val_text else ():
-                put("val", piece)
+    def _stream(self, folder: Path) -> dict[str, Any]:
+        if "survey" not in self.journal.noted:
+            self.journal.note(survey=self._survey())
+        characters, border = self.journal.noted["survey"]
+        tokenizer = self._tokenizer(characters, self._training_text(border), border)
+        encoded = self._encode(folder, tokenizer, self._stream_parts(tokenizer, border))
         for side, split in (("train", "training"), ("val", "validation")):
-            if counts[side] < 2 and not (side == "train" and self.val_fraction == 1):
+            if encoded.ids[side] < 2 and not (side == "train" and self.val_fraction == 1):
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
                 why = f" ({'; '.join(self.notes)})" if self.notes else ""
                 raise UserError(
-                    f"the {split} text of {name} has {counts[side]} tokens: too short to predict anything{why}"
+                    f"the {split} text of {name} has {encoded.ids[side]} tokens: too short to predict anything{why}"
                 )
-        return self._finish(folder, tokenizer, counts, self._start(tokenizer, seen))
+        self._note_unknown(encoded)
+        return {"tokens": encoded.ids, "start": self._start(tokenizer, characters)}
 
-    def _survey(self) -> tuple[np.ndarray, int]:
-        """The position at which each code point first occurs in the training text (-1: nowhere), and the number of
-        characters before validation begins: of documents, at the start of one."""
+    def _survey(self) -> tuple[str, int]:
+        """The distinct characters of the training side, and the number of characters before validation begins: of
+        documents, at the start of one."""
         first_seen, length, blank, starts = np.full(0x110000, -1, np.int64), 0, True, Starts()
-        for piece, begins in starts_of(self._pieces(0)):
-            if begins:
-                starts.add(length)
-            codes = np.frombuffer(piece.text.encode("utf-32-le"), np.uint32)
-            new = np.flatnonzero(first_seen[codes] < 0)[::-1]
-            first_seen[codes[new]] = length + new  # in reverse order, so that the first occurrence is assigned last
-            length += len(codes)
-            blank = blank and not piece.text.strip()
+
+        def texts() -> Iterator[str]:
+            read = 0
+            for piece, begins in starts_of(self.text.pieces(0)):
+                if begins:
+                    starts.add(read)
+                read += len(piece.text)
+                yield piece.text
+
+        for codes, positions, count, is_blank in self.pool.map(Survey(), grouped(texts(), len)):
+            new = first_seen[codes] < 0  # another process may have met it in an earlier group
+            first_seen[codes[new]] = length + positions[new]
+            length += count
+            blank = blank and is_blank
         if blank:
             raise UserError(f"{reading.shown(self.files[0][0])} {'holds only white space' if length else 'is empty'}")
         border = int(length * (1 - self.val_fraction))
-        return first_seen, length if self.has_val_text else starts.at_or_after(border) if self.tables else border
+        border = length if self.has_val_text else starts.at_or_after(border) if self.text.tables else border
+        return "".join(map(chr, np.flatnonzero((first_seen >= 0) & (first_seen < border)))), border
 
-    def _start(self, tokenizer: Tokenizer, seen: np.ndarray) -> str:
+    def _start(self, tokenizer: Tokenizer, characters: str) -> str:
         """The text that stands for an empty prompt: a line end where the vocabulary has it, else a character that it
         has. Where documents have ends, an empty prompt stands after one."""
-        if self.tables:
+        if self.text.tables:
             return AFTER_EOS
-        for character in ("\n", *map(chr, seen)):
+        for character in ("\n", *characters):
             if (tokenizer.encode(character, "mask") != tokenizer.special.unk).all():
                 return character
         return ""
 
-    def _rows(self, folder: Path) -> dict:
-        hashes = [_hashes(self._read_rows(index)) for index in range(len(self.files))]
-        for text, row_hashes in zip(self.files, hashes, strict=True):
-            if not len(row_hashes):
+    def _rows(self, folder: Path) -> dict[str, Any]:
+        row_hashes = self.journal.arrays("hashes")
+        if row_hashes is None:
+            row_hashes = [self._hashes(index) for index in range(len(self.files))]
+            self.journal.note_arrays("hashes", row_hashes)
+        for text, of_text in zip(self.files, row_hashes, strict=True):
+            if not len(of_text):
                 raise UserError(f"{reading.shown(text[0])} is empty: it has no {self.kind[:-1]} with text")
-        is_val = self._split_rows(hashes)
-        self._note_repeats(hashes)
-        alphabet: set[str] = set()
-        for row in self._training_rows(is_val[0]):
-            alphabet.update(row)
-        tokenizer = self._make_tokenizer("".join(alphabet), (f"{row}\n" for row in self._training_rows(is_val[0])))
-        counts = {"train": 0, "val": 0}
-        offsets = {"train": array.array("Q", [0]), "val": array.array("Q", [0])}
-        with TokenWriter(folder, "train") as train, TokenWriter(folder, "val") as val:
-            out = {"train": train, "val": val}
-            for index in range(len(self.files)):
-                for row, held_out in zip(self._read_rows(index), is_val[index], strict=True):
-                    side = "val" if held_out else "train"
-                    ids = np.append(self._encode(tokenizer, row, side), tokenizer.dtype(tokenizer.special.eos))
-                    out[side].write(ids)
-                    counts[side] += len(ids)
-                    offsets[side].append(counts[side])
-        for side in counts:
-            with open(folder / f"{side}.offsets.bin", "wb") as file:
-                file.write(offsets[side].tobytes())
-        return self._finish(folder, tokenizer, counts, "")
+        is_val = self._split_rows(row_hashes)
+        self._note_repeats(row_hashes)
+        if "survey" not in self.journal.noted:
+            self.journal.note(survey=self._survey_rows(is_val[0]) if self.surveys_rows else ("", 0))
+        characters, count = self.journal.noted["survey"]
+        lines = (f"{row}\n" for row in self._training_rows(is_val[0]))
+        tokenizer = self._tokenizer(characters, lines, count)
+        encoded = self._encode(folder, tokenizer, self._row_parts(is_val))
+        self._note_unknown(encoded)
+        return {"tokens": encoded.ids, "start": ""}
+
+    def _hashes(self, index: int) -> np.ndarray:
+        """A hash of each row of a text, (rows,)."""
+        found = self.pool.map(hashes, grouped(self.text.rows(index), len))
+        return np.concatenate([np.zeros(0, np.uint64), *found])
+
+    def _survey_rows(self, is_val: np.ndarray) -> tuple[str, int]:
+        """The distinct characters of the training rows, and their number with a line end after each."""
+        distinct: set[str] = set()
+        count = 0
+        for characters, of_group in self.pool.map(alphabet, grouped(self._training_rows(is_val), len)):
+            distinct.update(characters)
+            count += of_group
+        return "".join(sorted(distinct)), count
 
     def _split_rows(self, hashes: list[np.ndarray]) -> list[np.ndarray]:
         """A mask of the validation rows of each text, (rows,) bool."""
@@ -172,7 +165,7 @@ class Builder:
             if self.kind == "documents" and self.text_column is None:
                 if self.separator is None:
                     way_out += " (or see --separator for what stands between documents)"
-                elif not any(occurs(self.separator, self._chunks([path])) for path in self.files[0]):
+                elif not any(occurs(self.separator, self.text.chunks([path])) for path in self.files[0]):
                     why = f": {self.separator!r} occurs nowhere in it"
             raise UserError(f"{name} has only one distinct {self.kind[:-1]}{why}; {way_out}")
         chosen = hashes[0] < np.uint64(self.val_fraction * 2**64)
@@ -180,83 +173,71 @@ class Builder:
             chosen = hashes[0] == hashes[0].min()
         return [chosen]
 
-    def _read_rows(self, index: int) -> Iterator[str]:
-        """The lines or documents of a text; a document ends with its file."""
-        return itertools.chain.from_iterable(map(self._rows_of, self.files[index]))
+    def _stream_parts(self, tokenizer: Tokenizer, border: int) -> Iterator[Part]:
+        """A stream in parts of one side each; for BPE none ends inside a word."""
+        cut = whole_words if isinstance(tokenizer, BPETokenizer) else iter
+        position = 0
+        for piece in self.text.pieces(0, cut):
+            for side, part in zip(("train", "val"), piece.cut(border - position), strict=True):
+                if part.text or part.ends:
+                    yield part.text, part.ends, side
+            position += len(piece.text)
+        for piece in self.text.pieces(1, cut) if self.has_val_text else ():
+            yield piece.text, piece.ends, "val"
 
-    def _rows_of(self, path: Path) -> Iterator[str]:
-        if path in self.tables:
-            return self._read_table(path)
-        if self.kind == "lines":
-            return reading.read_lines(self._chunks([path]))
-        return read_documents(self._chunks([path]), self.separator, reading.shown(path))
-
-    def _read_table(self, path: Path) -> Iterator[str]:
-        assert self.text_column is not None
-        read = tables.read_unstripped if self.kind == "stream" else tables.read_texts
-        for n, row in enumerate(read(path, self.text_column, self.encoding, self.digests), 1):
-            if self.kind == "lines" and "\n" in row:
-                raise UserError(f"text {n:,} of {reading.shown(path)} has several lines; use --kind documents")
-            yield row
-            self.bar.update(len(row))
-
-    def _chunks(self, files: list[Path]) -> Iterator[str]:
-        for chunk in reading.read_chunks(files, self.encoding, self.digests):
-            if not chunk.isascii() and reading.may_be_windows(self.encoding):
-                self.c1.update(reading.C1.findall(chunk))
-            yield chunk
-            self.bar.update(len(chunk))
-
-    def _pieces(self, index: int, cut: Callable[[Iterator[str]], Iterator[str]] = iter) -> Iterator[Piece]:
-        """A text as pieces of a stream; `cut` cuts what is no document of a table."""
-        if not self.tables:
-            yield from map(Piece, cut(self._chunks(self.files[index])))
-            return
-        for path in self.files[index]:
-            if path in self.tables:
-                yield from (Piece(document, ends=True) for document in self._read_table(path))
-            else:
-                is_empty = True
-                for chunk in cut(self._chunks([path])):
-                    is_empty = False
-                    yield Piece(chunk)
-                if not is_empty:
-                    yield Piece("", ends=True)
-
-    def _words(self, tokenizer: Tokenizer, index: int) -> Iterator[Piece]:
-        """The pieces of a text; for BPE none ends inside a word."""
-        return self._pieces(index, whole_words if isinstance(tokenizer, BPETokenizer) else iter)
+    def _row_parts(self, is_val: list[np.ndarray]) -> Iterator[Part]:
+        for index, held_out in enumerate(is_val):
+            for row, is_held_out in zip(self.text.rows(index), held_out, strict=True):
+                yield row, True, "val" if is_held_out else "train"
 
     def _training_text(self, border: int) -> Iterator[str]:
         """The characters before `border`, with a line end after each document."""
         position = 0
-        for piece in self._pieces(0):
+        for piece in self.text.pieces(0):
             yield piece.text[: max(border - position, 0)] + "\n" * piece.ends
             position += len(piece.text)
 
     def _training_rows(self, is_val: np.ndarray) -> Iterator[str]:
-        for row, held_out in zip(self._read_rows(0), is_val, strict=True):
+        for row, held_out in zip(self.text.rows(0), is_val, strict=True):
             if not held_out:
                 yield row
 
-    def _make_tokenizer(self, alphabet: str, training: Iterator[str]) -> Tokenizer:
-        """The existing tokenizer, else a new one for the training text."""
-        return self.existing or vocabulary.make(self.tokenizer_name, alphabet, training, self.notes.append)
+    def _tokenizer(self, characters: str, training: Iterator[str], count: int) -> Tokenizer:
+        """The existing tokenizer, else a new one for the training text of these distinct `characters`, which is
+        `count` long."""
+        if "tokenizer" not in self.journal.noted:
+            texts = training if self.bpe_sample is None else sampled(training, count, self.bpe_sample)
+            new = self.existing or vocabulary.make(
+                self.tokenizer_name, characters, texts, self.notes.append, self.pool.map
+            )
+            self.journal.note(tokenizer=new.to_json(), notes=self.notes)
+            return new
+        self.notes = self.journal.noted["notes"]
+        return vocabulary.from_json(self.journal.noted["tokenizer"])
 
-    def _encode(self, tokenizer: Tokenizer, text: str, side: str) -> np.ndarray:
-        ids = tokenizer.encode(text, "mask")
-        self.characters[side] += len(text)
-        if tokenizer.name == "char":
-            positions = np.flatnonzero(ids == tokenizer.special.unk)
-            for position in positions:
-                self.unknown[side][text[position]] = self.unknown[side].get(text[position], 0) + 1
-            if self.existing and len(positions) and not self.other_form[side]:
-                self.other_form[side] = tokenizer.other_form(text)
-        return ids
-
-    def _finish(self, folder: Path, tokenizer: Tokenizer, counts: dict[str, int], start: str) -> dict:
+    def _encode(self, folder: Path, tokenizer: Tokenizer, parts: Iterator[Part]) -> EncodedText:
+        """Write the ids of all parts; the files are closed."""
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), "utf-8")
-        return {"tokens": counts, "start": start}
+        done, out = self._begun(folder, tokenizer.dtype)
+        groups = itertools.islice(grouped(parts, lambda part: len(part[0])), done, None)
+        with out:
+            noted = sum(out.characters.values())
+            for encoded in self.pool.map(Encoder(tokenizer, self.existing is not None), groups):
+                out.put(encoded)
+                done += 1
+                if self.journal.is_kept and sum(out.characters.values()) >= noted + EVERY:
+                    self.journal.note(encoded=(done, out.state()))
+                    noted = sum(out.characters.values())
+        return out
+
+    def _begun(self, folder: Path, dtype: Any) -> tuple[int, EncodedText]:
+        """The number of groups that are encoded already, and what there is of them."""
+        has_rows = self.kind != "stream"
+        if "encoded" in self.journal.noted:
+            done, state = self.journal.noted["encoded"]
+            with contextlib.suppress(OSError, ValueError):  # its files are not those: from the beginning
+                return done, EncodedText(folder, dtype, has_rows, state)
+        return 0, EncodedText(folder, dtype, has_rows)
 
     def _note_repeats(self, hashes: list[np.ndarray]) -> None:
         repeats = sum(len(rows) - len(np.unique(rows)) for rows in hashes)
@@ -268,12 +249,12 @@ class Builder:
                 f"{shared:,} of {len(hashes[1]):,} validation {self.kind} also stand in the training text"
             )
 
-    def _note_unknown(self) -> None:
+    def _note_unknown(self, text: EncodedText) -> None:
         for side, split in (("train", "training"), ("val", "validation")):
-            if not (counts := self.unknown[side]):
+            if not (counts := text.unknown[side]):
                 continue
-            way_out = self.other_form[side] or self._way_out()
-            if sum(counts.values()) == self.characters[side]:
+            way_out = text.other_form[side] or self._way_out()
+            if sum(counts.values()) == text.characters[side]:
                 name = reading.shown(self.files[-1 if side == "val" else 0][0])
                 raise UserError(f"no character of the {split} text ({name}) is in the vocabulary; {way_out}")
             shown = " ".join(repr(c) for c in sorted(counts)[:8]) + (" ..." if len(counts) > 8 else "")
@@ -281,7 +262,7 @@ class Builder:
             self.notes.append(
                 f"{sum(counts.values()):,} characters of the {split} text ({len(counts)} distinct: {shown}) {problem}: "
                 "not predicted, and not counted in the loss"
-                + (f"; {way_out}" if self.other_form[side] or 2 * sum(counts.values()) > self.characters[side] else "")
+                + (f"; {way_out}" if text.other_form[side] or 2 * sum(counts.values()) > text.characters[side] else "")
             )
 
     def _way_out(self) -> str:
@@ -292,12 +273,3 @@ class Builder:
             "it is in another script than the training text: give one in the same script with --val-data, or use "
             "--tokenizer byte, which knows every character"
         )
-
-
-def _hashes(rows: Iterator[str]) -> np.ndarray:
-    """A 64-bit hash of each row, (rows,): the same on every machine."""
-    hashes = array.array("Q")
-    for row in rows:
-        digest = hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        hashes.append(int.from_bytes(digest, "little"))
-    return np.frombuffer(hashes, np.uint64)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 TRIES, PAUSE = 10, 0.05  # seconds; on Windows a file cannot be renamed while a process reads it
 
@@ -61,6 +62,24 @@ def remove(path: Path) -> None:
 def rename(old: Path, new: Path) -> None:
     """Rename a file or a folder."""
     patiently(lambda: os.rename(old, new))
+
+
+def reopened(path: Path, size: int) -> BinaryIO:
+    """The file `path`, cut off behind `size` bytes, to be written on. Raises ValueError where it has fewer."""
+    file = open(path, "r+b")
+    if path.stat().st_size < size:
+        file.close()
+        raise ValueError(f"{path.name} has fewer than {size:,} bytes")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Flush what was written to an open file to the disk."""
+    with naming(Path(file.name)):
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

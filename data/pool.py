@@ -28,6 +28,10 @@ IN_FLIGHT = 2  # parts a worker that are read ahead: one at work, and one that w
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class Lost(UserError):
+    """A process of a pool ended by itself."""
+
+
 class Pool:
     """`workers` processes, which start when they are first needed; with one worker all is done in this process.
 
@@ -52,7 +56,7 @@ class Pool:
         """`work(part)` for each of the `parts`, in their order; at most a few parts are held. `work` is pickled once
         for each worker, a part and its result each time.
 
-        Raises what `work` raises of UserError, and UserError where a worker dies."""
+        Raises what `work` raises of UserError, and Lost where a worker dies."""
         if self.workers == 1:
             yield from map(work, parts)
             return
@@ -106,9 +110,7 @@ class _Worker:
             code = self._process.wait()
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             why = ", which is how a machine frees memory" if code == -9 else ""
-            raise UserError(
-                f"a process that prepares the text ended {how}{why}; try again, with fewer --workers"
-            ) from lost
+            raise Lost(f"a process that prepares the text ended {how}{why}; try again, with fewer --workers") from lost
         if isinstance(error, UserError):
             raise error
         if error is not None:

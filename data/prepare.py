@@ -15,17 +15,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import cache, corpus, reading, sources, store, tables
+from data import cache, corpus, reading, sampling, sources, store, tables
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
 from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
+from data.pool import MAX_WORKERS, Lost, Pool, cores
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
-from data.vocabulary import check_name
+from data.vocabulary import check_name, reads_words
 
 VAL_FRACTION = 0.1
 KINDS = ("stream", "lines", "documents")
+PARALLEL_FROM = 64 << 20  # bytes of text that are prepared by several processes
+MOST_BY_DEFAULT = 8  # processes: each takes 150 MB
 
 
 class ReadOptions(NamedTuple):
@@ -38,6 +41,7 @@ class ReadOptions(NamedTuple):
     encoding: str
     vocabulary: Tokenizer | None
     val_fraction: float
+    bpe_sample: int | None  # characters
 
 
 class Recipe(NamedTuple):
@@ -64,6 +68,8 @@ def prepare(
     vocabulary: Tokenizer | None = None,
     extend: bool = False,
     val_fraction: float = VAL_FRACTION,
+    bpe_sample: str | None = None,
+    workers: int | None = None,
 ) -> store.Store:
     """The store of a text, from the cache or made now. Several `data` are one text, in their order.
 
@@ -71,26 +77,46 @@ def prepare(
     (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a stream a
     document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `tokenizer`: 'char', 'byte', 'bpe:N'
     or 'gpt2'. `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which `extend` adds the new
-    characters of the training text. `val_fraction`: the part of the text for validation, 1 for all of it. Raises
-    UserError for a text that cannot be read so."""
+    characters of the training text. `val_fraction`: the part of the text for validation, 1 for all of it. `bpe_sample`:
+    how much of the training text BPE is learned from, as '1GB' (None: all of it). `workers`: the number of processes
+    (None: one, or for a large text as many as there are processors), which does not change the result. Raises UserError
+    for a text that cannot be read so."""
     check_name(tokenizer)
     reading.check_encoding(encoding)
-    options = ReadOptions(kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction)
+    options = ReadOptions(
+        kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction, _sample_of(tokenizer, bpe_sample)
+    )
     with _resolved(data, val_data) as texts:
         if extend:  # the text's own store has the alphabet of its training side
-            own = _prepare(texts, options._replace(vocabulary=None))
+            own = _prepare(texts, options._replace(vocabulary=None), workers)
             assert isinstance(vocabulary, CharTokenizer) and isinstance(own.tokenizer, CharTokenizer)
             options = options._replace(vocabulary=vocabulary.extended(own.tokenizer.alphabet))
-        return _prepare(texts, options)
+        return _prepare(texts, options, workers)
 
 
 def key_of(
-    data: str | Sequence[str], *, val_data: str | Sequence[str] | None, val_fraction: float = VAL_FRACTION, **other: Any
+    data: str | Sequence[str],
+    *,
+    val_data: str | Sequence[str] | None,
+    val_fraction: float = VAL_FRACTION,
+    bpe_sample: str | None = None,
+    **other: Any,
 ) -> str:
-    """The key of the store of this text, which need not exist. All options of `prepare` have to be given."""
+    """The key of the store of this text, which need not exist. All options of `prepare` have to be given, but for
+    `workers`."""
     reading.check_encoding(other["encoding"])
+    sample = _sample_of(other["tokenizer"], bpe_sample)
     with _resolved(data, val_data) as texts:
-        return _recipe(texts, ReadOptions(**other, val_fraction=val_fraction)).key
+        return _recipe(texts, ReadOptions(**other, val_fraction=val_fraction, bpe_sample=sample)).key
+
+
+def _sample_of(tokenizer: str, bpe_sample: str | None) -> int | None:
+    """The characters that `bpe_sample` stands for. Raises UserError where it does not go with the tokenizer."""
+    if bpe_sample is None:
+        return None
+    if not reads_words(tokenizer):
+        raise UserError(f"--bpe-sample goes with --tokenizer bpe:N; --tokenizer {tokenizer} learns nothing of the text")
+    return sampling.size_of(bpe_sample)
 
 
 def print_notes(notes: list[str]) -> None:
@@ -151,6 +177,7 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     if of_columns and as_it_stands:
         read_as += f" of {[[path in of_columns for path in side] for side in files]}"
     words = f"{store.FORMAT} {read_as} {tokenizer} {options.encoding} {options.val_fraction}"
+    words += "" if options.bpe_sample is None else f" sample {options.bpe_sample}"
     key, digests = _key(files, words, options.encoding)
     name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")
     return Recipe(files, of_columns, digests, options, name, key, notes)
@@ -172,7 +199,7 @@ def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOpt
     return options._replace(kind=kind, separator=separator)
 
 
-def _prepare(texts: list[list[sources.Text]], options: ReadOptions) -> store.Store:
+def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int | None) -> store.Store:
     recipe = _recipe(texts, options)
     folder = sources.cache_folder() / "prepared" / f"{recipe.name[:40]}-{recipe.key}"
     prepared = open_or_discard(folder)
@@ -180,12 +207,9 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions) -> store.Sto
         lock = sources.cache_subfolder("prepared") / f"{folder.name}.lock"
         with hold(lock, f"the prepared text {folder}", wait=True):
             if not (folder / "meta.json").is_file():  # another process may have been faster
-                _build(
-                    folder,
-                    Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables),
-                    recipe.key,
-                    recipe.name,
-                )
+                builder = Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables)
+                with Pool(workers or _default_workers(builder.text.size)) as pool:
+                    _build(folder, builder, pool, recipe.key, recipe.name)
         prepared = store.open_store(folder)
     # The cached store does not depend on names of files and on files left out of a folder, so its notes do not either.
     prepared.meta["notes"] = recipe.notes + prepared.meta["notes"]
@@ -209,21 +233,34 @@ def open_or_discard(folder: Path) -> store.Store | None:
         return None
 
 
-def _build(folder: Path, builder: Builder, key: str, name: str) -> None:
-    """Build a store beside `folder`, whose lock is held, and rename it when complete."""
-    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.part"):  # of a preparation that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    part = sources.cache_subfolder("prepared") / f"{folder.name}.{secrets.token_hex(4)}.part"
-    part.mkdir()
+def _default_workers(size: int) -> int:
+    """The number of processes for a text of `size` bytes on the disk."""
+    return 1 if size < PARALLEL_FROM else min(cores(), MOST_BY_DEFAULT)
+
+
+def _build(folder: Path, builder: Builder, pool: Pool, key: str, name: str) -> None:
+    """Build a store beside `folder`, whose lock is held, and rename it when complete. What was built of a large text
+    stays where it is stopped or killed, and the next call goes on with it."""
+    part = sources.cache_subfolder("prepared") / f"{folder.name}.begun.part"
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.part"):  # of an earlier version that was killed
+        if stale != part:
+            shutil.rmtree(stale, ignore_errors=True)
+    part.mkdir(exist_ok=True)
+    goes_on = False
     try:
         with naming(part):
-            meta = builder.write(part, name) | {"key": key, "kind": builder.kind, "name": name}
+            meta = builder.write(part, name, pool) | {"key": key, "kind": builder.kind, "name": name}
             store.seal(part, meta)
+            builder.journal.close()
         shutil.rmtree(folder, ignore_errors=True)
         rename(part, folder)
         sync_folder(folder.parent)
+    except (KeyboardInterrupt, Lost):
+        goes_on = builder.journal.is_kept
+        raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not goes_on:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _key(files: list[list[Path]], options: str, encoding: str) -> tuple[str, dict[Path, bytes]]:
@@ -247,6 +284,13 @@ def _cleared(names: list[str]) -> str:
     return f"freed {cache.in_words(sum(entry.size for entry in removed))} ({len(removed):,} removed)"
 
 
+def _count(number: str) -> int:
+    """A number of processes, for argparse."""
+    if not number.isdecimal() or not 1 <= int(number) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"from 1 to {MAX_WORKERS}")
+    return int(number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Prepare a text ahead of training.")
     one = parser.add_mutually_exclusive_group(required=True)
@@ -261,6 +305,10 @@ def main() -> int:
     parser.add_argument("--text-column", help="of tables: the column, or key, of the texts (default: text)")
     parser.add_argument("--tokenizer", default="char", help="char, byte, bpe:N or gpt2")
     parser.add_argument("--encoding", default="utf-8")
+    parser.add_argument(
+        "--bpe-sample", metavar="SIZE", help="learn BPE from so much of the text, as 1GB (default: all)"
+    )
+    parser.add_argument("--workers", type=_count, metavar="N", help="processes (default: all processors, up to 8)")
     options = vars(parser.parse_args())
     show, names = options.pop("list"), options.pop("clear")
     if show or names is not None:

@@ -22,6 +22,7 @@ NAMED = 3  # files that a note names
 C1 = re.compile("[\x80-\x9f]")
 _LIKE_CP1252 = {"iso8859-1", "iso8859-9", "iso8859-15"}  # encodings that have nearly all letters where cp1252 has them
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WITHOUT_SURROGATES = {"utf-8", "utf-8-sig", "iso8859-1", "cp1252"}  # of which the decoder lets none through
 _ENCODINGS = ("utf-8", "utf-16", "utf-32", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis", "euc-kr", "big5")
 
 
@@ -181,6 +182,7 @@ def read_lines(chunks: Iterable[str]) -> Iterator[str]:
 def _file_chunks(path: Path, encoding: str, digest: bytes | None = None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     n_read, at_start, held = 0, True, ""
+    may_have_halves = codecs.lookup(encoding).name not in _WITHOUT_SURROGATES
     limit = _free_space() if packed.is_packed(path) else None
     for raw in itertools.chain(packed.read_bytes(path, CHUNK, shown(path), digest), [b""]):
         n_read += len(raw)
@@ -195,7 +197,7 @@ def _file_chunks(path: Path, encoding: str, digest: bytes | None = None) -> Iter
             raise _not_text(path, encoding, n_read - len(error.object) + error.start, error.object) from None
         except UnicodeError as error:  # UTF-16 that does not say its byte order
             raise UserError(f"{shown(path)} is not {encoding}: {error}") from None
-        if not text.isascii() and _SURROGATE.search(text):
+        if may_have_halves and _SURROGATE.search(text):
             raise UserError(f"{shown(path)} decodes from {encoding} to halves of characters: it is not text")
         if "\0" in text:
             raise UserError(f"{shown(path)} has NUL bytes: it is a binary file (or not {encoding}; see --encoding)")

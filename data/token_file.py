@@ -12,11 +12,10 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from data.disk import rename
+from data.disk import rename, reopened, sync_file
 
 SHARD = 1_000_000_000  # ids of a file
 IN_MEMORY = 64 << 20  # bytes: smaller files are simply loaded
@@ -107,18 +106,30 @@ class TokenFile:
 
 
 class TokenWriter:
-    """Writes the ids of one side in order, a new file every SHARD of them."""
+    """Writes the ids of one side in order, a new file every SHARD of them. After `count` ids that are there already it
+    goes on, and cuts off what is behind them; raises ValueError or OSError where there are fewer."""
 
-    def __init__(self, folder: Path, side: str):
+    def __init__(self, folder: Path, side: str, itemsize: int, count: int = 0):
         self.folder, self.side = folder, side
-        self.count = 0  # ids
-        self._file = open(folder / f"{side}.bin", "wb")
+        self.count = count  # ids
+        nth = max(count - 1, 0) // SHARD
+        first, whole = folder / shard_name(side, 0), folder / f"{side}.bin"
+        if count <= SHARD and first.exists():
+            rename(first, whole)
+        for path in folder.glob(f"{side}-*.bin"):
+            if path.name > shard_name(side, nth):
+                path.unlink()
+        for path in (folder / shard_name(side, n) for n in range(nth)):
+            if path.stat().st_size != SHARD * itemsize:
+                raise ValueError(f"{path.name} has not {SHARD:,} ids")
+        path = whole if count <= SHARD else folder / shard_name(side, nth)
+        self._file = reopened(path, (count - nth * SHARD) * itemsize) if count else open(path, "wb")
 
     def __enter__(self) -> "TokenWriter":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def write(self, ids: np.ndarray) -> None:
         while len(ids):
@@ -128,8 +139,16 @@ class TokenWriter:
             self._file.write(fitting.tobytes())
             self.count, ids = self.count + len(fitting), ids[len(fitting) :]
 
-    def _begin_shard(self, nth: int) -> None:
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        sync_file(self._file)
+
+    def close(self) -> None:
         self._file.close()
+
+    def _begin_shard(self, nth: int) -> None:
+        self.sync()
+        self.close()
         if nth == 1:  # now it is known that there are several
             rename(self.folder / f"{self.side}.bin", self.folder / shard_name(self.side, 0))
         self._file = open(self.folder / shard_name(self.side, nth), "wb")

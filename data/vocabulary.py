@@ -21,11 +21,17 @@ def reads_words(name: str) -> bool:
     return bpe.size_of(name) is not None
 
 
-def make(name: str, alphabet: str, texts: Iterable[str], note: Callable[[str], None] = warn) -> Tokenizer:
+def make(
+    name: str,
+    alphabet: str,
+    texts: Iterable[str],
+    note: Callable[[str], None] = warn,
+    each: Callable[..., Iterable[Any]] = map,
+) -> Tokenizer:
     """The tokenizer `name` for a training text of these distinct characters; `texts` is the text in pieces, read where
-    `reads_words`. `note` is called with each remark for the user."""
+    `reads_words`. `note` is called with each remark for the user; `each` as of `bpe.learn`."""
     if size := bpe.size_of(name):
-        return bpe.learn(texts, size, note)
+        return bpe.learn(texts, size, note, each)
     if name == "gpt2":
         return gpt2.load()
     return ByteTokenizer() if name == "byte" else CharTokenizer(alphabet)

@@ -26,7 +26,7 @@ SHARD = 300  # ids: few enough that the small texts are of several shards
 def shards_of(folder: Path, side: str, ids: np.ndarray, sizes: list[int]) -> list[Path]:
     """The files that a writer leaves of these ids, written in parts of these sizes."""
     folder.mkdir(exist_ok=True)
-    with TokenWriter(folder, side) as out:
+    with TokenWriter(folder, side, 2) as out:
         for part in np.split(ids, np.cumsum(sizes)):
             out.write(part)
     return sorted(folder.glob(f"{side}*"))
@@ -70,7 +70,7 @@ def sharded(folder: Path, monkeypatch) -> Path:
         for side in ("train", "val"):
             ids = getattr(whole, side).tokens.array()
             (folder / f"{side}.bin").unlink()
-            with TokenWriter(folder, side) as out:
+            with TokenWriter(folder, side, 2) as out:
                 out.write(ids)
     (folder / "meta.json").unlink()
     store.seal(folder, {name: value for name, value in whole.meta.items() if name not in ("files", "crc32")})
