@@ -177,6 +177,8 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     if of_columns and as_it_stands:
         read_as += f" of {[[path in of_columns for path in side] for side in files]}"
     words = f"{store.FORMAT} {read_as} {tokenizer} {options.encoding} {options.val_fraction}"
+    if options.vocabulary:  # nothing is learned
+        options = options._replace(bpe_sample=None)
     words += "" if options.bpe_sample is None else f" sample {options.bpe_sample}"
     key, digests = _key(files, words, options.encoding)
     name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")

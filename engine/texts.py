@@ -65,6 +65,7 @@ def _how(config: Config) -> dict[str, Any]:
     return {
         "val_data": config.text.val_data, "kind": config.text.kind, "separator": config.text.separator,
         "text_column": config.text.text_column, "tokenizer": config.text.tokenizer, "encoding": config.text.encoding,
+        "bpe_sample": config.text.bpe_sample,
     }  # fmt: skip
 
 

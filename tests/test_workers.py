@@ -1,6 +1,7 @@
 """Preparing with several processes, and going on after a kill: the same store to the bit as of one, uninterrupted."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,3 +261,18 @@ def test_a_sample_is_spread_over_the_text(kind):
     assert 30_000 < len(taken) <= 45_000
     assert max(b - a for a, b in zip([0, *numbers], [*numbers, 50_000], strict=True)) < 5000
     assert "".join(sampled(texts, 400_000, 400_000)) == "".join(texts)
+
+
+def test_a_run_learns_its_tokenizer_from_a_sample_and_finds_its_text_again(cli, tmp_path, monkeypatch):
+    write(tmp_path / "t.txt", TEXT)
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    how = ("--data", "t.txt", "--tokenizer", "bpe:300", "--bpe-sample", "2KB")
+    ok(cli("-m data.prepare", *how, "--workers", 2))
+    (folder,) = (tmp_path / "cache" / "prepared").iterdir()
+    small = ("--model", "bigram", "--context", 8, "--steps", 2, "--eval-interval", 1, "--out", "run")
+    ok(cli("train.py", *how, *small))
+    shutil.rmtree(folder)
+    assert not ok(cli("train.py", "--resume", "--out", "run", "--steps", 3)).err
+    assert [*folder.parent.iterdir()] == [folder]
+    refused(cli("train.py", "--data", "t.txt", "--bpe-sample", "1GB"), "--bpe-sample goes with --tokenizer bpe:N")
+    refused(cli("train.py", "--init", "run", "--data", "t.txt", "--bpe-sample", "1GB"), "--bpe-sample")

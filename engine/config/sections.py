@@ -40,6 +40,8 @@ class Text:
     lines or documents, or with --kind stream end in <eos> each (default: text, of the first three, in a stream)."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
+    bpe_sample: Annotated[str | None, UNSET] = None
+    """With bpe:N, learn from so much of the training text, evenly spread, as 500MB or 1GB (default: from all of it)."""
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
     eval_tokens: Annotated[int, COUNT, Mark.RESUMABLE] = 1_000_000

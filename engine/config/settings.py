@@ -93,8 +93,8 @@ def gradient_only(cls: type[Config]) -> set[str]:
 
 def shape(cls: type[Config]) -> set[str]:
     """The flags that make a model what it is: --init takes these over."""
-    everything = all_settings(cls).items()
-    return {"model", "tokenizer"} | {n for n, s in everything if s.section == "net" and Mark.OWN not in s.marks}
+    of_net = {n for n, s in all_settings(cls).items() if s.section == "net" and Mark.OWN not in s.marks}
+    return {"model", "tokenizer", "bpe_sample"} | of_net
 
 
 def make(cls: type[Config], values: dict[str, Any]) -> Any:
