@@ -1,9 +1,11 @@
 """Tests of the kernels' tests: bugs planted in a copy of the project, each of which its ordinary tests have to find."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -197,10 +199,44 @@ MUTANTS = {
 }
 
 
+# Loads what the tests import from elsewhere, once, and runs pytest on each copy of the project in a fork.
+SERVER = """
+import json, os, sys
+import hypothesis, matplotlib.backends.backend_agg, pytest, torch._dynamo, triton.runtime.interpreter, tyro
+for line in sys.stdin:
+    folder, output, *words = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.chdir(folder)
+        shown = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(shown, 1), os.dup2(shown, 2)
+        code = pytest.main(words)
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """`tested(folder, *words)` runs pytest on the copy of the project there: its exit code, and what it printed."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=tmp_path_factory.mktemp("server"), env=env, **pipes)
+
+    def run(folder: Path, *words: str) -> tuple[int, str]:
+        print(json.dumps([str(folder), str(folder / "shown"), *words]), file=server.stdin, flush=True)
+        return int(server.stdout.readline()), (folder / "shown").read_text("utf-8")
+
+    yield run
+    server.stdin.close()
+    server.wait()
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="the mutants run in the interpreter")
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_ordinary_tests_find(name, tmp_path):
+def test_the_ordinary_tests_find(name, tested, tmp_path):
     mutant = MUTANTS[name]
     for folder in ("kernels", "tests", "data", "engine", "makemore", "nanogpt", "finetune"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -209,8 +245,6 @@ def test_the_ordinary_tests_find(name, tmp_path):
     source = path.read_text("utf-8")
     assert source.count(mutant.right) >= 1, f"{mutant.file} no longer has what this mutant changes"
     path.write_text(source.replace(mutant.right, mutant.wrong, 1), "utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [f"tests/{mutant.tests}", "-k", mutant.like]
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and "= FAILURES =" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{mutant.tests}", "-k", mutant.like]
+    code, shown = tested(tmp_path, *words)
+    assert code == 1 and "= FAILURES =" in shown, shown[-4000:]
