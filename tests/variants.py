@@ -93,7 +93,7 @@ def build(name: str, vocab_size: int = VOCAB, **options):
     for weight in model.parameters():
         weight.data += (0.1 if getattr(config.net, "activation", "") == "relu2" else 0.3) * torch.randn_like(weight)
     model.train()
-    for _ in range(3):
+    for _ in range(3 if getattr(config.net, "norm", "none") == "batch" else 0):
         model(some_tokens(8)[:, : min(8, model.context or 8)])  # batch norm has seen something
     return model.eval()
 
