@@ -26,6 +26,7 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure
 import pytest
 
+from data import string_tasks
 from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.run import report
@@ -87,6 +88,13 @@ os.fsync = lambda handle: None
 def drawn(monkeypatch):
     """Commands draw their pictures."""
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", _savefig)
+
+
+@pytest.fixture
+def few_strings(monkeypatch):
+    """The bundled instructions are a hundredth of what they are: 40,000 take seconds to read, 3,200 answers to test."""
+    monkeypatch.setattr(string_tasks, "CONVERSATIONS", 400)
+    monkeypatch.setattr(string_tasks, "HELD_OUT_SIZE", {"val": 2, "test": 2})
 
 
 @pytest.fixture

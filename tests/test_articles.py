@@ -88,7 +88,7 @@ def shortly(cli, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "article", matrix(ARTICLES, lambda article: article.number in EVERYDAY), ids=lambda article: article.path.stem
 )
-def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article, shortly, drawn, tmp_path):
+def test_the_commands_run_give_their_figures_and_the_pictures_are_drawn(article, shortly, drawn, few_strings, tmp_path):
     ran = {each.key: shortly(each.lines, each.key) for each in article.experiments}
     for each in article.experiments:
         assert isinstance(course.figure_of(each, ran[each.key]), float)

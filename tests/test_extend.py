@@ -151,7 +151,7 @@ def test_a_classifier_of_the_bundled_surnames_starts_from_a_run_on_the_bundled_n
     assert "76 characters added to the vocabulary of 26" in tuned.out
 
 
-def test_where_no_character_is_new_nothing_is_said_and_no_table_is_trained(cli):
+def test_where_no_character_is_new_nothing_is_said_and_no_table_is_trained(cli, few_strings):
     quickly = ["--steps", 1, "--eval-interval", 1, "--max-answer", 1]
     ok(cli("-m finetune.instruct", *TINY["transformer"], *quickly, "--out", "base"))
     tuned = ok(cli("-m finetune.instruct", "--init", "base", "--train", "lora", *quickly, "--out", "tuned"))
