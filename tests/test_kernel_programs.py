@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 
-from kernels.aot import Case, Usage, complaints
+from kernels.aot import Case, Usage, cases, complaints
 from tests.conftest import ROOT
+from tests.helpers import ok, refused
 from tests.kernel_helpers import DEVICE
 
 
@@ -20,38 +21,57 @@ def program(*args, interpret: bool = False) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def test_the_report_says_what_this_machine_can_run():
+INTERPRET = {"TRITON_INTERPRET": "1"}
+
+
+def test_the_report_says_what_this_machine_can_run(cli, asked_anew):
     report = program("kernels")
     assert report.returncode == 0 and "attention" in report.stdout
     assert "cpu: none; they need a GPU" in report.stdout
-    assert "cpu: all of them, in the interpreter" in program("kernels", interpret=True).stdout
-    assert program("kernels", "--everything").returncode == 2
+    assert "cpu: all of them, in the interpreter" in ok(cli("-m kernels", env=INTERPRET)).out
+    assert cli("-m kernels", "--everything").code == 2
 
 
-def test_each_operation_is_as_near_to_its_reference_as_torch_is():
-    done = program("kernels", "--check", interpret=True)
-    assert done.returncode == 0, done.stderr
-    found = re.findall(r"^([a-z_]+)? +(output|gradient of \w+) +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
+def test_each_operation_is_as_near_to_its_reference_as_torch_is(cli, asked_anew):
+    shown = ok(cli("-m kernels", "--check", env=INTERPRET)).out
+    found = re.findall(r"^([a-z_]+)? +(output|gradient of \w+) +(\S+) +(\S+)$", shown, re.MULTILINE)
     assert [operation for operation, *_ in found if operation] == [
         "attention", "layer_norm", "rms_norm", "cross_entropy", "linear_cross_entropy",
     ]  # fmt: skip
     assert len(found) == 16 and all(float(triton) <= 2 * float(torch) < 1e-5 for _, _, triton, torch in found)
-    assert f"largest difference of Triton: {max((row[2] for row in found), key=float)}" in done.stdout
+    assert f"largest difference of Triton: {max((row[2] for row in found), key=float)}" in shown
 
 
-def test_what_cannot_run_is_not_checked():
-    done = program("kernels", "--check")
-    assert done.returncode == 2 and "cannot run here: they need a GPU" in done.stderr
-    assert "TRITON_INTERPRET=1 runs them on the CPU" in done.stderr
+def test_what_cannot_run_is_not_checked(cli, asked_anew):
+    done = cli("-m kernels", "--check", env={"TRITON_INTERPRET": "0"})
+    refused(done, "cannot run here: they need a GPU", "TRITON_INTERPRET=1 runs them on the CPU")
+
+
+def test_every_target_has_its_cases_and_the_interpreter_has_no_say(cli):
+    assert [len({*cases([target], "cross")}) for target in ("sm80", "sm90", "hip")] == [316] * 3
+    assert {*cases(["sm90"], "cross", ends=True)} < {*cases(["sm90"], "cross")}
+    done = ok(cli("-m kernels.aot", "--only", "none of them", env=INTERPRET))
+    assert done.out == "0 kernels compiled, 0 with complaints\n" and "ignored" in done.err
+
+
+# Compiles what .ci/run leaves out by `--ends`: each option alone.
+OPTIONS_ALONE = """
+import os, sys
+from kernels import aot
+every, targets = aot.cases, ["sm90", "hip"]
+ends = {*every(targets, "cross", True)}
+aot.cases = lambda *asked: [case for case in every(*asked) if case not in ends]
+sys.argv = ["aot", "--only", "cross", "--targets", *targets]
+sys.exit(aot.main())
+"""
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("targets", [["sm90", "hip"], ["sm90"]], ids=" ".join)
-def test_kernels_compile_for_gpus_that_are_not_here(targets):
-    done = program("kernels.aot", "--only", "cross", "--targets", *targets, interpret=True)
+def test_kernels_compile_for_gpus_that_are_not_here():
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", OPTIONS_ALONE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    count = 316 * len(targets)
-    assert done.stdout.endswith(f"{count} kernels compiled, 0 with complaints\n") and "ignored" in done.stderr
+    assert done.stdout.endswith(f"{2 * 140} kernels compiled, 0 with complaints\n")
     assert "sm90 cross_entropy.loss bfloat16 vocabulary 50257" in done.stdout
 
 
