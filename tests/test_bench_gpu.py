@@ -364,6 +364,7 @@ def test_every_setting_is_compiled_anew(monkeypatch):
 
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=compiler))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     counts = []
     for _ in range(torch._dynamo.config.recompile_limit + 2):
         graphs.clear()
