@@ -124,14 +124,9 @@ for wrong in ({"stepz": 3}, {"steps": "x"}, {"eval_only": True, "out": run.folde
 """
 
 
-def test_training_from_python_in_a_thread_and_any_folder(tmp_path):
+def test_training_from_python_in_a_thread_and_any_folder(cli, tmp_path):
     (tmp_path / "use.py").write_text(THREAD)
-    command = [sys.executable, "use.py"]
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    said = ended.stdout.splitlines()[-3:]
+    said = ok(cli(str(tmp_path / "use.py"))).out.splitlines()[-3:]
     assert said[0] == "TypeError train() has no setting 'stepz'. Did you mean 'steps'?"
     assert said[1].startswith("UserError train() has steps 'x'") and said[2].startswith("UserError train() trains")
 

@@ -10,8 +10,8 @@ import kernels
 from tests.kernel_helpers import DEVICE
 
 torch.manual_seed(0)
-Q, K, V = (torch.randn(3, 2, 5, 8, device=DEVICE) for _ in range(3))
-X, W, B = torch.randn(3, 6, 9, device=DEVICE), torch.randn(9, 9, device=DEVICE), torch.randn(9, device=DEVICE)
+Q, K, V = (torch.randn(2, 2, 5, 8, device=DEVICE) for _ in range(3))
+X, W, B = torch.randn(2, 6, 9, device=DEVICE), torch.randn(9, 9, device=DEVICE), torch.randn(9, device=DEVICE)
 TARGETS = torch.tensor([1, 0, 8, -1, 3, 3], device=DEVICE)
 STARTS = torch.tensor([0, 2], dtype=torch.int32)
 BACKENDS = ["torch", "triton"]
