@@ -14,6 +14,7 @@ from engine import runtime
 from engine.config.checks import refuse_contradictions
 from engine.config.sections import Config
 from engine.config.settings import get, marked, shape, stored
+from engine.distributed.buffers import once_a_host
 from engine.evaluate import evaluate
 from engine.registry import build_model
 from engine.run import folder, report, results
@@ -63,7 +64,7 @@ class Pretraining(Task):
 
     def trained(self, config: Config, data: Store, model: LanguageModel, folder: Path | None) -> LanguageModel:
         if isinstance(model, Mixture):  # what each part's counts say of the others is not stored but counted again
-            model.count(*counting_arrays(data.train))
+            once_a_host(model, lambda: model.count(*counting_arrays(data.train)), self.ranks)
         return model
 
     def batches(self, config: Config, data: Store, model: LanguageModel) -> Batches:

@@ -18,6 +18,7 @@ from engine.config.checks import refuse_contradictions, refuse_useless, same_set
 from engine.config.sections import Config
 from engine.config.settings import marked, stored
 from engine.counting import count
+from engine.distributed.buffers import once_a_host
 from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.distributed.sharding import Sharded
 from engine.resume import check_sizes_to_go_on, restore
@@ -101,6 +102,8 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
 
         if trainer := _trainer(session):
             restore(trainer, config, explicit, keep=lambda: _keep(session))
+            if getattr(model, "fixed", ()):
+                once_a_host(model, lambda: None, task.ranks)
         if task.ranks.is_first:
             _write_down(session, facts)
         _introduce(session)
