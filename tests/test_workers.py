@@ -1,5 +1,6 @@
 """Preparing with several processes, and going on after a kill: the same store to the bit as of one, uninterrupted."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import journal, prepare, reading, tasks, token_file, words
+from data.encoded import EncodedText
 from data.errors import UserError
 from data.pool import Pool
 from data.tokenizers import CharTokenizer
@@ -57,6 +60,38 @@ def test_several_processes_prepare_the_same_store(tmp_path, monkeypatch, way):
     for module, name in ((tasks, "GROUP"), (reading, "CHUNK"), (words, "MAX_PIECE")):
         monkeypatch.setattr(module, name, 1 << 21)
     assert written(prepared(tmp_path, monkeypatch, "whole", **way).folder) == written(one.folder)
+
+
+def test_a_character_of_the_training_side_is_known_whoever_meets_it_later(tmp_path, monkeypatch):
+    write(tmp_path / "t.txt", "ß" + "plain text, " * 900 + "ß more of it " * 80)
+    for workers in (1, 2):
+        assert "ß" in prepared(tmp_path, monkeypatch, str(workers), workers=workers).tokenizer.alphabet
+
+
+def test_what_was_written_behind_the_last_note_is_cut_off(tmp_path, monkeypatch):
+    write(tmp_path / "t.txt", TEXT)
+    whole = written(prepared(tmp_path, monkeypatch, "whole", kind="lines").folder)
+    assert start(tmp_path, 14, "put", "--kind", "lines") == -signal.SIGKILL
+    (part,) = (tmp_path / "killed" / "prepared").glob("*.part")
+    for path in (max(part.glob("train-*.bin")), part / "val.bin", part / "val.offsets.bin"):
+        write(path, path.read_bytes() + b"more" * 50)
+    write(part / "train-00099.bin", "more")
+    (part / "val.bin").rename(part / "val-00000.bin")  # its second file was begun
+    write(part / "val-00001.bin", "more")
+    assert written(prepared(tmp_path, monkeypatch, "killed", kind="lines").folder) == whole
+
+
+def test_the_state_of_what_is_encoded_is_all_of_it(tmp_path):
+    encode = tasks.Encoder(CharTokenizer("ab"), is_existing=True)
+    with EncodedText(tmp_path, np.uint16, has_rows=True) as out:
+        out.put(encode([("abé", True, "train"), ("b", True, "val")]))
+        state = json.loads(json.dumps(out.state()))
+    with EncodedText(tmp_path, np.uint16, has_rows=True, state=state) as again:
+        assert again.state() == state and state["unknown"] == {"train": {"é": 1}, "val": {}}
+        again.put(encode([("éa", True, "train")]))
+    assert again.unknown["train"] == {"é": 2} and again.characters == {"train": 5, "val": 1}
+    assert np.fromfile(tmp_path / "train.offsets.bin", np.uint64).tolist() == [0, 4, 7]
+    assert np.fromfile(tmp_path / "train.bin", np.uint16).tolist() == [6, 7, 3, 2, 3, 6, 2]
 
 
 def test_tables_are_prepared_the_same_by_several_processes(tmp_path, monkeypatch):
