@@ -13,9 +13,9 @@ if not torch.cuda.is_available():
 
 import gc
 import importlib
+import multiprocessing
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import traceback
@@ -25,6 +25,7 @@ from pathlib import Path
 import matplotlib.backends.backend_agg
 import matplotlib.figure
 import pytest
+import torch.distributed as dist
 
 from data import string_tasks
 from engine.config.flags import parse
@@ -112,6 +113,7 @@ class Forked:
 
     def __init__(self, folder: Path, script: str, *args, stdin: bytes = b"", env: dict[str, str] | None = None):
         Forked.count += 1
+        self.rank = int((env or {}).get("RANK", 0))
         begin = f"{folder.name}.{os.getpid()}.{Forked.count}"
         self.streams = [folder.parent / f"{begin}.{name}" for name in ("in", "out", "err")]
         self.streams[0].write_bytes(stdin)
@@ -130,21 +132,33 @@ class Forked:
 @pytest.fixture
 def ranks(tmp_path, monkeypatch):
     """`ranks(2, "train.py", ...)` starts a command in so many processes, as torchrun does, and returns them, each a
-    `Forked`. What torchrun does besides, to end all where one ends, is done by `ended`."""
+    `Forked`. They meet in a process of its own, as torchrun's is, which outlives them; it does not end the others where
+    one ends."""
     monkeypatch.chdir(tmp_path)
+    agents = []
 
-    def start(world: int, script: str, *args, env: dict[str, str] | None = None) -> list[Forked]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-        common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"} | (env or {})
+    def start(world: int, script: str, *args) -> list[Forked]:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        agents.append(multiprocessing.get_context("fork").Process(target=_meeting_place, args=(sender,), daemon=True))
+        agents[-1].start()
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(receiver.recv()), "WORLD_SIZE": str(world)}
+        common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_RESTART_COUNT": "0"}
+        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         return [
             Forked(tmp_path, script, *args, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(world)
         ]
 
-    return start
+    yield start
+    for agent in agents:
+        agent.kill()
+        agent.join()
+
+
+def _meeting_place(sender) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    sender.send(store.port)
+    signal.pause()
 
 
 def _child(script: str, args: list[str], streams: list[Path], env: dict[str, str]) -> None:

@@ -1,15 +1,22 @@
 """Several processes train one run: with the bits of one, where micro-batches are dealt, and the errors of one."""
 
 import json
+import os
+import random
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.batches import Batch
+from data.errors import UserError
 from engine.run import checkpoint
 from finetune.classify import baselines
-from tests.conftest import NAMES, TINY
-from tests.helpers import metrics, ok, quick
+from tests.conftest import NAMES, ROOT, TINY
+from tests.helpers import at_call, facts, left, metrics, ok, once, quick, refused
 from tests.matrices import matrix
 
 SMALL = {"data": "text.txt", "batch_size": 4, "steps": 6}
@@ -125,3 +132,100 @@ def test_divided_rows_and_weights_are_one_process_but_for_rounding(cli, ranks, d
 def tensors_of(run: Path) -> dict:
     loaded, _ = checkpoint.load(run / "last", ("model", "trainer"))
     return loaded["model"] | loaded["trainer"]
+
+
+LONG = quick("transformer", **SMALL, dropout=0.1, grad_accum=4)
+
+
+@pytest.fixture
+def straight(cli):
+    """What a run of one process leaves that nothing interrupted."""
+    run = once(cli, "train.py", *LONG)
+    kept = left(run)
+    shutil.rmtree(run)
+    return kept
+
+
+def on_rank(rank: int, do):
+    """`do`, in one of the processes."""
+    return lambda: do() if os.environ.get("RANK") == str(rank) else None
+
+
+def go_on(cli, ranks, world: int) -> None:
+    words = ("train.py", "--resume", "--out", "run")
+    trained_by(ranks, world, *words) if world > 1 else ok(cli(*words))
+
+
+@pytest.mark.parametrize("seed", matrix(range(20), [0, 7]))
+def test_a_signal_to_any_process_at_any_moment_stops_all_and_nothing_is_lost(cli, ranks, straight, seed):
+    rng = random.Random(seed)
+    rank, nth = rng.randrange(2), rng.randrange(1, 15)  # of 12 batches of training and 3 of evaluation
+    signum = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    with at_call(Batch, "to", nth, on_rank(rank, lambda: os.kill(os.getpid(), signum))):
+        results = [process.wait() for process in ranks(2, "train.py", *LONG)]
+    assert {result.code for result in results} == {128 + signum}, results
+    assert "saved at step" in results[0].out and (results[1].out, results[1].err) == ("", "")
+    go_on(cli, ranks, rng.choice([1, 2, 4]))
+    assert left(Path("run")) == straight
+
+
+@pytest.mark.parametrize("seed", matrix(range(20), [1]))
+def test_a_process_that_dies_ends_the_others_with_one_message(cli, ranks, straight, seed):
+    rng = random.Random(seed)
+    rank, nth, world = rng.randrange(2), rng.randrange(2, 16), rng.choice([1, 2, 4])
+    with at_call(Batch, "to", nth, on_rank(rank, lambda: os.kill(os.getpid(), signal.SIGKILL))):
+        dead, other = (process.wait() for process in sorted(ranks(2, "train.py", *LONG), key=lambda p: p.rank != rank))
+    assert dead.code == -signal.SIGKILL and other.code == 2 and "Traceback" not in other.err
+    assert other.err.count("another process of this training has ended and did not say why") == 1
+    go_on(cli, ranks, world)
+    assert left(Path("run")) == straight
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_bug_in_one_process_is_one_traceback_and_a_mistake_one_message(ranks, rank):
+    for error, said in ((ValueError("a bug"), "ValueError: a bug"), (UserError("no such luck"), "error: no such luck")):
+
+        def fail(error=error):
+            raise error
+
+        with at_call(Batch, "to", 3, on_rank(rank, fail)):
+            results = [process.wait() for process in ranks(3, "train.py", *LONG[:-2], "--batch-size", 6, "--overwrite")]
+        assert {result.code for result in results} <= {1, 2}
+        everything = "".join(result.out + result.err for result in results)
+        assert everything.count(said) == 1 and everything.count("Traceback") == (said.startswith("Value")), everything
+        assert "has ended" not in everything
+
+
+def test_mistakes_are_said_once(ranks):
+    for words, said in (
+        (["--data", "nosuch"], "no such file, folder or data set: 'nosuch'"),
+        (["--model", "ngram", "--data", "names.txt"], "counts once, in one process"),
+        (
+            [*quick(**SMALL), "--batch-size", 7],
+            "2 processes cannot divide a step of 1 batch of 7 rows evenly; what fits: "
+            "--batch-size 6 or 8, or --grad-accum 2 (of whole batches)",
+        ),
+        (["--data", "-"], "--data - reads standard input, which one process alone can"),
+        (["--eval-only", "--out", "run"], "--eval-only takes one process"),
+    ):
+        results = [process.wait() for process in ranks(2, "train.py", *words)]
+        assert results[0].code == 2 and said in " ".join(results[0].err.split())
+        assert results[1].code and not results[1].out + results[1].err
+
+
+def test_a_model_is_not_sharded_in_one_process(cli):
+    refused(cli("train.py", *quick(**SMALL), "--shard"), "--shard divides a model among several processes", "torchrun")
+
+
+def test_torchrun_trains_one_run_and_stops_it(cli, process):
+    """The launcher itself: two processes, ended by one signal to it, gone on with by one."""
+    words = [word if word != 6 else 100_000 for word in LONG]
+    running = process("-m torch.distributed.run", "--nproc-per-node", 2, ROOT / "train.py", *words)
+    while running.poll() is None and not Path("run/last/facts.json").exists():
+        time.sleep(0.05)
+    running.terminate()
+    out, err = running.communicate(timeout=60)
+    assert out.count("saved at step") == 1 and "go on with: python train.py --resume --out run" in out
+    assert err.count("finishing the step and saving") == 1
+    step = facts(Path("run"))["step"]
+    ok(cli("train.py", "--resume", "--out", "run", "--steps", step + 3))

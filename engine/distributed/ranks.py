@@ -86,10 +86,10 @@ class Ranks:
         if not self._speaks_first():
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         if is_lost:
-            raise UserError(
+            error = UserError(
                 "another process of this training has ended and did not say why (killed, or out of memory?); what was "
                 "saved before is whole"
-            ) from error
+            )
         if self.is_first:
             raise error
         self._say(error)
