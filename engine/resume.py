@@ -20,7 +20,7 @@ from engine.training.trainer import Trainer
 def check_sizes_to_go_on(build: Callable[[], nn.Module], config: Any, path: Path) -> None:
     """Raise UserError when the model that `build` makes has not the sizes of the checkpoint to go on from."""
     which = config.run.checkpoint or "last"
-    with _offering_best(path) if which == "last" else contextlib.nullcontext():
+    with offering_best(path) if which == "last" else contextlib.nullcontext():
         check_sizes(build, layers(config), path / which)
 
 
@@ -35,7 +35,7 @@ def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable
         )
     if config.run.checkpoint == "best":
         _restore_best(trainer)
-    elif checkpoint.find(path / "last") is None and _was_never_saved(path):
+    elif was_never_saved(path):
         if config.run.init:  # the weights it started from are not in it
             raise UserError(f"{path} was stopped before its first save: start it once more, with --overwrite")
         if trainer.ranks.is_first:
@@ -45,9 +45,9 @@ def restore(trainer: Trainer, config: Config, explicit: set[str], keep: Callable
         assert trainer.belongs_to is not None  # a session gives it
         for which in ("last", "best"):
             check_identity(path / which, trainer.belongs_to, exact=True)
-        with _offering_best(path):
+        with offering_best(path):
             trainer.resume(path / "last")
-    _check_budget(trainer, config, explicit)
+    check_budget(path, trainer.progress, config, explicit)
 
 
 def _restore_best(trainer: Trainer) -> None:
@@ -64,29 +64,30 @@ def _restore_best(trainer: Trainer) -> None:
     warn(f"going on from {best} at step {step}: optimizer and data order start anew")
 
 
-def _check_budget(trainer: Trainer, config: Config, explicit: set[str]) -> None:
-    """Raise UserError where fewer steps or minutes are asked for than the run has used."""
-    path, steps, minutes = trainer.folder, config.optim.steps, config.optim.minutes
-    if "steps" in explicit and steps is not None and steps < trainer.progress.step:
+def check_budget(path: Path, progress: Progress, config: Config, explicit: set[str]) -> None:
+    """Raise UserError where fewer steps or minutes are asked for than the run `path` has used."""
+    steps, minutes = config.optim.steps, config.optim.minutes
+    if "steps" in explicit and steps is not None and steps < progress.step:
         raise UserError(
-            f"--steps {steps} is less than the {trainer.progress.step} that {path} has done already; give at least as "
-            "many"
+            f"--steps {steps} is less than the {progress.step} that {path} has done already; give at least as many"
         )
-    used = trainer.progress.elapsed / 60
+    used = progress.elapsed / 60
     if "minutes" in explicit and minutes is not None and minutes <= used:
         raise UserError(f"--minutes {minutes:g}, but {path} has used {used:.2g} minutes already; give more")
 
 
 @contextlib.contextmanager
-def _offering_best(path: Path) -> Iterator[None]:
+def offering_best(path: Path) -> Iterator[None]:
     """Inside, what is wrong with `last/` is said with the way out, where there is one."""
     try:
         yield
     except UserError as error:
-        way_out = "; --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
+        way_out = "; --resume --checkpoint best goes on from the best weights" if checkpoint.find(path / "best") else ""
         raise UserError(f"{error}{way_out}") from error
 
 
-def _was_never_saved(path: Path) -> bool:
+def was_never_saved(path: Path) -> bool:
     """Whether there is no checkpoint, or only the `best/` of the very beginning, which is saved just before `last/`."""
+    if checkpoint.find(path / "last") is not None:
+        return False
     return checkpoint.find(path / "best") is None or checkpoint.load(path / "best", ())[1].get("step") == 0

@@ -21,8 +21,9 @@ from engine.counting import count
 from engine.distributed.buffers import once_a_host
 from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.distributed.sharding import Sharded
+from engine.going_on import decide, is_unsaved
 from engine.resume import check_sizes_to_go_on, restore
-from engine.run import checkpoint, folder
+from engine.run import checkpoint, folder, results
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
 from engine.training.metrics import Metrics, check_log
@@ -49,7 +50,22 @@ def train(task: Task, config: Any, explicit: set[str]) -> Path:
     started. Returns its folder."""
     with together(runtime.Interrupted) as task.ranks:
         check_processes(config, task.ranks)
+        if config.run.go_on:
+            return go_on(task, config, explicit)
         return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
+
+
+def go_on(task: Task, config: Any, explicit: set[str]) -> Path:
+    """Start the run in `--out`, or go on with it where it is there already. Returns its folder."""
+    what, config, explicit = decide(task, config, explicit)
+    check_processes(config, task.ranks)
+    if what == "start":
+        return start(task, config, explicit)
+    if what == "resume":
+        return resume(task, config, explicit)
+    steps = results.read_summary(config.run.path)["steps"]
+    print(f"{config.run.path} is complete: {steps:,} steps; more of --steps or --minutes would go on with it")
+    return config.run.path
 
 
 def evaluate(task: Task, config: Any, explicit: set[str]) -> dict[str, Any]:
@@ -117,9 +133,10 @@ def _new_folder(task: Task, config: Any, data: Any) -> Iterator[tuple[Path, dict
     with contextlib.ExitStack() as stack:
         made = None
         if task.ranks.is_first:
+            replaces = is_unsaved if config.run.go_on else config.run.overwrite
             path = stack.enter_context(
                 folder.create(
-                    config.run.out, config.run.overwrite, stored(config), data.tokenizer, data.about,
+                    config.run.out, replaces, stored(config), data.tokenizer, data.about,
                     f"python {config.program}", **_named(config, task.facts(config, data)),
                 )
             )  # fmt: skip

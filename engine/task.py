@@ -106,6 +106,10 @@ class Task:
         """From the trained model to the summary and the report."""
         raise NotImplementedError
 
+    def has_reported(self, summary: dict[str, Any]) -> bool:
+        """Whether `finish` had come to its end where it had written this summary."""
+        return True
+
     def evaluate(self, config: Any, explicit: set[str]) -> dict[str, Any]:
         """What `--eval-only` says of the run in `--out`."""
         raise NotImplementedError

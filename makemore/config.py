@@ -32,6 +32,7 @@ class Mark(Enum):
     TRAINING = "of no use to a model that counts"
     BACKEND = "whose kernels run: a matter of the machine"
     CALL = "about one call of the command: not stored"
+    SETTLED = "None, or on by default, until the data is known: a run has what was settled then"
     USES_RUN = "works on the run in --out instead of making one"
 
 
@@ -50,7 +51,7 @@ Backend = Literal["auto", "triton", "torch"]
 class ModelConfig:
     """What every family has."""
 
-    context: Annotated[int | None, Range(1, MAX_CONTEXT), UNSET] = None
+    context: Annotated[int | None, Range(1, MAX_CONTEXT), Mark.SETTLED, UNSET] = None
     """Window length in tokens (default: the longest line, at most 256, or the longest document, at most 64)."""
 
     @property

@@ -2,6 +2,8 @@
 
 import types
 import typing
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from data.errors import UserError, flag, nearest
@@ -45,10 +47,12 @@ def check_mode(config: Config, explicit: set[str]) -> None:
     values = flat(config)
     if values.get("separator") is not None and values["kind"] != "documents":
         raise UserError("--separator is what stands between documents: it goes with --kind documents")
-    exclusive = [*(name for name in values if name in marked(type(config), Mark.USES_RUN)), "overwrite"]
+    exclusive = [*(name for name in values if name in marked(type(config), Mark.USES_RUN)), "go_on", "overwrite"]
     modes = [name for name in exclusive if values[name] not in (None, False)]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(map(flag, modes))} exclude each other")
+    if config.run.go_on and not config.run.out:
+        raise UserError("--go-on needs --out, the run directory: the same one each time")
     if marked(type(config), Mark.USES_RUN) & set(modes):
         mode = flag(modes[0])
         if not config.run.out:
@@ -98,17 +102,29 @@ def _of_families() -> set[str]:
 
 
 def refuse_contradictions(
-    config: Config, explicit: set[str], kept: dict[str, Any], may_change: set[str], doing: str
+    config: Config,
+    explicit: Collection[str],
+    kept: dict[str, Any],
+    may_change: set[str],
+    doing: str,
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Raise UserError naming every given flag that contradicts a run's configuration `kept` and may not change. A run
-    from before a flag was there has its default."""
+    from before a flag was there has its default. `sources`: which words give a setting that is no flag of its own."""
     values = flat(config)
-    kept = stored(make(type(config), {"model": config.model})) | kept
-    if contradicting := sorted(n for n in explicit & set(kept) - may_change if n in values and values[n] != kept[n]):
-        listed = ", ".join(f"{flag(n)} {values[n]} (the run has {kept[n]})" for n in contradicting)
+    kept = with_defaults(config, kept)
+    names = set(explicit) & set(kept) - may_change
+    if contradicting := sorted(n for n in names if n in values and values[n] != kept[n]):
+        given = {n: f"{flag(n)} {values[n]}" + (f" of {sources[n]}" if n in sources else "") for n in contradicting}
+        listed = ", ".join(f"{words} (the run has {kept[n]})" for n, words in given.items())
         allowed = flags(sorted(may_change & marked(type(config), Mark.RESUMABLE)))
         way_out = f"; may change: {allowed}. A new run can start from it with --init" if allowed else ""
         raise UserError(f"{doing} cannot change {listed}{way_out}")
+
+
+def with_defaults(config: Config, kept: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration `kept`, with the defaults of flags that it is older than."""
+    return stored(make(type(config), {"model": config.model})) | kept
 
 
 def same_settings(config: Config, kept: dict[str, Any], explicit: set[str]) -> bool:

@@ -1,7 +1,7 @@
 """The command line into a configuration, over layers of defaults, with the names of the flags given. No torch."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,17 +100,20 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     another, that one's model."""
     switches = _switches(argv, explicit, cls)
     if any(switches.get(name, True) for name in explicit & marked(cls, Mark.USES_RUN)):
-        of_run = _settings_to_go_on(Path(first.out), cls) if first.out else {}
-        return {"model": "transformer"} | of_run | _steps_of_minutes(explicit, of_run)
-    file = _read_file(first.config, cls) if first.config else {}
+        of_run = settings_to_go_on(Path(first.out), cls) if first.out else {}
+        return {"model": "transformer"} | of_run | steps_of_minutes(explicit, of_run)
+    file = read_file(first.config, cls) if first.config else {}
     start: presets.Defaults = {}
     said = {name: value for name in ("model", "data", "init") if (value := getattr(first, name)) is not None}
     wanted = file | said | switches
     if cls.no_init is not None and wanted.get("init") == cls.no_init:
         wanted.pop("init", None)
     if init := wanted.get("init"):
-        weights = pretrained.folder_of(init)
-        parent = pretrained.read_settings(weights) if weights else run_settings(Path(init))
+        own = Path(first.out) if switches.get("go_on") and first.out else None
+        if own and not place_of_parent(init).exists() and (own / "config.json").exists():
+            parent = run_settings(own, cls)  # the run that goes on has its parent's shape, and needs it no more
+        else:
+            parent = settings_of_parent(init)
         of_parent = {name: parent[name] for name in shape(cls) - cls.fixed.keys() if name in parent}
         start = {"optimizer": parent.get("optimizer", "adamw")}  # what AdamW has trained is no start for Muon
         if first.preset in presets.TRANSFORMERS:
@@ -136,7 +139,18 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     values["model"] = model
     if file.get("minutes") and "steps" not in file:
         values["steps"] = None
-    return values | _steps_of_minutes(explicit, file)
+    return values | steps_of_minutes(explicit, file)
+
+
+def place_of_parent(init: str) -> Path:
+    """The folder that `--init` names."""
+    return pretrained.folder_of(init) or Path(init)
+
+
+def settings_of_parent(init: str) -> dict[str, Any]:
+    """The settings of the run, or of the GPT-2, that `--init` names."""
+    weights = pretrained.folder_of(init)
+    return pretrained.read_settings(weights) if weights else run_settings(Path(init))
 
 
 def _switches(argv: list[str], explicit: set[str], cls: type[Config]) -> dict[str, bool]:
@@ -145,12 +159,12 @@ def _switches(argv: list[str], explicit: set[str], cls: type[Config]) -> dict[st
     return {n: flag(n) in words for n in explicit if n in known and known[n].type is bool}
 
 
-def _steps_of_minutes(explicit: set[str], before: dict[str, Any]) -> presets.Defaults:
+def steps_of_minutes(explicit: Collection[str], before: dict[str, Any]) -> presets.Defaults:
     """No limit of steps where `--minutes` is given for the first time: it alone ends the training then."""
     return {"steps": None} if "minutes" in explicit and before.get("minutes") is None else {}
 
 
-def _settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
+def settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
     """The settings of a run that --resume and the like work on: it has to be of the same command."""
     facts = read_facts(folder)
     task = task_of(facts)
@@ -179,7 +193,8 @@ def _one_of(value: str, choices: tuple[str, ...], what: str) -> str:
     return value
 
 
-def _read_file(path: str, cls: type[Config]) -> dict[str, Any]:
+def read_file(path: str, cls: type[Config]) -> dict[str, Any]:
+    """The settings in the file that `--config` names."""
     try:
         read = read_json(Path(path))
     except UserError as error:

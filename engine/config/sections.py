@@ -30,7 +30,7 @@ class Text:
     val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
-    kind: Annotated[Literal["stream", "lines", "documents"] | None, UNSET] = None
+    kind: Annotated[Literal["stream", "lines", "documents"] | None, Mark.SETTLED, UNSET] = None
     """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
     as the data set says; a file is a stream)."""
     separator: Annotated[str | None, UNSET] = None
@@ -96,7 +96,9 @@ class Machine:
 
     device: Annotated[str, Mark.RESUMABLE] = "auto"
     """auto, cpu, cuda (or cuda:N) or mps."""
-    threads: Annotated[int | None, Range(1, MAX_THREADS, says=f"from 1 to {MAX_THREADS}"), Mark.RESUMABLE] = None
+    threads: Annotated[
+        int | None, Range(1, MAX_THREADS, says=f"from 1 to {MAX_THREADS}"), Mark.RESUMABLE, Mark.SETTLED
+    ] = None
     """Threads that torch computes on (default: $OMP_NUM_THREADS or the cores; of a resume, as the run had). Another
     number may give other last bits; on a busy machine 1 is faster."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Mark.TRAINING] = "auto"
@@ -118,6 +120,8 @@ class RunFlags:
     """Run directory (default: runs/<model>-<data>-<number>)."""
     resume: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
     """Go on with the run in --out."""
+    go_on: Annotated[bool, Mark.CALL] = False
+    """Start the run in --out, or go on with it where it is there: the same command line again and again."""
     overwrite: Annotated[bool, Mark.CALL] = False
     """Replace the run in --out."""
     eval_only: Annotated[bool, Mark.CALL, Mark.USES_RUN] = False
@@ -126,7 +130,7 @@ class RunFlags:
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
     init: Annotated[str | None, UNSET] = None
     """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
-    extend_vocabulary: bool = False
+    extend_vocabulary: Annotated[bool, Mark.SETTLED] = False
     """With --init: give characters of the training text that the run does not know ids and rows of their own, after
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
     seed: Annotated[int, Range(0, MAX_SEED, says=f"from 0 to {MAX_SEED}")] = 1337
@@ -163,6 +167,7 @@ class Config(Generic[Net]):
     task: ClassVar[str | None] = None  # the key of `config.json` under which a run says what it is for besides
     program: ClassVar[str] = "train.py"  # the command, after `python`
     fixed: ClassVar[dict[str, Any]] = {}  # flags of families that mean nothing here, and the value they have
+    apart: ClassVar[frozenset[str]] = frozenset()  # flags without which a command line is for another kind of run
     no_init: ClassVar[str | None] = None  # the word after --init that means none
 
     @classmethod

@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ _OURS = (
 @contextlib.contextmanager
 def create(
     out: str | None,
-    overwrite: bool,
+    overwrite: bool | Callable[[Path], bool],
     config: dict[str, Any],
     tokenizer: Tokenizer,
     data: dict[str, str],
@@ -61,7 +61,7 @@ def create(
     **task: Any,
 ) -> Iterator[Path]:
     """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
-    `overwrite`.
+    `overwrite`, or where that says so of its folder.
 
     `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
     besides being a language model; `command` what makes it, and whether that has --resume."""
@@ -187,7 +187,7 @@ def _make_next_free(base: str) -> Path:
             n += 1
 
 
-def _check_free(folder: Path, overwrite: bool, can_resume: bool) -> None:
+def _check_free(folder: Path, overwrite: bool | Callable[[Path], bool], can_resume: bool) -> None:
     """Raise UserError where `folder` is not free for a new run: it exists, and may not be overwritten."""
     if not folder.is_dir():
         is_free = not folder.exists()
@@ -197,7 +197,7 @@ def _check_free(folder: Path, overwrite: bool, can_resume: bool) -> None:
         is_free = names <= {LOCK} or was_killed
     if is_free:
         return
-    if not overwrite:
+    if not (overwrite(folder) if callable(overwrite) else overwrite):
         go_on = "--resume to go on with it, " if can_resume else ""
         raise UserError(f"{folder} already exists; use {go_on}--overwrite, or another --out")
     is_run = folder.is_dir() and (

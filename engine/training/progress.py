@@ -22,6 +22,10 @@ class Progress:
     worse: int = 0  # evaluations since the best one
     val_tokens: int = 0  # targets of the last evaluation
 
+    def is_out_of_patience(self, patience: int | None) -> bool:
+        """Whether so many evaluations in a row were no better than the best one."""
+        return patience is not None and self.worse >= patience
+
 
 @dataclass(frozen=True)
 class Evaluation:

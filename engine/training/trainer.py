@@ -218,7 +218,7 @@ class Trainer:
         return due and self.progress.evaluated != step and not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
-        return self.config.optim.patience is not None and self.progress.worse >= self.config.optim.patience
+        return self.progress.is_out_of_patience(self.config.optim.patience)
 
     def _evaluate_and_save(self) -> None:
         """Evaluate, write a line of metrics, save `best/` where the loss is the lowest so far, and `last/`. A signal

@@ -41,7 +41,7 @@ class ClassifierFlags(Tuning):
     look_ahead: Annotated[int, Range(0, MAX_CONTEXT)] = 0
     """How many later tokens each layer of a Transformer sees besides the earlier ones; 0: none, as a model of language
     does."""
-    ngrams: Annotated[int | None, Range(0, 16, says="from 0 (none) to 16")] = None
+    ngrams: Annotated[int | None, Range(0, 16, says="from 0 (none) to 16"), Mark.SETTLED] = None
     """Longest n-gram of tokens that goes into the head beside the pooled vector; 0: none (default: 4 from nothing, 0
     with --init)."""
     class_weights: str = "none"

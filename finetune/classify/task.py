@@ -83,6 +83,9 @@ class Classification(FineTuning):
             f"label a text: python {ClassifyConfig.program} --out {shlex.quote(str(path))} --predict 'a text'"
         )
 
+    def has_reported(self, summary: dict[str, Any]) -> bool:
+        return summary.get("baselines") is not None
+
     def evaluate(self, config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
         return labeller.evaluate(config, explicit)
 

@@ -29,7 +29,7 @@ class Conversations(Examples):
     data: Annotated[str, Mark.PLACE] = STRINGS
     """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
     completion; with --dpo of prompt, chosen and rejected."""
-    template: Annotated[Literal["chatml", "alpaca", "plain"] | None, UNSET] = None
+    template: Annotated[Literal["chatml", "alpaca", "plain"] | None, Mark.SETTLED, UNSET] = None
     """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
     plain (the texts alone); default: as the run of --init, else chatml."""
     max_answer: Annotated[int | None, Range(1), UNSET] = None
@@ -73,6 +73,7 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
 
     task: ClassVar[str | None] = "instruct"
     program: ClassVar[str] = "-m finetune.instruct"
+    apart: ClassVar[frozenset[str]] = frozenset({"dpo"})
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> Defaults:

@@ -77,8 +77,8 @@ class Instructions(FineTuning):
         )
         conversations = sides["test"].conversations
         write_generations(path / "generations.jsonl", conversations, answers)
-        results.write_summary(path, summary)
         results.draw_loss(session.metrics, path)
+        results.write_summary(path, summary)
         show(f"\n{shown(conversations, answers)}\n\n{table(summary['test'])}\n")
         print(
             f"val loss {summary['val_loss']:.4f} at step {summary['best_step']}, test loss "

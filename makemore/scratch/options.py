@@ -35,6 +35,7 @@ class NumPyRun(RunFlags):
     """The run directory, and what the run starts from."""
 
     resume: Annotated[Fixed[bool], Mark.CALL] = False
+    go_on: Annotated[Fixed[bool], Mark.CALL] = False
     eval_only: Annotated[Fixed[bool], Mark.CALL] = False
     extend_vocabulary: Fixed[bool] = False
 
