@@ -11,6 +11,7 @@ from data.batches import Batch, Deal
 from data.errors import UserError
 from engine.config.sections import Optim
 from engine.distributed.ranks import Ranks, all_gather
+from engine.runtime import Signals
 from makemore.base import State
 from makemore.layers import BatchNorm
 
@@ -51,6 +52,20 @@ class Dealing:
         if self.by_rows:
             return [Share(n, rank, deal.share(rank, world)) for n, deal in enumerate(deals)]
         return [Share(n, 0, deals[n]) for n in range(rank, len(deals), world)]
+
+    def totals(self, shares: list[Share], batches: list[Batch], signals: Signals) -> tuple[float, int]:
+        """What the summed loss of a step is divided by, and its number of tokens, over all processes, of which this one
+        has these batches: one message, which also says what signals they have received."""
+        counted = [
+            (batch.divisor, batch.n_tokens) if share.deal.counts else (0, 0)
+            for share, batch in zip(shares, batches, strict=True)
+        ]
+        if self.ranks.world == 1:
+            return sum(divisor for divisor, _ in counted), sum(n for _, n in counted)
+        everyone = self.ranks.gather([signals.received or 0, *(number for pair in counted for number in pair)])
+        signals.agree(everyone[:, 0])
+        in_order = everyone[:, 1:].reshape(self.ranks.world, -1, 2).swapaxes(0, 1).reshape(-1, 2)
+        return sum(in_order[:, 0].tolist()), int(in_order[:, 1].sum())
 
     def whole(self, state: State | None) -> State:
         """A carried state with the rows of all processes."""

@@ -176,8 +176,10 @@ def _join() -> Ranks:
                 "$GLOO_SOCKET_IFNAME, and see docs/scale.md for the command"
             ) from error
         atexit.register(_leave)
-        store = dist.PrefixStore("charlm", store)
-        _joined = Ranks(rank, world, int(os.environ.get("LOCAL_RANK", "0")), store)
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)
+        _joined = Ranks(rank, world, local_rank, dist.PrefixStore("charlm", store))
         if not _joined.is_first:
             silence()
     return _joined

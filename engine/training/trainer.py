@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import Batch, Deal, Loader
+from data.batches import Batch, Loader
 from data.end_to_end import end_to_end
 from data.errors import UserError
 from data.json_files import check_schema
@@ -28,6 +28,7 @@ from engine.run import checkpoint
 from engine.run.folder import DRAWS_BY_STEP, FORMAT
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
+from engine.training.drawing import draw_from
 from engine.training.losses import Losses
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
@@ -116,10 +117,11 @@ class Trainer:
         lr = self.set_lr()
         shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.grad_accum)])
         batches = [self.loader.batch(share.deal) for share in shares]
-        divisor, n_tokens = self._of_the_step(batches, [share.deal for share in shares])
+        divisor, n_tokens = self.dealing.totals(shares, batches, self.signals)
         parts = []
         for share, batch in zip(shares, batches, strict=True):
-            self.seed(share.micro_batch, share.part)
+            if self.draws_by_step:
+                draw_from(self.device, self.config.run.seed, self.progress.step, share.micro_batch, share.part)
             parts.append(self.backward(batch, divisor if share.deal.counts else math.inf))
         if self.gradients is not None:
             self.gradients.finish()
@@ -132,24 +134,6 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += n_tokens
         self.progress.seconds += time.perf_counter() - started
-
-    def _of_the_step(self, batches: list[Batch], deals: list[Deal]) -> tuple[float, int]:
-        """What the summed loss of the step is divided by, and its number of tokens, over all processes: one message,
-        which also says what signals they have received."""
-        counted = [(b.divisor, b.n_tokens) if deal.counts else (0, 0) for b, deal in zip(batches, deals, strict=True)]
-        if self.ranks.world == 1:
-            return sum(divisor for divisor, _ in counted), sum(n for _, n in counted)
-        everyone = self.ranks.gather([self.signals.received or 0, *(number for pair in counted for number in pair)])
-        self.signals.agree(everyone[:, 0])
-        in_order = everyone[:, 1:].reshape(self.ranks.world, -1, 2).swapaxes(0, 1).reshape(-1, 2)
-        return sum(in_order[:, 0].tolist()), int(in_order[:, 1].sum())
-
-    def seed(self, micro_batch: int, part: int) -> None:
-        """Draw the dropout of a micro-batch, or of a part of its rows, from a generator that follows from the run's
-        seed and from where the training is: nothing has to be stored, and any number of processes drops the same."""
-        if self.draws_by_step:
-            words = np.random.SeedSequence((self.config.run.seed, self.progress.step, micro_batch, part))
-            torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def backward(self, batch: Batch, divisor: float) -> Tensor:
         """Add the gradient of a batch's summed loss over `divisor`, that of the whole step, and return that sum."""
