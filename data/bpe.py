@@ -77,6 +77,11 @@ class BPETokenizer(Tokenizer):
         counts[self.first_id : self.first_id + len(self.tokens)] = np.diff(begun)
         return counts
 
+    def n_bytes(self) -> np.ndarray:
+        counts = np.zeros(self.vocab_size, np.int64)
+        counts[self.first_id : self.first_id + len(self.tokens)] = [len(token) for token in self.tokens]
+        return counts
+
     def to_json(self) -> dict[str, Any]:
         tokens = [base64.b64encode(token).decode("ascii") for token in self.tokens]
         return {"type": self.name, "pattern": self.pattern, "tokens": tokens}

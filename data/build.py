@@ -106,14 +106,17 @@ class Builder:
             blank = blank and is_blank
         if blank:
             raise UserError(f"{reading.shown(self.files[0][0])} {'holds only white space' if length else 'is empty'}")
+        if self.separator is not None and len(starts) < 2 and self.val_fraction < 1:
+            name = reading.shown(self.files[0][0])
+            raise UserError(f"{self.separator!r} occurs nowhere in {name}; leave out --separator")
         border = int(length * (1 - self.val_fraction))
-        border = length if self.has_val_text else starts.at_or_after(border) if self.text.tables else border
+        border = length if self.has_val_text else starts.at_or_after(border) if self.text.has_ends else border
         return "".join(map(chr, np.flatnonzero((first_seen >= 0) & (first_seen < border)))), border
 
     def _start(self, tokenizer: Tokenizer, characters: str) -> str:
         """The text that stands for an empty prompt: a line end where the vocabulary has it, else a character that it
         has. Where documents have ends, an empty prompt stands after one."""
-        if self.text.tables:
+        if self.text.has_ends:
             return AFTER_EOS
         for character in ("\n", *characters):
             if (tokenizer.encode(character, "mask") != tokenizer.special.unk).all():

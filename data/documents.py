@@ -78,6 +78,6 @@ def _check(text: str, n: int, separator: str | None, name: str) -> None:
         ends = (
             "; see --separator for what ends a document, or"
             if separator is None
-            else f": {separator!r} occurs nowhere in it;"
+            else f": {separator!r} occurs nowhere in it; leave it out, and"
         )
         raise UserError(f"document {n:,} of {name} has more than {MAX_DOCUMENT:,} characters{ends} use --kind stream")

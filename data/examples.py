@@ -37,7 +37,9 @@ def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple
 
     Raises UserError, with file and line, for an example that is malformed or incomplete."""
     reading.check_encoding(encoding)
-    path = BUNDLED if data == "surnames" else resolve(data).folder or path_of(data) or Path(data)
+    if data != "surnames":
+        resolve(data)  # raises where there is nothing
+    path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
     if path.is_dir():
         if flags := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
             raise UserError(f"{flags[0]} is for tables and JSON; {data} is a folder: its file names are the labels")

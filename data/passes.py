@@ -20,7 +20,7 @@ class Passes:
 
     `digests`: the SHA-256 that each file has to have at every reading. `separator` stands between documents (None:
     blank lines). Of the `tables` among the files each text of `text_column` is a line or document. Where there are any,
-    a stream has `<eos>` after each document, and after each other file."""
+    or a `separator`, a stream `has_ends`: `<eos>` after each document, and after each file without."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Passes:
     ):
         self.files, self.digests, self.encoding = files, digests, encoding
         self.kind, self.separator, self.text_column, self.tables = kind, separator, text_column, tables
+        self.has_ends = bool(tables) or separator is not None  # also of a stream
         self.c1: set[str] = set()  # control characters that mean another encoding, one of Windows'
         self.bar = tqdm(disable=True)
         paths = [path for text in files for path in text]
@@ -76,13 +77,13 @@ class Passes:
             self.bar.update(len(chunk))
 
     def pieces(self, index: int, cut: Callable[[Iterator[str]], Iterator[str]] = iter) -> Iterator[Piece]:
-        """A text as pieces of a stream; `cut` cuts what is no document of a table."""
-        if not self.tables:
+        """A text as pieces of a stream; `cut` cuts what is no document."""
+        if not self.has_ends:
             yield from map(Piece, cut(self.chunks(self.files[index])))
             return
         for path in self.files[index]:
-            if path in self.tables:
-                yield from (Piece(document, ends=True) for document in self._read_table(path))
+            if path in self.tables or self.separator is not None:
+                yield from (Piece(document, ends=True) for document in self._rows_of(path))
             else:
                 is_empty = True
                 for chunk in cut(self.chunks([path])):

@@ -38,6 +38,9 @@ class Starts:
                 self._stride *= 2
         self._count += 1
 
+    def __len__(self) -> int:
+        return self._count
+
     def at_or_after(self, position: int) -> int:
         """The first start that is not before `position`, else the last start; `position` itself where there is but one
         document."""

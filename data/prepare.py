@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import cache, corpus, reading, sampling, sources, store, tables
+from data import cache, corpus, published, reading, sampling, sources, store, tables
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
 from data.documents import unescaped
@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
     name: str
     key: str  # a hash of the files and options
     notes: list[str]  # on files that are left out
+    unit: str  # what its bits are counted by
 
 
 def prepare(
@@ -63,7 +64,7 @@ def prepare(
     kind: str | None = None,
     separator: str | None = None,
     text_column: str | None = None,
-    tokenizer: str = "char",
+    tokenizer: str | None = None,
     encoding: str = "utf-8",
     vocabulary: Tokenizer | None = None,
     extend: bool = False,
@@ -76,17 +77,18 @@ def prepare(
     `kind`: 'stream', 'lines' or 'documents' (None: the default of the source). `separator`: the text between documents
     (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a stream a
     document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `tokenizer`: 'char', 'byte', 'bpe:N'
-    or 'gpt2'. `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which `extend` adds the new
-    characters of the training text. `val_fraction`: the part of the text for validation, 1 for all of it. `bpe_sample`:
-    how much of the training text BPE is learned from, as '1GB' (None: all of it). `workers`: the number of processes
-    (None: one, or for a large text as many as there are processors), which does not change the result. Raises UserError
-    for a text that cannot be read so."""
+    or 'gpt2' (None: what the data set says, else 'char'). `vocabulary`: an existing tokenizer (of a trained model) to
+    use instead, to which `extend` adds the new characters of the training text. `val_fraction`: the part of the text
+    for validation, 1 for all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is
+    learned from, as '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many
+    as there are processors), which does not change the result. Raises UserError for a text that cannot be read so."""
+    tokenizer = tokenizer or _tokenizer_of(data)
     check_name(tokenizer)
     reading.check_encoding(encoding)
     options = ReadOptions(
         kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction, _sample_of(tokenizer, bpe_sample)
     )
-    with _resolved(data, val_data) as texts:
+    with _resolved(data, val_data, val_fraction) as texts:
         if extend:  # the text's own store has the alphabet of its training side
             own = _prepare(texts, options._replace(vocabulary=None), workers)
             assert isinstance(vocabulary, CharTokenizer) and isinstance(own.tokenizer, CharTokenizer)
@@ -106,7 +108,7 @@ def key_of(
     `workers`."""
     reading.check_encoding(other["encoding"])
     sample = _sample_of(other["tokenizer"], bpe_sample)
-    with _resolved(data, val_data) as texts:
+    with _resolved(data, val_data, val_fraction) as texts:
         return _recipe(texts, ReadOptions(**other, val_fraction=val_fraction, bpe_sample=sample)).key
 
 
@@ -126,8 +128,11 @@ def print_notes(notes: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _resolved(data: str | Sequence[str], val_data: str | Sequence[str] | None) -> Iterator[list[list[sources.Text]]]:
-    """A context with the texts of both sides. Standard input is spooled to a file, which is deleted afterwards."""
+def _resolved(
+    data: str | Sequence[str], val_data: str | Sequence[str] | None, val_fraction: float
+) -> Iterator[list[list[sources.Text]]]:
+    """A context with the texts of both sides: validation is `val_data`, else what a data set has for it. Standard input
+    is spooled to a file, which is deleted afterwards."""
     names = [[side] if isinstance(side, str) else list(side) for side in (data, val_data) if side is not None]
     if sum(names, []).count("-") > 1:
         raise UserError("only one text can be standard input, among all of --data and --val-data")
@@ -136,12 +141,21 @@ def _resolved(data: str | Sequence[str], val_data: str | Sequence[str] | None) -
         for side in names:
             texts.append([])
             for name in side:
-                texts[-1].append(sources.resolve(name))
+                texts[-1].append(published.resolve(name))
+        first = texts[0][0]
+        if len(texts) == len(texts[0]) == 1 and first.val is not None:
+            texts = [[first.val]] if val_fraction == 1 else [[first], [first.val]]
         yield texts
     finally:
         for text in sum(texts, []):
             if text.temporary:
                 text.files[0].unlink(missing_ok=True)
+
+
+def _tokenizer_of(data: str | Sequence[str]) -> str:
+    """The default tokenizer of a text."""
+    first = data if isinstance(data, str) else data[0]
+    return sources.TOKENIZERS.get(sources.data_set(first) or "", "char")
 
 
 def _kind_of(texts: list[sources.Text]) -> str:
@@ -154,7 +168,7 @@ def _kind_of(texts: list[sources.Text]) -> str:
 
 
 def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
-    options = _with_kind(options, texts)
+    given, options = options, _with_kind(options, texts)
     chosen = [[corpus.choose(text, options.text_column, options.encoding) for text in side] for side in texts]
     files = [[path for text in side for path in text.files] for side in chosen]
     of_columns = frozenset(path for side in chosen for text in side for path in text.tables)
@@ -162,7 +176,7 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     as_it_stands = [path for path in dict.fromkeys(sum(files, [])) if path not in of_columns]
     notes += corpus.note_tables(as_it_stands, options.encoding)
     if of_columns:
-        if options.separator is not None:
+        if given.separator is not None and not as_it_stands:
             name = reading.shown(min(of_columns))
             raise UserError(f"each row of {name} is a document: --separator is for plain text, leave it out")
         options = options._replace(text_column=options.text_column or corpus.COLUMN)
@@ -173,6 +187,8 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     assert options.kind is not None
     tokenizer = json.dumps(options.vocabulary.to_json()) if options.vocabulary else options.tokenizer
     read_as = options.kind if options.separator is None else f"{options.kind} {options.separator!r}"
+    unit = texts[0][0].unit
+    read_as += "" if unit == "character" else f" by the {unit}"
     read_as += "" if options.text_column is None else f" column {options.text_column!r}"
     if of_columns and as_it_stands:
         read_as += f" of {[[path in of_columns for path in side] for side in files]}"
@@ -182,7 +198,7 @@ def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
     words += "" if options.bpe_sample is None else f" sample {options.bpe_sample}"
     key, digests = _key(files, words, options.encoding)
     name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")
-    return Recipe(files, of_columns, digests, options, name, key, notes)
+    return Recipe(files, of_columns, digests, options, name, key, notes, unit)
 
 
 def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOptions:
@@ -194,11 +210,14 @@ def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOpt
     if kind not in (*KINDS, None):
         raise UserError(f"unknown kind '{kind}'; there are: {', '.join(KINDS)}")
     if separator is not None:
-        if kind != "documents":
-            raise UserError("--separator is what stands between documents: it goes with --kind documents")
+        if options.kind not in ("documents", "stream"):
+            raise UserError("--separator is what stands between documents: it goes with --kind documents, or stream")
         if not (separator := unescaped(reading.whole_characters(separator))):
             raise UserError("--separator is empty; leave it out for blank lines")
-    return options._replace(kind=kind, separator=separator)
+    elif kind in ("documents", "stream"):
+        separator = texts[0][0].separator
+    fraction = texts[0][0].val_fraction if options.val_fraction == VAL_FRACTION else None
+    return options._replace(kind=kind, separator=separator, val_fraction=fraction or options.val_fraction)
 
 
 def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int | None) -> store.Store:
@@ -211,7 +230,7 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int
             if not (folder / "meta.json").is_file():  # another process may have been faster
                 builder = Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables)
                 with Pool(workers or _default_workers(builder.text.size)) as pool:
-                    _build(folder, builder, pool, recipe.key, recipe.name)
+                    _build(folder, builder, pool, {"key": recipe.key, "name": recipe.name, "unit": recipe.unit})
         prepared = store.open_store(folder)
     # The cached store does not depend on names of files and on files left out of a folder, so its notes do not either.
     prepared.meta["notes"] = recipe.notes + prepared.meta["notes"]
@@ -240,9 +259,10 @@ def _default_workers(size: int) -> int:
     return 1 if size < PARALLEL_FROM else min(cores(), MOST_BY_DEFAULT)
 
 
-def _build(folder: Path, builder: Builder, pool: Pool, key: str, name: str) -> None:
-    """Build a store beside `folder`, whose lock is held, and rename it when complete. What was built of a large text
-    stays where it is stopped or killed, and the next call goes on with it."""
+def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, str]) -> None:
+    """Build a store beside `folder`, whose lock is held, and rename it when complete. `facts` become entries of its
+    `meta.json`. What was built of a large text stays where it is stopped or killed, and the next call goes on with
+    it."""
     part = sources.cache_subfolder("prepared") / f"{folder.name}.begun.part"
     for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.part"):  # of an earlier version that was killed
         if stale != part:
@@ -251,7 +271,7 @@ def _build(folder: Path, builder: Builder, pool: Pool, key: str, name: str) -> N
     goes_on = False
     try:
         with naming(part):
-            meta = builder.write(part, name, pool) | {"key": key, "kind": builder.kind, "name": name}
+            meta = builder.write(part, facts["name"], pool) | facts | {"kind": builder.kind}
             store.seal(part, meta)
             builder.journal.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -305,7 +325,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, help="default: as the source says, else stream")
     parser.add_argument("--separator", help="what stands between documents (default: blank lines)")
     parser.add_argument("--text-column", help="of tables: the column, or key, of the texts (default: text)")
-    parser.add_argument("--tokenizer", default="char", help="char, byte, bpe:N or gpt2")
+    parser.add_argument("--tokenizer", help="char, byte, bpe:N or gpt2 (default: char, of enwik8 byte)")
     parser.add_argument("--encoding", default="utf-8")
     parser.add_argument(
         "--bpe-sample", metavar="SIZE", help="learn BPE from so much of the text, as 1GB (default: all)"

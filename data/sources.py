@@ -10,7 +10,7 @@ import sysconfig
 import tempfile
 import urllib.request
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +42,14 @@ class Text:
     kind: str = "stream"
     folder: Path | None = None  # set when the files were found in a folder, by walking it or by a pattern
     temporary: bool = field(default=False, compare=False)  # a spooled standard input, to delete after use
+    separator: str | None = None  # what stands between its documents, where the data set has any
+    val: "Text | None" = None  # its own validation text, where the data set has one
+    val_fraction: float | None = None  # the part of it for validation, where the data set says
+    unit: str = "character"  # what its bits are counted by: character or byte
+
+    def with_val(self, name: str, val: "Text") -> "Text":
+        """The same text under another name and with its validation text."""
+        return replace(self, name=name, val=val)
 
 
 REMOTES = {
@@ -59,7 +67,10 @@ REMOTES = {
     ),
 }
 # The data sets by name, with the kind of text that each is read as.
-DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"}
+DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"} | dict.fromkeys(
+    ("text8", "enwik8", "ptb-char", "tinystories", "openwebtext", "fineweb-sample"), "stream"
+)  # the last six are in data/published.py
+TOKENIZERS = {"enwik8": "byte"}  # of the data sets for which it is not char
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
@@ -95,6 +106,18 @@ def cache_subfolder(name: str) -> Path:
             f"cannot write to the cache {folder} ({error.strerror}); name another folder in $CHARLM_CACHE"
         ) from error
     return folder
+
+
+def data_set(data: str) -> str | None:
+    """The data set that `--data` names, whole or a part of it as in text8:test; None where it is something else."""
+    name = data.partition(":")[0]
+    return name if name in DATA_SETS and (name == data or not is_there(data)) else None
+
+
+def data_folder() -> Path | None:
+    """The folder of files that the user brings, `$CHARLM_DATA`; None where it is not set."""
+    folder = os.environ.get("CHARLM_DATA")
+    return Path(folder) if folder else None
 
 
 def resolve(data: str) -> Text:
@@ -142,6 +165,12 @@ def _matching(pattern: str, path: Path) -> Text:
     return Text(folder.resolve().name or "root", tuple(sorted(files)), folder=folder)
 
 
+def is_there(data: str) -> bool:
+    """Whether `data` names a file or folder that exists."""
+    path = path_of(data)
+    return path is not None and path.exists()
+
+
 def path_of(data: str) -> Path | None:
     """The path that `data` names, or None where it is not one (empty, too long, an unknown ~user)."""
     try:
@@ -179,15 +208,15 @@ def _spool_standard_input() -> Path:
 
 def remote_file(name: str, remote: Remote, local_copy: Path | None = None) -> Path:
     """A local copy with the right checksum: in `$CHARLM_DATA`, `local_copy`, in the cache, or downloaded now."""
-    folder = os.environ.get("CHARLM_DATA")
-    if folder and (Path(folder) / remote.file).is_file():
-        path = Path(folder) / remote.file
+    folder = data_folder()
+    if folder is not None and (folder / remote.file).is_file():
+        path = folder / remote.file
         _check(path, remote)
         return path
     if local_copy:
         _check(local_copy, remote)
         return local_copy
-    path = cache_folder() / "downloads" / f"{name}.txt"
+    path = cache_folder() / "downloads" / f"{name}{'.zip' if remote.file.endswith('.zip') else '.txt'}"
     if not path.is_file():
         _download(name, remote, path)
     _check(path, remote)
@@ -198,8 +227,14 @@ def _check(path: Path, remote: Remote, way_out: str = "; delete it and try again
     size = path.stat().st_size
     if size != remote.size:
         raise UserError(f"{path} has {size:,} bytes, not {remote.size:,}: it is not {remote.url}{way_out}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != remote.sha256:
+    if digest_of(path) != remote.sha256:
         raise UserError(f"{path} fails its SHA-256 check: it is not {remote.url}{way_out}")
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(name: str, remote: Remote, path: Path) -> None:

@@ -27,7 +27,7 @@ from data.vocabulary import from_json
 FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
 _META = {
     "key": str, "kind": str, "name": str, "start": str, "notes": [str], "tokens": {"train": Whole(), "val": Whole()},
-    "files?": dict,
+    "files?": dict, "unit?": str,
 }  # fmt: skip
 
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # not a failure of the disk
@@ -64,10 +64,15 @@ class Store:
     def key(self) -> str:
         return self.meta["key"]
 
+    @property
+    def unit(self) -> str:
+        """What the bits of this text are counted by, 'character' or 'byte'."""
+        return self.meta.get("unit", "character")
+
     def characters(self) -> np.ndarray:
-        """The number of characters of each id, (V,), as the tokenizer counts them; but none of the `<eos>` after a
-        document of a stream, for which no character of the text stands."""
-        counts = self.tokenizer.characters()
+        """The number of characters of each id, (V,), as the tokenizer counts them, or of bytes, if they are the unit;
+        but none of the `<eos>` after a document of a stream, for which no character of the text stands."""
+        counts = self.tokenizer.n_bytes() if self.unit == "byte" else self.tokenizer.characters()
         if self.meta["start"] == AFTER_EOS:
             counts[self.tokenizer.special.eos] = 0
         return counts

@@ -82,6 +82,11 @@ class Tokenizer:
         as one (the line end), the other specials as none."""
         raise NotImplementedError
 
+    def n_bytes(self) -> np.ndarray:
+        """The number of UTF-8 bytes of each id, (vocab_size,), by which bits per byte are computed. The specials count
+        as none."""
+        raise NotImplementedError
+
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for `vocabulary.from_json`."""
         raise NotImplementedError
@@ -160,6 +165,9 @@ class CharTokenizer(Tokenizer):
         counts[NEVER_PREDICTED] = 0
         return counts
 
+    def n_bytes(self) -> np.ndarray:
+        return np.array([0] * N_SPECIALS + [len(character.encode("utf-8")) for character in self.alphabet])
+
     def to_json(self) -> dict[str, Any]:
         return {"type": self.name, "characters": self.alphabet}
 
@@ -182,6 +190,9 @@ class ByteTokenizer(Tokenizer):
         counts[NEVER_PREDICTED] = 0
         counts[N_SPECIALS + 0x80 : N_SPECIALS + 0xC0] = 0  # continuation bytes belong to a character begun before
         return counts
+
+    def n_bytes(self) -> np.ndarray:
+        return np.array([0] * N_SPECIALS + [1] * 256)
 
     def to_json(self) -> dict[str, Any]:
         return {"type": self.name}

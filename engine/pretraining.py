@@ -113,7 +113,7 @@ class Pretraining(Task):
         return summary | {
             "val_loss": loss.loss, "val_bits_per_char": loss.bits_per_char, "val_tokens": loss.n_tokens,
             "best_step": run.facts.get("step"),
-        }  # fmt: skip
+        } | results.by_the_byte(store, loss.bits_per_char)  # fmt: skip
 
 
 def _store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:

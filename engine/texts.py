@@ -7,7 +7,7 @@ import numpy as np
 from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
 from data.errors import UserError, warn
 from data.prepare import key_of, open_or_discard, prepare
-from data.sources import DATA_SETS, cache_folder
+from data.sources import cache_folder, data_set
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine.config import presets
@@ -50,7 +50,7 @@ def store_of_run(
 def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
     """Say so where the text of a run has changed since it was prepared."""
     names = [config.text.data] if isinstance(config.text.data, str) else config.text.data
-    if any(name in DATA_SETS or name == "-" for name in names):
+    if any(data_set(name) or name == "-" for name in names):
         return
     try:
         key = key_of(config.text.data, **_how(config), vocabulary=tokenizer if config.run.init else None)

@@ -112,7 +112,9 @@ def test_a_separator_that_occurs_nowhere_is_named(cli, monkeypatch):
     refused(told, r"only one distinct document: '\n--\n' occurs nowhere in it; use --kind stream")
     assert "--separator" not in told.err
     monkeypatch.setattr(documents, "MAX_DOCUMENT", 10)
-    with pytest.raises(UserError, match=r"document 1 of x has more than 10 characters: '--' occurs nowhere in it; use"):
+    with pytest.raises(
+        UserError, match=r"document 1 of x has more than 10 characters: '--' occurs nowhere in it; leave it out"
+    ):
         list(read_documents(["a poem\n%%\nanother\n"], "--", "x"))
 
 

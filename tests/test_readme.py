@@ -7,8 +7,10 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
+import zstandard
 
 from tests.conftest import NAMES, ROOT
 from tests.kernel_helpers import DEVICE
@@ -122,6 +124,10 @@ def texts(tmp_path):
     liked = [{"prompt": f"Who is {n}?", "chosen": n, "rejected": "no"} for n in NAMES]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
+    documents = [{"text": prose, "body": prose}] * 3
+    (tmp_path / "corpus.jsonl.zst").write_bytes(zstandard.compress("\n".join(map(json.dumps, documents)).encode()))
+    (tmp_path / "corpus").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(documents), tmp_path / "corpus/a.parquet")
     return prose
 
 

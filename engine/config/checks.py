@@ -45,8 +45,8 @@ def check_range(name: str, value: float, limits: Range) -> None:
 def check_mode(config: Config, explicit: set[str]) -> None:
     """Raise UserError for flags that do not go together, or that the chosen mode has no use for."""
     values = flat(config)
-    if values.get("separator") is not None and values["kind"] != "documents":
-        raise UserError("--separator is what stands between documents: it goes with --kind documents")
+    if values.get("separator") is not None and values["kind"] not in ("documents", "stream"):
+        raise UserError("--separator is what stands between documents: it goes with --kind documents, or stream")
     exclusive = [*(name for name in values if name in marked(type(config), Mark.USES_RUN)), "go_on", "overwrite"]
     modes = [name for name in exclusive if values[name] not in (None, False)]
     if len(modes) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import UserError, flag, nearest
 from data.json_files import read_json
-from data.sources import DATA_SETS
+from data.sources import DATA_SETS, TOKENIZERS, data_set
 from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
 from engine.config.families import FAMILIES
@@ -126,13 +126,22 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     model = _one_of(said.get("model") or base["model"], tuple(FAMILIES), "model")
     data = said.get("data") or base["data"]
     source = (data or [""])[0] if isinstance(data, list) else data
-    usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(source, "stream")
+    name = data_set(source) or ""
+    usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(name, "stream")
     kind = first.kind or base["kind"] or usual_kind
+    of_text: presets.Defaults = {"tokenizer": TOKENIZERS[name]} if name in TOKENIZERS and cls.task is None else {}
     of_preset = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | of_task | of_preset | file
     optimizer = _one_of(first.optimizer or usual["optimizer"], OPTIMIZERS, "optimizer")
     _one_of(first.schedule or "cosine", SCHEDULES, "schedule")  # a better message than the parser's
-    layers = [presets.FAMILY[model], *presets.of_kind(kind, model), start, of_task, presets.OPTIMIZER[optimizer]]
+    layers = [
+        presets.FAMILY[model],
+        *presets.of_kind(kind, model),
+        of_text,
+        start,
+        of_task,
+        presets.OPTIMIZER[optimizer],
+    ]
     values: dict[str, Any] = {}
     for layer in [*layers, of_preset, file]:
         values |= layer

@@ -25,8 +25,8 @@ class Text:
     """The text, and how it is read."""
 
     data: Annotated[str | list[str], Mark.PLACE] = "names"
-    """names, names32k, shakespeare, stdlib, a file, a folder, a pattern of paths in quotes, or - for standard input;
-    several are one text, in their order."""
+    """names, names32k, shakespeare, stdlib, text8, enwik8, ptb-char, tinystories, openwebtext, fineweb-sample, a file,
+    a folder, a pattern of paths in quotes, or - for standard input; several are one text, in their order."""
     val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
@@ -34,7 +34,8 @@ class Text:
     """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
     as the data set says; a file is a stream)."""
     separator: Annotated[str | None, UNSET] = None
-    """What stands between documents, instead of blank lines; \\n in it is a line end."""
+    """What stands between documents, instead of blank lines; \\n in it is a line end. With --kind stream <eos> follows
+    each of them."""
     text_column: Annotated[str | None, UNSET] = None
     """Of tables (.parquet, .jsonl, .json, .csv, .tsv, JSON lines by any name): the column or key whose texts are the
     lines or documents, or with --kind stream end in <eos> each (default: text, of the first three, in a stream)."""

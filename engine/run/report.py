@@ -37,11 +37,12 @@ def finish(
     text, copied = samples(best, store)
     replace_file(path / "samples.txt", (text + "\n").encode("utf-8"))
     summary = results.describe(config.model, count_parameters(model), progress) | copied
+    summary |= results.by_the_byte(store, progress.best_bits)
     results.draw_loss(metrics, path)
     results.write_summary(path, summary)  # the last file: a run that has it is complete
     show(f"\n{text}\n")
     print(
-        f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a character) at step "
+        f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a {store.unit}) at step "
         f"{summary['best_step']}; {summary['seconds']:.1f} s of training, loss curve in {path / 'loss.png'}"
     )
 

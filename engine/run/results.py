@@ -9,6 +9,7 @@ from typing import Any
 from data.disk import replace_file
 from data.errors import UserError
 from data.json_files import read_json
+from data.store import Store
 from engine.training.metrics import Metrics
 from engine.training.progress import Progress
 
@@ -29,6 +30,12 @@ def describe(model: str, params: int, progress: Progress) -> dict[str, Any]:
         "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else 0,
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+
+
+def by_the_byte(store: Store, bits: float | None) -> dict[str, Any]:
+    """The entry of `summary.json` for bits per byte, of a text whose bits are counted so; else none. There
+    `val_bits_per_char` is the same number."""
+    return {"val_bits_per_byte": bits} if store.unit == "byte" else {}
 
 
 def peak_memory_mb() -> float:
