@@ -197,7 +197,8 @@ class Builder:
         """The characters before `border`, with a line end after each document."""
         position = 0
         for piece in self.text.pieces(0):
-            yield piece.text[: max(border - position, 0)] + "\n" * piece.ends
+            part, _ = piece.cut(border - position)
+            yield part.text + "\n" * part.ends
             position += len(piece.text)
 
     def _training_rows(self, is_val: np.ndarray) -> Iterator[str]:

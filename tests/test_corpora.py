@@ -82,6 +82,11 @@ def test_every_tokenizer_puts_ends_between_documents(tmp_path, tokenizer):
     )
 
 
+def test_bpe_learns_no_word_across_documents(tmp_path):
+    store = prepare(str(write(tmp_path / "x.jsonl", ["xy"] * 50)), tokenizer="bpe:260")
+    assert store.tokenizer.tokens[256:] == [b"xy"]
+
+
 @FIXED
 @given(
     documents=st.lists(st.text("ab \n", min_size=1, max_size=9).filter(str.strip), min_size=2, max_size=12),
