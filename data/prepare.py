@@ -4,57 +4,26 @@ A text is cached under a hash of its bytes and of the options it was read with, 
 """
 
 import argparse
-import contextlib
 import glob
-import hashlib
-import json
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from data import cache, corpus, published, reading, sampling, sources, store, tables
+from data import cache, reading, sampling, sources, store
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
-from data.documents import unescaped
 from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
 from data.pool import MAX_WORKERS, Lost, Pool, cores
+from data.recipe import KINDS, VAL_FRACTION, ReadOptions, recipe_of, resolved, tokenizer_of
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from data.vocabulary import check_name, reads_words
 
-VAL_FRACTION = 0.1
-KINDS = ("stream", "lines", "documents")
 PARALLEL_FROM = 64 << 20  # bytes of text that are prepared by several processes
 MOST_BY_DEFAULT = 8  # processes: each takes 150 MB
-
-
-class ReadOptions(NamedTuple):
-    """The options with which a text is read, as of `prepare`."""
-
-    kind: str | None
-    separator: str | None
-    text_column: str | None
-    tokenizer: str
-    encoding: str
-    vocabulary: Tokenizer | None
-    val_fraction: float
-    bpe_sample: int | None  # characters
-
-
-class Recipe(NamedTuple):
-    """The inputs of a store."""
-
-    files: list[list[Path]]  # of each side
-    tables: frozenset[Path]  # those of them of which a column is read
-    digests: dict[Path, bytes]  # the SHA-256 of each file
-    options: ReadOptions
-    name: str
-    key: str  # a hash of the files and options
-    notes: list[str]  # on files that are left out
-    unit: str  # what its bits are counted by
 
 
 def prepare(
@@ -82,13 +51,13 @@ def prepare(
     for validation, 1 for all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is
     learned from, as '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many
     as there are processors), which does not change the result. Raises UserError for a text that cannot be read so."""
-    tokenizer = tokenizer or _tokenizer_of(data)
+    tokenizer = tokenizer or tokenizer_of(data)
     check_name(tokenizer)
     reading.check_encoding(encoding)
     options = ReadOptions(
         kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction, _sample_of(tokenizer, bpe_sample)
     )
-    with _resolved(data, val_data, val_fraction) as texts:
+    with resolved(data, val_data, val_fraction) as texts:
         if extend:  # the text's own store has the alphabet of its training side
             own = _prepare(texts, options._replace(vocabulary=None), workers)
             assert isinstance(vocabulary, CharTokenizer) and isinstance(own.tokenizer, CharTokenizer)
@@ -108,8 +77,8 @@ def key_of(
     `workers`."""
     reading.check_encoding(other["encoding"])
     sample = _sample_of(other["tokenizer"], bpe_sample)
-    with _resolved(data, val_data, val_fraction) as texts:
-        return _recipe(texts, ReadOptions(**other, val_fraction=val_fraction, bpe_sample=sample)).key
+    with resolved(data, val_data, val_fraction) as texts:
+        return recipe_of(texts, ReadOptions(**other, val_fraction=val_fraction, bpe_sample=sample)).key
 
 
 def _sample_of(tokenizer: str, bpe_sample: str | None) -> int | None:
@@ -127,101 +96,8 @@ def print_notes(notes: list[str]) -> None:
         warn(note)
 
 
-@contextlib.contextmanager
-def _resolved(
-    data: str | Sequence[str], val_data: str | Sequence[str] | None, val_fraction: float
-) -> Iterator[list[list[sources.Text]]]:
-    """A context with the texts of both sides: validation is `val_data`, else what a data set has for it. Standard input
-    is spooled to a file, which is deleted afterwards."""
-    names = [[side] if isinstance(side, str) else list(side) for side in (data, val_data) if side is not None]
-    if sum(names, []).count("-") > 1:
-        raise UserError("only one text can be standard input, among all of --data and --val-data")
-    texts: list[list[sources.Text]] = []
-    try:
-        for side in names:
-            texts.append([])
-            for name in side:
-                texts[-1].append(published.resolve(name))
-        first = texts[0][0]
-        if len(texts) == len(texts[0]) == 1 and first.val is not None:
-            texts = [[first.val]] if val_fraction == 1 else [[first], [first.val]]
-        yield texts
-    finally:
-        for text in sum(texts, []):
-            if text.temporary:
-                text.files[0].unlink(missing_ok=True)
-
-
-def _tokenizer_of(data: str | Sequence[str]) -> str:
-    """The default tokenizer of a text."""
-    first = data if isinstance(data, str) else data[0]
-    return sources.TOKENIZERS.get(sources.data_set(first) or "", "char")
-
-
-def _kind_of(texts: list[sources.Text]) -> str:
-    """The default kind of `texts`. Raises UserError where they have different ones."""
-    if other := [text for text in texts if text.kind != texts[0].kind]:
-        raise UserError(
-            f"{texts[0].name} is read as {texts[0].kind}, {other[0].name} as {other[0].kind}: say how with --kind"
-        )
-    return texts[0].kind
-
-
-def _recipe(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
-    given, options = options, _with_kind(options, texts)
-    chosen = [[corpus.choose(text, options.text_column, options.encoding) for text in side] for side in texts]
-    files = [[path for text in side for path in text.files] for side in chosen]
-    of_columns = frozenset(path for side in chosen for text in side for path in text.tables)
-    notes = [note for side in chosen for text in side for note in text.notes]
-    as_it_stands = [path for path in dict.fromkeys(sum(files, [])) if path not in of_columns]
-    notes += corpus.note_tables(as_it_stands, options.encoding)
-    if of_columns:
-        if given.separator is not None and not as_it_stands:
-            name = reading.shown(min(of_columns))
-            raise UserError(f"each row of {name} is a document: --separator is for plain text, leave it out")
-        options = options._replace(text_column=options.text_column or corpus.COLUMN)
-    if options.kind is None:
-        assert options.text_column is not None  # of other texts it is known
-        has_line_ends = tables.has_line_ends(sum(files, []), options.text_column, options.encoding)
-        options = options._replace(kind="documents" if has_line_ends else "lines")
-    assert options.kind is not None
-    tokenizer = json.dumps(options.vocabulary.to_json()) if options.vocabulary else options.tokenizer
-    read_as = options.kind if options.separator is None else f"{options.kind} {options.separator!r}"
-    unit = texts[0][0].unit
-    read_as += "" if unit == "character" else f" by the {unit}"
-    read_as += "" if options.text_column is None else f" column {options.text_column!r}"
-    if of_columns and as_it_stands:
-        read_as += f" of {[[path in of_columns for path in side] for side in files]}"
-    words = f"{store.FORMAT} {read_as} {tokenizer} {options.encoding} {options.val_fraction}"
-    if options.vocabulary:  # nothing is learned
-        options = options._replace(bpe_sample=None)
-    words += "" if options.bpe_sample is None else f" sample {options.bpe_sample}"
-    key, digests = _key(files, words, options.encoding)
-    name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")
-    return Recipe(files, of_columns, digests, options, name, key, notes, unit)
-
-
-def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOptions:
-    """The options with the default kind of the texts, except for tables, where it depends on their rows. Raises
-    UserError for options that contradict each other."""
-    kind, separator = options.kind, options.separator
-    if kind is None and options.text_column is None:
-        kind = _kind_of(texts[0])
-    if kind not in (*KINDS, None):
-        raise UserError(f"unknown kind '{kind}'; there are: {', '.join(KINDS)}")
-    if separator is not None:
-        if options.kind not in ("documents", "stream"):
-            raise UserError("--separator is what stands between documents: it goes with --kind documents, or stream")
-        if not (separator := unescaped(reading.whole_characters(separator))):
-            raise UserError("--separator is empty; leave it out for blank lines")
-    elif kind in ("documents", "stream"):
-        separator = texts[0][0].separator
-    fraction = texts[0][0].val_fraction if options.val_fraction == VAL_FRACTION else None
-    return options._replace(kind=kind, separator=separator, val_fraction=fraction or options.val_fraction)
-
-
 def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int | None) -> store.Store:
-    recipe = _recipe(texts, options)
+    recipe = recipe_of(texts, options)
     folder = sources.cache_folder() / "prepared" / f"{recipe.name[:40]}-{recipe.key}"
     prepared = open_or_discard(folder)
     if prepared is None:
@@ -283,19 +159,6 @@ def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, str]) ->
     finally:
         if not goes_on:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _key(files: list[list[Path]], options: str, encoding: str) -> tuple[str, dict[Path, bytes]]:
-    """A hash of the files of each side and of the `options`, written as one text; and the SHA-256 of each file, which
-    every later reading checks."""
-    sha, digests = hashlib.sha256(options.encode()), {}
-    for text in files:
-        sha.update(b"text")
-        for path in text:
-            digests[path], has_lone_returns = reading.fingerprint(path, encoding)
-            sha.update(digests[path])
-            sha.update(b"lone returns" if has_lone_returns else b"")
-    return sha.hexdigest()[:16], digests
 
 
 def _cleared(names: list[str]) -> str:
