@@ -106,7 +106,7 @@ class Builder:
             blank = blank and is_blank
         if blank:
             raise UserError(f"{reading.shown(self.files[0][0])} {'holds only white space' if length else 'is empty'}")
-        if self.separator is not None and len(starts) < 2 and self.val_fraction < 1:
+        if self.separator is not None and len(starts) < 2 and self.val_fraction < 1 and not self._separator_occurs():
             name = reading.shown(self.files[0][0])
             raise UserError(f"{self.separator!r} occurs nowhere in {name}; leave out --separator")
         border = int(length * (1 - self.val_fraction))
@@ -168,13 +168,19 @@ class Builder:
             if self.kind == "documents" and self.text_column is None:
                 if self.separator is None:
                     way_out += " (or see --separator for what stands between documents)"
-                elif not any(occurs(self.separator, self.text.chunks([path])) for path in self.files[0]):
+                elif not self._separator_occurs():
                     why = f": {self.separator!r} occurs nowhere in it"
             raise UserError(f"{name} has only one distinct {self.kind[:-1]}{why}; {way_out}")
         chosen = hashes[0] < np.uint64(self.val_fraction * 2**64)
         if not chosen.any() or chosen.all():  # a handful of rows: take the one whose hash is smallest
             chosen = hashes[0] == hashes[0].min()
         return [chosen]
+
+    def _separator_occurs(self) -> bool:
+        """Whether the separator stands in the plain text of the training side, if only at an end of it."""
+        assert self.separator is not None
+        plain = [path for path in self.files[0] if path not in self.text.tables]
+        return any(occurs(self.separator, self.text.chunks([path])) for path in plain)
 
     def _stream_parts(self, tokenizer: Tokenizer, border: int) -> Iterator[Part]:
         """A stream in parts of one side each; for BPE none ends inside a word."""

@@ -191,3 +191,7 @@ def test_a_separator_makes_a_stream_of_documents(cli, tmp_path):
     words = ("train.py", "--data", "x.txt", "--kind", "stream", "--separator")
     ok(cli(*words, "%", "--context", 8, *quick("mlp")))
     refused(cli(*words, "#", *quick("mlp", out="other")), "'#' occurs nowhere in x.txt", "leave out --separator")
+    (tmp_path / "one.txt").write_text(" ".join(NAMES) + "#")
+    (tmp_path / "val.txt").write_text("#".join(NAMES))
+    store = prepare(str(tmp_path / "one.txt"), val_data=str(tmp_path / "val.txt"), kind="stream", separator="#")
+    assert [int((side.tokens.array() == 2).sum()) for side in (store.train, store.val)] == [1, len(NAMES)]
