@@ -12,12 +12,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data import published, sources
+from data import encoded, published, sources
 from data.errors import UserError
 from data.prepare import prepare
 from data.sources import Remote
 from tests.conftest import NAMES
-from tests.helpers import evaluated, ok, quick, refused, summary
+from tests.helpers import at_call, evaluated, ok, quick, refused, summary
+from tests.test_store import written
 
 TEXT = " ".join(NAMES * 3).encode()
 SIZES = {"train": len(TEXT) - 100, "val": 50, "test": 50}
@@ -50,6 +51,10 @@ def archive(brought, monkeypatch):
     return put
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def text_of(name: str) -> bytes:
     return published.resolve(name).files[0].read_bytes()
 
@@ -74,6 +79,23 @@ def test_an_archive_is_cut_into_its_parts_once(archive, tmp_path):
     damaged = next(path for path in made if ".val." in path.name)
     damaged.write_bytes(TEXT[:50])
     assert prepare("text8").key == store.key and text_of("text8:val") == TEXT[-100:-50]
+
+
+def test_a_data_set_by_name_goes_into_shards_from_several_processes(archive, tmp_path, monkeypatch):
+    archive("text8")
+    small = {"tasks.GROUP": 100, "reading.CHUNK": 80, "token_file.SHARD": 200, "build.LARGE": 0, "build.EVERY": 300}
+    for name, size in small.items():
+        monkeypatch.setattr(f"data.{name}", size)
+    one = prepare("text8", workers=1)
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "several"))
+    with at_call(encoded.EncodedText, "state", 2, do=interrupt), pytest.raises(KeyboardInterrupt):
+        prepare("text8", workers=2)
+    assert list((tmp_path / "several/prepared").glob("text8-*.part/journal/journal.json"))
+    two = prepare("text8", workers=2)
+    assert written(two.folder) == written(one.folder) and len(two.train.tokens.paths) > 3
+    assert two.tokenizer.decode(two.val.tokens.array().tolist()).encode() == TEXT[-100:-50]
+    test = prepare("text8:test", vocabulary=two.tokenizer, val_fraction=1, workers=2)
+    assert test.tokenizer.decode(test.val.tokens.array().tolist()).encode() == TEXT[-50:]
 
 
 def test_a_part_ends_with_a_character(archive):

@@ -15,10 +15,11 @@ from data import journal, prepare, reading, tasks, token_file, words
 from data.encoded import EncodedText
 from data.errors import UserError
 from data.pool import Pool
-from data.tokenizers import CharTokenizer
+from data.tokenizers import AFTER_EOS, CharTokenizer
 from tests.conftest import NAMES, ROOT
 from tests.helpers import ok, refused
 from tests.matrices import matrix
+from tests.test_corpora import corpus, documents_of
 from tests.test_store import WORDS, write, written
 
 TEXT = "".join(f"{a} met {b}, é and 漢; {n}\n\n" for n, (a, b) in enumerate(zip(WORDS, WORDS[7:], strict=False)))
@@ -36,10 +37,10 @@ def small_groups(monkeypatch):
     monkeypatch.setattr("data.build.EVERY", 2000)
 
 
-def prepared(tmp_path: Path, monkeypatch, name: str, **how):
+def prepared(tmp_path: Path, monkeypatch, name: str, data: str = "t.txt", **how):
     """A text prepared in a cache of its own."""
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / name))
-    return prepare.prepare(str(tmp_path / "t.txt"), **how)
+    return prepare.prepare(str(tmp_path / data), **how)
 
 
 WAYS = [
@@ -136,9 +137,9 @@ sys.exit(prepare.run_command(prepare.main))
 """
 
 
-def start(tmp_path: Path, left: int, at: str, *flags) -> int:
-    """The exit code of a command that prepares t.txt and kills itself at the `left`-th call of `at`."""
-    command = [sys.executable, "-c", KILLED, str(left), at, "--data", "t.txt", *map(str, flags)]
+def start(tmp_path: Path, left: int, at: str, *flags, data: str = "t.txt") -> int:
+    """The exit code of a command that prepares a text and kills itself at the `left`-th call of `at`."""
+    command = [sys.executable, "-c", KILLED, str(left), at, "--data", data, *map(str, flags)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "CHARLM_CACHE": str(tmp_path / "killed")}
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode
 
@@ -166,6 +167,30 @@ def test_a_killed_preparation_goes_on_to_the_same_store(tmp_path, monkeypatch, k
         assert 0 < len(groups) <= all_groups - 8, "what was encoded and noted is not encoded again"
     if at == "seal":
         assert not groups
+
+
+# Corpora of documents with ends, each with how it is read.
+CORPORA = {
+    "parquet, BPE of a sample": ("t.parquet", {"tokenizer": "bpe:300", "bpe_sample": "4KB"}),
+    "JSON lines": ("t.jsonl.gz", {"tokenizer": "byte"}),
+    "a separator": ("t.txt", {"tokenizer": "bpe:300", "kind": "stream", "separator": r"\n\n"}),
+    "a separator, by the character": ("t.txt", {"kind": "stream", "separator": "é"}),
+}
+
+
+@pytest.mark.parametrize("case", matrix(CORPORA, ["parquet, BPE of a sample", "a separator"]))
+def test_a_killed_preparation_of_a_corpus_goes_on_to_the_same_store(tmp_path, monkeypatch, case):
+    name, how = CORPORA[case]
+    write(tmp_path / name, TEXT if name == "t.txt" else corpus(name, TEXT.strip().split("\n\n")))
+    groups = count_groups(monkeypatch)
+    whole = prepared(tmp_path, monkeypatch, "whole", name, **how)
+    all_groups = len(groups)
+    groups.clear()
+    flags = [word for option, value in how.items() for word in (f"--{option.replace('_', '-')}", value)]
+    assert start(tmp_path, 14, "put", *flags, "--workers", 2, data=name) == -signal.SIGKILL
+    again = prepared(tmp_path, monkeypatch, "killed", name, **how)
+    assert written(again.folder) == written(whole.folder) and again.meta["start"] == AFTER_EOS
+    assert 0 < len(groups) <= all_groups - 8, "what was encoded and noted is not encoded again"
 
 
 def count_groups(monkeypatch) -> list:
@@ -284,6 +309,28 @@ def test_bpe_learns_from_a_sample_that_is_always_the_same(tmp_path, monkeypatch)
     for wrong in ("", "GB", "1XB", "0", "-1GB", "1e9"):
         with pytest.raises(UserError, match="as in 500MB or 1GB"):
             prepared(tmp_path, monkeypatch, "wrong", tokenizer="bpe:400", bpe_sample=wrong)
+
+
+HOWS = [{"bpe_sample": sample, "workers": workers} for sample in (None, "2KB") for workers in (1, 2)]
+
+
+@pytest.mark.parametrize("how", matrix(HOWS, [HOWS[0], HOWS[3]]), ids=str)
+@pytest.mark.parametrize("name", ["t.jsonl", "t.txt"])
+def test_bpe_learns_nothing_of_validation_documents(tmp_path, monkeypatch, name, how):
+    training, validation = [f"{word} and\n {word[::-1]} " for word in WORDS], "abc" * 200
+    learned = []
+    for documents in ([*validation], [validation]):  # as many characters, but other ends
+        rows = [*training, *documents]
+        write(tmp_path / name, "%".join(rows) if name == "t.txt" else corpus(name, rows))
+        separator = {"kind": "stream", "separator": "%"} if name == "t.txt" else {}
+        fraction = (len(validation) + 1) / len("".join(rows))
+        cache = str(len(documents))
+        store = prepared(
+            tmp_path, monkeypatch, cache, name, tokenizer="bpe:300", val_fraction=fraction, **separator, **how
+        )
+        assert documents_of(store)[-len(documents) :] == documents
+        learned.append(store.tokenizer.to_json())
+    assert learned[0] == learned[1]
 
 
 @pytest.mark.parametrize("kind", ["stream", "lines"])
