@@ -11,10 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from bench.peers import ROOT
 from engine.config.families import FAMILIES
+from engine.run import checkpoint
 
 STREAM = ["--data", "stdlib", "--context", "32", "--batch-size", "8"]
 RUNS: dict[str, list[str]] = {
@@ -60,7 +59,7 @@ def train(checkout: Path, words: list[str], steps: int, out: Path) -> None:
 def digest(run: Path) -> str:
     """The SHA-256 of the run's last weights, by name."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(load_file(run / "last/model.safetensors").items()):
+    for name, tensor in sorted(checkpoint.load(run / "last", ("model",))[0]["model"].items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
     return sha.hexdigest()
 

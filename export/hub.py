@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from data import gpt2
+from data.disk import write_parts
 from data.gpt2 import GPT2Tokenizer
 from data.tokenizers import Tokenizer
+from engine.run.tensor_files import files_of
 from export.hub_tokenizer import tokenizer_json
 from export.hub_weights import counterpart
 from nanogpt.model import Transformer
@@ -39,7 +40,8 @@ def save(model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], fol
     never = [id_ for id_ in specials.values() if id_ != tokenizer.special.eos]
     generation = ids | {"do_sample": True} | ({"suppress_tokens": never} if never else {})
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
-    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for file, parts in files_of("model", weights, {"format": "pt"}):
+        write_parts(folder / file, parts)
     for name, content in {
         "config.json": config,
         "generation_config.json": generation,

@@ -1,47 +1,46 @@
 """Checkpoints: folders of weights that are replaced atomically, checked when read, and hold no pickle.
 
-A checkpoint folder has safetensors and JSON files and, written last, `manifest.json` with each file's size and SHA-256.
-A folder without its manifest is not complete. Replacing one takes two renames, so at every moment a complete folder
-exists under one of three names, which `find` tries. Imports torch only where tensors are its own.
+A checkpoint folder has safetensors files (engine/run/tensor_files.py) and JSON and, written last, `manifest.json` with
+each file's size and SHA-256. A folder without its manifest is not complete. Replacing one takes two renames, so at
+every moment a complete folder exists under one of three names, which `find` tries. Writing holds one tensor a second
+time, reading one file. Imports torch only where tensors are its own.
 """
 
 import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import safetensors
-
-from data.disk import remove, rename, replace_file, sync_folder, write_file
+from data.disk import remove, rename, replace_file, sync_folder, write_parts
 from data.errors import UserError
 from data.json_files import Whole, check_schema, parse_json, read_json
+from engine.run import tensor_files
+from engine.run.tensor_files import Index, Part, files_of, index_name
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 BELONGS_TO = "belongs_to.json"  # the identity of the run, by engine/run/identity.py
 FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None)}
-MAX_HEADER = 100_000_000  # bytes, of a safetensors file; the library's own limit
 READS = 5  # attempts of a reader, while a training run replaces the checkpoint
 
 
 def save(
     folder: Path, tensors: dict[str, dict[str, Any]], facts: dict[str, Any], belongs_to: dict[str, Any] | None = None
 ) -> None:
-    """Replace checkpoint `folder` by the named safetensors files, of tensors or of arrays of NumPy, and `facts` (JSON).
+    """Replace checkpoint `folder` by the named groups of tensors or of arrays of NumPy, and `facts` (JSON).
     `belongs_to` is the identity of the run."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     settle(folder)  # after a save that was interrupted: `.new` is kept only where it is the only one
     new.mkdir()
     try:
-        files = {f"{name}.safetensors": _to_bytes(group) for name, group in tensors.items()}
-        files |= {"facts.json": json.dumps(facts, indent=1).encode(), BELONGS_TO: json.dumps(belongs_to).encode()}
-        for name, content in files.items():
-            write_file(new / name, content)
-        manifest = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
+        groups = chain.from_iterable(files_of(name, group) for name, group in tensors.items())
+        notes = {"facts.json": json.dumps(facts, indent=1).encode(), BELONGS_TO: json.dumps(belongs_to).encode()}
+        files = chain(groups, ((name, [content]) for name, content in notes.items()))
+        manifest = {name: _write(new / name, parts) for name, parts in files}
         replace_file(new / MANIFEST, json.dumps(manifest, indent=1).encode())  # makes the folder complete
         sync_folder(new)
     except OSError:
@@ -88,7 +87,7 @@ def belongs_to(folder: Path) -> dict[str, Any] | None:
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of a checkpoint, from the header of its file; empty where there is no checkpoint."""
+    """The shape of every weight of a checkpoint, from the headers of its files; empty where there is no checkpoint."""
     return _steadily(folder, _shapes)
 
 
@@ -126,18 +125,15 @@ def _belongs_to(folder: Path) -> dict[str, Any] | None:
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     if (source := find(folder)) is None:
         return {}
-    path = source / "model.safetensors"
-    try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = file.read(size) if size <= MAX_HEADER else b""
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    tensors = parse_json(header, path, dict)
-    tensors.pop("__metadata__", None)
-    for name, info in tensors.items():
-        check_schema(info, {"shape": [Whole()]}, str(path), name)
-    return {name: tuple(info["shape"]) for name, info in tensors.items()}
+    manifest = read_json(source / MANIFEST, dict)
+    if (index := _index(source, "model", manifest)) is None:
+        return tensor_files.shapes(source / "model.safetensors")
+    found: dict[str, tuple[int, ...]] = {}
+    for file in index.files:
+        part = tensor_files.shapes(source / file)
+        index.check(file, part)
+        found |= part
+    return found
 
 
 def _load(folder: Path, names: tuple[str, ...], kind: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -147,14 +143,34 @@ def _load(folder: Path, names: tuple[str, ...], kind: str) -> tuple[dict[str, di
         raise UserError(f"no checkpoint in {folder}")
     manifest = read_json(source / MANIFEST, dict)
     facts = parse_json(_checked(source, "facts.json", manifest), source / "facts.json", FACTS)
-    tensors = {}
-    for name in names:
-        content = _checked(source, f"{name}.safetensors", manifest)
-        try:
-            tensors[name] = library.load(content)
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{source / name}.safetensors is not a safetensors file ({error})") from error
-    return tensors, facts
+    return {name: _group(source, name, manifest, library) for name in names}, facts
+
+
+def _group(source: Path, name: str, manifest: dict[str, Any], library: Any) -> dict[str, Any]:
+    """The tensors of a group, of one file or of several, one after the other."""
+    if (index := _index(source, name, manifest)) is None:
+        return _tensors(source, f"{name}.safetensors", manifest, library)
+    tensors: dict[str, Any] = {}
+    for file in sorted(index.files):
+        part = _tensors(source, file, manifest, library)
+        index.check(file, part)
+        tensors |= part
+    index.check_size(sum(tensor.nbytes for tensor in tensors.values()))
+    return tensors
+
+
+def _tensors(source: Path, file: str, manifest: dict[str, Any], library: Any) -> dict[str, Any]:
+    return tensor_files.load(_checked(source, file, manifest), source / file, library)
+
+
+def _index(source: Path, name: str, manifest: dict[str, Any]) -> Index | None:
+    """The index of a group of tensors; None where they are in one file."""
+    file = index_name(name)
+    if file not in manifest:
+        return None
+    if f"{name}.safetensors" in manifest:
+        raise UserError(f"{source / MANIFEST} is damaged: it lists {name}.safetensors and {file}, of which one can be")
+    return Index(_checked(source, file, manifest), source / file, name)
 
 
 def _manifest_bytes(folder: Path) -> bytes | None:
@@ -181,12 +197,16 @@ def _checked(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return content
 
 
-def _to_bytes(group: dict[str, Any]) -> bytes:
-    """A safetensors file of these tensors, or of these arrays."""
-    if all(isinstance(array, np.ndarray) for array in group.values()):
-        import safetensors.numpy
+def _write(path: Path, parts: Iterable[Part]) -> dict[str, Any]:
+    """Write a file of these parts; its entry in the manifest."""
+    sha, size = hashlib.sha256(), 0
 
-        return safetensors.numpy.save({name: np.array(array, order="C") for name, array in group.items()})
-    import safetensors.torch
+    def noted() -> Iterator[Part]:
+        nonlocal size
+        for part in parts:
+            sha.update(part)
+            size += len(part)
+            yield part
 
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()})
+    write_parts(path, noted())
+    return {"size": size, "sha256": sha.hexdigest()}
