@@ -108,17 +108,17 @@ def test_long_blanks_have_the_ids_of_the_pattern(text, shortest):
         assert TOKENIZER.encode(text).tolist() == expected
 
 
-def test_a_million_blanks_are_a_prompt_and_a_text_to_score(cli, text):
+def test_very_many_blanks_are_a_prompt_and_a_text_to_score(cli, text):
     ok(cli("train.py", *quick(data=text, tokenizer="bpe:280", context=8)))
-    blanks = " " * 1_000_000
+    blanks = " " * 200_000
     Path("blanks.txt").write_text(blanks)
     assert ok(cli("sample.py", "run", "--prompt", "@blanks.txt", "--max-new-tokens", 2)).out.startswith(blanks)
-    assert "over 1000000 characters" in ok(cli("sample.py", "run", "--score", "@blanks.txt")).out
+    assert "over 200000 characters" in ok(cli("sample.py", "run", "--score", "@blanks.txt")).out
 
 
-def test_a_million_blanks_are_a_text_to_prepare(tmp_path):
+def test_very_many_blanks_are_a_text_to_prepare(tmp_path):
     path = tmp_path / "blanks.txt"
-    path.write_text("a b\n" + " " * 1_000_000 + "\nb a" + "\n" * 300_000 + "end")
+    path.write_text("a b\n" + " " * 200_000 + "\nb a" + "\n" * 60_000 + "end")
     made = prepare(str(path), tokenizer="bpe:270")
     ids = np.concatenate([made.train.tokens.array(), made.val.tokens.array()]).tolist()
     assert made.tokenizer.decode(ids) == path.read_text()
