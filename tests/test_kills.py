@@ -60,13 +60,16 @@ def test_killed_before_changes_of_the_disk(cli, straight, name, every):
     assert code == 0 and nth > every
 
 
+STARTS = [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)]
+
+
 @pytest.mark.parametrize(
     "stop, code", [(KILL, KILLED), (TERM, -signal.SIGTERM), (INT, 130)], ids=["kill", "term", "int"]
 )
-@pytest.mark.parametrize("name, nth", [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)])
-def test_a_start_that_ends_before_there_is_a_run_is_no_obstacle(cli, straight, name, nth, stop, code):
+@pytest.mark.parametrize("moment", matrix(STARTS, [("fsync", 1), ("replace", 2)]), ids=str)
+def test_a_start_that_ends_before_there_is_a_run_is_no_obstacle(cli, straight, moment, stop, code):
     """While tokenizer.json or config.json is written: the same command starts once more."""
-    with at_call(os, name, nth, stop):
+    with at_call(os, *moment, stop):
         assert cli("train.py", *quick(**FLAGS)).code == code
     assert not Path("run/config.json").exists()
     ok(cli("train.py", *quick(**FLAGS)))

@@ -14,6 +14,7 @@ import zstandard
 
 from tests.conftest import NAMES, ROOT
 from tests.kernel_helpers import DEVICE
+from tests.matrices import matrix
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # tests/test_articles.py runs what articles say
@@ -24,6 +25,7 @@ COMMANDS = [*dict.fromkeys(line.replace("uv run ", "python ") for line in LINES)
 TRAIN = [
     c for c in COMMANDS if "train.py" in c and "--resume" not in c and "--eval-only" not in c and "--init" not in c
 ]
+FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8").splitlines()}
 FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c]  # what a reader does after the very first one
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and "finetune." not in c]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
@@ -131,7 +133,7 @@ def texts(tmp_path):
     return prose
 
 
-@pytest.mark.parametrize("command", TRAIN)
+@pytest.mark.parametrize("command", matrix(TRAIN, FIRST_PAGE.__contains__))
 def test_training_commands_run(cli, texts, command):
     stdin = texts.encode() if "|" in command else b""
     words = shlex.split(command.split("|")[-1].split("&&")[-1].replace("--data shakespeare", "--data poems.txt"))
@@ -203,5 +205,6 @@ def test_the_commands_that_follow_instructions(cli, texts):
 def test_module_commands_start(cli, texts, command):
     _, _, module, *words = shlex.split(command)
     takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench")
+    takes_long |= words == ["--check"]  # tests/test_kernel_programs.py runs it
     ended = cli(f"-m {module}", *(["--help"] if takes_long else words))
     assert ended.code == 0 and ended.out, ended.err

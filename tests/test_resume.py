@@ -57,8 +57,8 @@ CASES = [
 def everyday(case: tuple[str, dict]) -> bool:
     """Not the families and optimizers that differ only in the names of what they keep."""
     model, flags = case
-    others = case in FAMILIES and model not in ("bigram", "rnn", "transformer")
-    return not others and flags.get("optimizer") not in ("sgd", "adagrad", "rmsprop", "adam")
+    others = case in FAMILIES and model not in ("bigram", "transformer")
+    return not others and flags.get("optimizer") not in ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 
 
 @pytest.mark.parametrize(
