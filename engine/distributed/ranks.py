@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from data.errors import UserError, fault, is_fault, silence
 
+MEETING = datetime.timedelta(minutes=5)  # in which all processes have to have started
 TIMEOUT = datetime.timedelta(hours=2)  # the others wait so long while the first measures or saves
 GRACE = 2.0  # seconds in which whoever knows the reason of a failure says it first
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13's name, and 2.11's
@@ -168,7 +169,7 @@ def _join() -> Ranks:
     if _joined is None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+            store, rank, world = next(rendezvous("env://", timeout=MEETING))
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(

@@ -33,10 +33,7 @@ class Losses:
         """Remember a step. `parts`: what this process computed of its summed loss, a scalar for each micro-batch.
         `norm`: that of the gradient. An infinite gradient ruins the weights even where the loss is finite: it counts as
         a loss that is not."""
-        if self.ranks.world == 1:
-            losses = sum(parts, torch.zeros((), dtype=parts[0].dtype, device=parts[0].device))[None]
-        else:
-            losses = torch.stack(parts)
+        losses = sum(parts[1:], parts[0]) if self.ranks.world == 1 else torch.stack(parts)
         checked = losses if norm is None else torch.where(torch.isfinite(norm), losses, norm.to(losses.dtype))
         self._unread.append((step, lr, checked, divisor))
 
@@ -50,14 +47,14 @@ class Losses:
         unread, self._unread = self._unread, []
         if not unread:
             return []
-        mine = torch.cat([parts for *_, parts, _ in unread])
-        everyone = mine[None].numpy(force=True) if self.ranks.world == 1 else self._gathered(mine)
-        by_step = everyone.reshape(self.ranks.world, len(unread), -1).transpose(1, 2, 0).reshape(len(unread), -1)
-        sums = np.add.accumulate(by_step, axis=1)[:, -1]  # in the order of the micro-batches: the bits of one process
-        return [
-            Loss(step, lr, float(nll_sum), divisor)
-            for (step, lr, _, divisor), nll_sum in zip(unread, sums, strict=True)
-        ]
+        losses = [loss for *_, loss, _ in unread]
+        sums = [float(loss) for loss in losses] if self.ranks.world == 1 else self._of_all(losses)
+        return [Loss(step, lr, nll_sum, divisor) for (step, lr, _, divisor), nll_sum in zip(unread, sums, strict=True)]
 
-    def _gathered(self, mine: Tensor) -> np.ndarray:
-        return self.ranks.gather(mine.tolist()).astype(mine.detach().cpu().numpy().dtype)
+    def _of_all(self, losses: list[Tensor]) -> list[float]:
+        """The sum of each step over all processes, with the bits of one process: in the order of the micro-batches, in
+        the dtype of the loss."""
+        mine = torch.cat(losses).cpu()
+        everyone = self.ranks.gather(mine.tolist()).astype(mine.numpy().dtype)
+        by_step = everyone.reshape(self.ranks.world, len(losses), -1).transpose(1, 2, 0).reshape(len(losses), -1)
+        return np.add.accumulate(by_step, axis=1)[:, -1].tolist()
