@@ -42,7 +42,7 @@ for number, word in enumerate(words):
         child = subprocess.Popen(["sleep", "1000"])
         Path(sys.argv[2]).with_name("child").write_text(f"{os.getpid()} {child.pid}")
         time.sleep(1000)
-    part = word if word in ("kernels", "training", "decoding") else "tests"
+    part = word if word in ("kernels", "training", "decoding", "processes") else "tests"
     append(Path(sys.argv[2]), Row(part, "attention shape", word, value=0.5))
 """
 
@@ -105,9 +105,12 @@ def test_all_of_it_runs_at_toy_sizes(tmp_path):
     runs = [row for row in by_part["training"] if row["what"] == "baby GPT, to the loss"]
     assert [row["case"] for row in runs] == ["with counts", "without counts"]
     assert {row["who"] for row in by_part["decoding"]} >= {"one by one", "captured"}
+    together = {row["case"]: row["note"] for row in by_part["processes"]}
+    assert list(together) == ["1 process", "2 processes", "2 processes, --shard"]
+    assert together["2 processes"] == "validation losses at most 0.0e+00 from the first row's"
     text = (tmp_path / "gpu.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles[0].startswith("## What failed") and [title[3] for title in titles[1:7]] == [*"abcdef"]
+    assert titles[0].startswith("## What failed") and [title[3] for title in titles[1:8]] == [*"abcdefg"]
     assert "Nothing was measured" not in text and "Toy sizes" in text and "`auto` should take" in text
     assert all(imread(tmp_path / name).ndim == 3 for name in pictures.PICTURES)
     assert sum((tmp_path / name).stat().st_size for name in pictures.PICTURES) < 16e6

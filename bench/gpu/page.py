@@ -18,7 +18,7 @@ SHAPE = re.compile(r"(D\d+ T\d+) (\w+) (\S+(?: \S+)?)")
 def write(folder: Path) -> None:
     """Write gpu.md anew from gpu.csv."""
     rows = read(folder / "gpu.csv")
-    makers = (_head, _bad, _tests, _kernels, _steps, _runs, _decoding, _auto)
+    makers = (_head, _bad, _tests, _kernels, _steps, _runs, _decoding, _processes, _auto)
     sections = [*(make(rows) for make in makers), _pictures(folder)]
     replace_file(folder / "gpu.md", ("\n\n".join(sections) + "\n").encode())
 
@@ -172,13 +172,19 @@ def _decoding(rows: list[Row]) -> str:
     return f"## e. Decoding\n\n{about}\n\n{_table(head, lines)}"
 
 
+def _processes(rows: list[Row]) -> str:
+    lines = [[row.case, f"{row.value:,.0f}", row.note] for row in select(rows, "processes") if row.value is not None]
+    about = "The baby GPT under torchrun, a GPU each, the same micro-batches a step."
+    return f"## f. Several processes\n\n{about}\n\n{_table(['processes', 'tokens/s', 'what'], lines)}"
+
+
 def _auto(rows: list[Row]) -> str:
     about = (
         "The sum of both directions; Triton is taken where it needs less than "
         f"{auto.MARGIN:.0%} of torch's time. A loss that holds no logits also saves memory, which is not counted here."
     )
     lines = [[f"`{each.operation}`", each.size, f"**{each.takes}**", each.why] for each in auto.choices(rows)]
-    return f"## f. What `auto` should take here\n\n{about}\n\n{_table(['of', 'size', 'takes', 'because'], lines)}"
+    return f"## g. What `auto` should take here\n\n{about}\n\n{_table(['of', 'size', 'takes', 'because'], lines)}"
 
 
 def _pictures(folder: Path) -> str:
