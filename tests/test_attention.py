@@ -1,5 +1,6 @@
 """The attention kernels against torch in float64: outputs and gradients, over everything they take."""
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -151,12 +152,14 @@ def agree(case: dict, seed: int = 0) -> None:
         check(name, ours[name], exact[name], plain[name], dtype, terms.get(name))
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(
-    "window", matrix([None, 1, 2, 15, 16, 17, (2, 0), (15, None), (0, 16), (None, 17)], [16, (0, 16)])
-)
-def test_every_alignment_of_queries_and_keys_agrees(causal, window, monkeypatch):
+WINDOWS = [None, 1, 2, 15, 16, 17, (2, 0), (15, None), (0, 16), (None, 17)]
+SIGHTS = [*itertools.product(WINDOWS, (True, False))]
+
+
+@pytest.mark.parametrize("sight", matrix(SIGHTS, [(16, True), ((0, 16), False)]), ids=str)
+def test_every_alignment_of_queries_and_keys_agrees(sight, monkeypatch):
     """The edges of the tiles, which queries and keys meet at different places for every difference in length."""
+    window, causal = sight
     if causal and isinstance(window, tuple):
         window = window[0], 0
     if DEVICE == "cpu":
@@ -332,7 +335,7 @@ DIFFERENTIATED = [
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs in the interpreter only")
-@pytest.mark.parametrize("options", matrix(DIFFERENTIATED, DIFFERENTIATED[-2:]), ids=str)
+@pytest.mark.parametrize("options", matrix(DIFFERENTIATED, DIFFERENTIATED[-1:]), ids=str)
 def test_gradients_are_derivatives(options, monkeypatch):
     tiled(monkeypatch, SMALL)
     generator = torch.Generator().manual_seed(0)
