@@ -367,12 +367,12 @@ def test_every_setting_is_compiled_anew(monkeypatch):
 
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=compiler))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     counts = []
-    for _ in range(torch._dynamo.config.recompile_limit + 2):
-        graphs.clear()
-        row = training.measure("GPT-2 124M", training.Setting("on", "torch", "torch"), True, None)
-        counts.append(len(graphs))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(2 + 2):
+            graphs.clear()
+            row = training.measure("GPT-2 124M", training.Setting("on", "torch", "torch"), True, None)
+            counts.append(len(graphs))
     assert row.outcome == "ok" and counts[0] > 0 and len(set(counts)) == 1, counts
 
 
