@@ -196,6 +196,20 @@ def test_a_bug_in_one_process_is_one_traceback_and_a_mistake_one_message(ranks, 
         assert "has ended" not in everything
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_does_not_answer_any_more_is_one_message(ranks, rank):
+    """As gloo puts it when what was sent to a host that is gone was not acknowledged for long enough."""
+
+    def give_up():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:4772: Connection timed out. This is")
+
+    with at_call(Batch, "to", 3, on_rank(rank, give_up)):
+        results = [process.wait() for process in ranks(2, "train.py", *LONG)]
+    assert {result.code for result in results} <= {1, 2}
+    everything = "".join(result.out + result.err for result in results)
+    assert everything.count("another process of this training has ended") == 1 and "Traceback" not in everything
+
+
 def test_mistakes_are_said_once(ranks):
     for words, said in (
         (["--data", "nosuch"], "no such file, folder or data set: 'nosuch'"),

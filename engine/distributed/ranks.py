@@ -26,7 +26,10 @@ MEETING = datetime.timedelta(minutes=5)  # in which all processes have to have s
 TIMEOUT = datetime.timedelta(hours=2)  # the others wait so long while the first measures or saves
 GRACE = 2.0  # seconds in which whoever knows the reason of a failure says it first
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13's name, and 2.11's
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # says gloo
+LOST = (  # says gloo: a process has ended, or its host does not answer any more
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting"),
+    *("Connection timed out", "No route to host", "Network is unreachable"),
+)
 FAILURE = "failure"  # the key of the message that one process gives for all
 
 
@@ -88,8 +91,8 @@ class Ranks:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         if is_lost:
             error = UserError(
-                "another process of this training has ended and did not say why (killed, or out of memory?); what was "
-                "saved before is whole"
+                "another process of this training has ended and did not say why (killed, out of memory, or its host "
+                "lost?); what was saved before is whole"
             )
         if self.is_first:
             raise error
