@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
-        self.total: Callable[[Tensor], Tensor] = _here  # of several processes: the sum over all
+        self.total: Callable[[Tensor], Tensor] = here  # of several processes: the sum over all
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, residual: Tensor | None = None
@@ -83,7 +83,7 @@ class BatchNorm(nn.Module):
         return mean, var
 
 
-def _here(total: Tensor) -> Tensor:
+def here(total: Tensor) -> Tensor:
     """A sum over what this process has."""
     return total
 

@@ -129,6 +129,18 @@ def test_divided_rows_and_weights_are_one_process_but_for_rounding(cli, ranks, d
         assert numbers[1] == pytest.approx(numbers[0], rel=tolerance, abs=tolerance)
 
 
+def test_what_is_summed_over_a_batch_is_summed_over_all_its_rows(cli, ranks, double):
+    """Batch norm's statistics and --lm-weight's mean, where the last batch of an epoch has fewer rows than there are
+    processes: two of the three compute a row that does not count."""
+    words = [*TUNED, "--data", "labels.tsv", "--ngrams", 0, "--batch-size", 39]  # of 40 rows
+    words += ["--model", "cnn", *TINY["cnn"], "--norm", "batch", "--optimizer", "sgd", "--lm-weight", 0.5]
+    ok(cli("-m finetune.classify", *words))
+    trained_by(ranks, 3, "-m finetune.classify", *words, "--out", "together")
+    alone, together = (tensors_of(Path(run)) for run in ("run", "together"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+
+
 def tensors_of(run: Path) -> dict:
     loaded, _ = checkpoint.load(run / "last", ("model", "trainer"))
     return loaded["model"] | loaded["trainer"]

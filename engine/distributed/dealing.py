@@ -1,7 +1,7 @@
 """Which part of a step each process computes: whole micro-batches, else rows of each."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -93,11 +93,25 @@ def in_rounds(batches: Iterable[Batch], ranks: Ranks) -> Iterator[Batch]:
         yield group[ranks.rank if ranks.rank < len(group) else 0]
 
 
-def share_statistics(model: nn.Module) -> None:
-    """Have batch norms take their statistics over the rows of all processes."""
+class WholeBatch:
+    """Sums over the rows of all processes, for what is computed of a whole batch. `counts`: whether the rows that this
+    process has now count; else they add nothing."""
+
+    def __init__(self) -> None:
+        self.counts = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _AllReduce.apply(x, self.counts)
+
+
+def share_sums(model: nn.Module) -> WholeBatch:
+    """Have what `model` sums up over a batch, as statistics of batch norms, be summed over the rows of all
+    processes."""
+    whole = WholeBatch()
     for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.total = _AllReduce.apply
+        if hasattr(module, "total"):
+            module.total = whole
+    return whole
 
 
 def has_statistics(model: nn.Module) -> bool:
@@ -112,16 +126,17 @@ def _joined(rows: Tensor, world: int) -> Tensor:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum of a tensor over all processes; so is its gradient."""
+    """The sum of a tensor over all processes where it counts; so is its gradient."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        x = x.clone()
+    def forward(ctx: Any, x: Tensor, counts: bool) -> Tensor:
+        ctx.counts = counts
+        x = x.clone() if counts else torch.zeros_like(x)
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         gradient = gradient.clone()
         dist.all_reduce(gradient)
-        return gradient
+        return gradient if ctx.counts else torch.zeros_like(gradient), None

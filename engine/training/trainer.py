@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
-from engine.distributed.dealing import Dealing, has_statistics, share_statistics
+from engine.distributed.dealing import Dealing, WholeBatch, has_statistics, share_sums
 from engine.distributed.gradients import GradientSum
 from engine.distributed.ranks import ALONE, Ranks
 from engine.distributed.sharding import Sharded, all_whole, whole
@@ -84,7 +84,7 @@ class Trainer:
         if ranks.world > 1:
             tables = [p for p in sparse.values() if p.requires_grad]
             self.gradients = GradientSum([] if sharded else self.clipped, tables, ranks)
-            share_statistics(model)
+        self.sums = share_sums(model) if self.dealing.by_rows else WholeBatch()
         self.losses = Losses(ranks, device)
         self.signals = runtime.Signals(ranks)
 
@@ -122,6 +122,7 @@ class Trainer:
         for share, batch in zip(shares, batches, strict=True):
             if self.draws_by_step:
                 draw_from(self.device, self.config.run.seed, self.progress.step, share.micro_batch, share.part)
+            self.sums.counts = share.deal.counts
             parts.append(self.backward(batch, divisor if share.deal.counts else math.inf))
         if self.gradients is not None:
             self.gradients.finish()

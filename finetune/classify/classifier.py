@@ -5,6 +5,8 @@ modelling loss; beside it a bag of n-grams (Joulin et al., "Bag of Tricks for Ef
 in Cheng et al., "Wide & Deep Learning", 2016. Padding is on the right and never seen: causal models need no mask.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from data.batches import IGNORE
 from engine.evaluate import in_evaluation_mode
 from makemore.base import LanguageModel, Output, State
 from makemore.hashing import longer, row_of
-from makemore.layers import not_padding, widened
+from makemore.layers import here, not_padding, widened
 
 POOLINGS = ("last", "mean", "max")
 BUCKETS = 1 << 16  # rows that n-grams are hashed into
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.pooling, self.lm_weight = body, pooling, lm_weight
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.total: Callable[[Tensor], Tensor] = here  # of several processes that divide a batch: the sum over all
         self.dropout = nn.Dropout(dropout)
         self.bag = NGramBag(ngrams) if ngrams else None
         self.head = nn.Linear(feature_width(body) + BAG_WIDTH * bool(ngrams), n_classes, bias=False)
@@ -95,7 +98,7 @@ class Classifier(nn.Module):
         """The mean loss over next tokens, times the number of rows, as the class losses are a sum over rows."""
         follows = read[:, 1:]
         nll = self.body.nll(hidden[:, :-1], tokens[:, 1:].masked_fill(~follows, IGNORE))
-        return nll * labelled.sum() / follows.sum().clamp_min(1)
+        return nll * self.total(labelled.sum()) / self.total(follows.sum()).clamp_min(1)
 
 
 class NGramBag(nn.Module):
