@@ -1,8 +1,9 @@
-"""The cache of downloads and prepared texts: its entries, its size, and freeing it.
+"""The cache of downloads, prepared texts and notes on sources: its entries, its size, and freeing it.
 
 Nothing outside of it is touched: links are neither followed nor removed, and only files of this project are removed.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import source_notes
 from data.errors import UserError, nearest
 from data.sources import cache_folder
 
@@ -22,7 +24,7 @@ _PART = re.compile(r"(?P<name>.+)-[0-9a-f]{16}\.\w+\.part")
 @dataclass(frozen=True)
 class Entry:
     """One entry of the cache. `about` describes it, `size` is in bytes, `changed` in seconds since the epoch; a `busy`
-    one may be being written by another process."""
+    one may be being written by another process. `files`: those of an entry that has no folder to itself."""
 
     path: Path
     name: str
@@ -30,11 +32,13 @@ class Entry:
     size: int
     changed: float
     busy: bool = False
+    files: tuple[Path, ...] = ()
 
 
 def entries() -> list[Entry]:
-    """All entries of the cache: downloads first, then prepared texts, each by name."""
-    return sorted(_downloads(), key=lambda e: e.name) + sorted(_prepared(), key=lambda e: (e.name, e.changed))
+    """All entries of the cache: downloads first, then prepared texts, each by name, then the notes on sources."""
+    prepared = sorted(_prepared(), key=lambda e: (e.name, e.changed))
+    return [*sorted(_downloads(), key=lambda e: e.name), *prepared, *_source_notes()]
 
 
 def size() -> int:
@@ -70,7 +74,8 @@ def clear(names: list[str]) -> tuple[list[Entry], list[Entry]]:
     chosen = [entry for entry in cached if not names or {entry.name, entry.path.name} & set(names)]
     for entry in chosen:
         if not entry.busy:
-            _remove(entry.path)
+            for path in entry.files or [entry.path]:
+                _remove(path)
     return [e for e in chosen if not e.busy], [e for e in chosen if e.busy]
 
 
@@ -121,6 +126,18 @@ def _prepared() -> Iterator[Entry]:
             yield Entry(path, part["name"], "unfinished", bytes_, changed, _is_recent(changed))
         elif whole:
             yield Entry(path, whole["name"], _describe(path), bytes_, changed)
+
+
+def _source_notes() -> Iterator[Entry]:
+    stats = {}
+    for path in _children(source_notes.FOLDER):
+        if source_notes.NAME.fullmatch(path.name) and not path.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # it has just got its final name
+                stats[path] = path.lstat()
+    if stats:
+        folder, changed = cache_folder() / source_notes.FOLDER, max(stat.st_mtime for stat in stats.values())
+        bytes_ = sum(stat.st_size for stat in stats.values())
+        yield Entry(folder, folder.name, "notes on large sources", bytes_, changed, files=tuple(stats))
 
 
 def _is_recent(changed: float) -> bool:

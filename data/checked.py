@@ -2,8 +2,8 @@
 
     <store>/checked.json
 
-It says of each file how it was when it was checked: size, times, inode. Whatever is written to a file afterwards
-changes one of them. A note that is missing, damaged or about another text only means that all is checked again.
+It says of each file how it was when it was checked (data/file_state.py). A note that is missing, damaged or about
+another text only means that all is checked again.
 """
 
 import contextlib
@@ -15,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.file_state import SETTLED, state_of
 from data.token_file import check_file
 
 NAME = "checked.json"
-# Seconds: what has changed more recently is not noted, since the clock of a file system may tick so slowly that another
-# change leaves the times as they are.
-SETTLED = 2
 
 
 class Checks:
@@ -33,7 +31,7 @@ class Checks:
 
     def check(self, path: Path, dtype: np.dtype, limit: int | None, crc: int | None) -> None:
         """`token_file.check_file`, unless this very file has passed it."""
-        state, now = _state(path), time.time()
+        state, now = state_of(path.stat()), time.time()
         if self._known.get(path.name) == state:
             return
         check_file(path, dtype, limit, crc)
@@ -60,8 +58,3 @@ class Checks:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return {}
-
-
-def _state(path: Path) -> dict[str, int]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns, "inode": stat.st_ino}

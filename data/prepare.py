@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data import cache, reading, sampling, sources, store
+from data import cache, reading, sampling, source_notes, sources, store
 from data.build import Builder
 from data.disk import naming, rename, sync_folder
 from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
+from data.packed import Changed
 from data.pool import MAX_WORKERS, Lost, Pool, cores
 from data.recipe import KINDS, VAL_FRACTION, ReadOptions, recipe_of, resolved, tokenizer_of
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
@@ -105,8 +106,12 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int
         with hold(lock, f"the prepared text {folder}", wait=True):
             if not (folder / "meta.json").is_file():  # another process may have been faster
                 builder = Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables)
-                with Pool(workers or _default_workers(builder.text.size)) as pool:
-                    _build(folder, builder, pool, {"key": recipe.key, "name": recipe.name, "unit": recipe.unit})
+                try:
+                    with Pool(workers or _default_workers(builder.text.size)) as pool:
+                        _build(folder, builder, pool, {"key": recipe.key, "name": recipe.name, "unit": recipe.unit})
+                except Changed:  # should a file not be what its note says, that does not last
+                    source_notes.forget(sources.cache_folder(), recipe.digests)
+                    raise
         prepared = store.open_store(folder)
     # The cached store does not depend on names of files and on files left out of a folder, so its notes do not either.
     prepared.meta["notes"] = recipe.notes + prepared.meta["notes"]

@@ -169,7 +169,7 @@ def _ptb() -> dict[str, Path]:
         raise UserError(_bring("ptb-char", what))
     digest = hashlib.sha256()
     for file in PTB.values():
-        digest.update(sources.digest_of(there / file).encode())
+        digest.update(sources.noted_digest_of(there / file).encode())
     return _derived("ptb-char", digest.hexdigest(), _joined(there))
 
 
@@ -190,7 +190,7 @@ def _derived(name: str, digest: str, pieces: Iterable[tuple[str, bytes]]) -> dic
     record = folder / f"{name}.{digest[:8]}.json"
     try:
         known = json.loads(record.read_text("utf-8"))
-        if known == {part: sources.digest_of(path) for part, path in paths.items()}:
+        if known == {part: sources.noted_digest_of(path) for part, path in paths.items()}:
             return paths
     except (OSError, ValueError):
         pass

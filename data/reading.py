@@ -7,12 +7,13 @@ import hashlib
 import itertools
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from data import packed
 from data.errors import UserError, nearest, warn
 from data.parquet import is_parquet
+from data.source_notes import Fact, noted
 from data.sources import SPOOL_PREFIX, Text, cache_folder
 
 CHUNK = 1 << 22  # bytes read at a time: no more of a text is held while it is prepared
@@ -76,6 +77,12 @@ def left_out(text: Text, skipped: list[Path], expected: str) -> list[str]:
 def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
     """The SHA-256 of a file's bytes on the disk, and whether it is an unpacked file with line ends of a "\\r" alone.
     (Earlier versions read those as characters, so that they cached another text under the same hash.)"""
+    digest, has_lone_returns = known(path, f"fingerprint in {encoding}", lambda: _fingerprint(path, encoding))
+    return bytes.fromhex(digest), has_lone_returns
+
+
+def _fingerprint(path: Path, encoding: str) -> tuple[str, bool]:
+    """The same, with the hash in hexadecimal digits."""
     sha, lone, held = hashlib.sha256(), False, ""
     plain = "\r\n".encode(encoding) == b"\r\n"  # then the byte of "\r" is never part of another character
     decoder = codecs.getincrementaldecoder("latin-1" if plain else encoding)("replace")
@@ -91,7 +98,12 @@ def fingerprint(path: Path, encoding: str) -> tuple[bytes, bool]:
                         lone = text.count("\r") - len(held) != text.count("\r\n")
     except OSError as error:
         raise UserError(f"cannot read {shown(path)}: {error.strerror}") from error
-    return sha.digest(), lone or bool(held)
+    return sha.hexdigest(), lone or bool(held)
+
+
+def known(path: Path, what: str, find: Callable[[], Fact]) -> Fact:
+    """`source_notes.noted`, but for standard input, whose file is deleted after use."""
+    return find() if path.name.startswith(SPOOL_PREFIX) else noted(cache_folder(), path, what, find)
 
 
 def read_chunks(files: Iterable[Path], encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[str]:
@@ -235,7 +247,11 @@ def _not_text(path: Path, encoding: str, offset: int, near: bytes) -> UserError:
 
 
 def _is_text(path: Path, encoding: str) -> bool:
-    try:
-        return any([bool(chunk) for chunk in _file_chunks(path, encoding)])
+    try:  # of a file that is none nothing is noted: it may be for want of a package or of space
+        return known(path, f"text in {encoding}", lambda: _has_text(path, encoding))
     except UserError:
         return False
+
+
+def _has_text(path: Path, encoding: str) -> bool:
+    return any([bool(chunk) for chunk in _file_chunks(path, encoding)])

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data import packed
 from data.disk import patiently
 from data.errors import UserError, nearest
+from data.source_notes import noted
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 SPOOL_PREFIX = "charlm-stdin-"
@@ -227,7 +228,7 @@ def _check(path: Path, remote: Remote, way_out: str = "; delete it and try again
     size = path.stat().st_size
     if size != remote.size:
         raise UserError(f"{path} has {size:,} bytes, not {remote.size:,}: it is not {remote.url}{way_out}")
-    if digest_of(path) != remote.sha256:
+    if noted_digest_of(path) != remote.sha256:
         raise UserError(f"{path} fails its SHA-256 check: it is not {remote.url}{way_out}")
 
 
@@ -235,6 +236,11 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def noted_digest_of(path: Path) -> str:
+    """The same of a file that is there at every start, as it was noted when it was read first."""
+    return noted(cache_folder(), path, "sha256", lambda: digest_of(path))
 
 
 def _download(name: str, remote: Remote, path: Path) -> None:

@@ -2,6 +2,7 @@
 held whole)."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from data import packed, reading
@@ -49,7 +50,11 @@ def read_unstripped(
 
 def has_line_ends(files: list[Path], column: str, encoding: str) -> bool:
     """Whether a text of the column has several lines."""
-    return any("\n" in text for path in files for text in read_texts(path, column, encoding))
+
+    def find(path: Path) -> bool:
+        return any("\n" in text for text in read_texts(path, column, encoding))
+
+    return any(reading.known(path, f"line ends in {column!r} in {encoding}", partial(find, path)) for path in files)
 
 
 def _suffix(path: Path) -> str:
