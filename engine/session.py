@@ -214,7 +214,10 @@ def _trainer(session: Session) -> Trainer | None:
     ranks, sharded = session.task.ranks, None
     if session.config.machine.shard:
         if ranks.world == 1:
-            raise UserError("--shard divides a model among several processes: start them with torchrun")
+            raise UserError(
+                "--shard divides a model among several processes: start them with torchrun, or go on without it "
+                "(--no-shard)"
+            )
         sharded = Sharded(session.model, ranks, session.device)
     trained = sharded.model if sharded else session.model
     runtime.move_and_compile(trained, session.device, session.config.machine.compile)
