@@ -26,7 +26,7 @@ from bench.gpu.machine import device, synchronize
 from bench.gpu.plan import MODELS, has_shakespeare
 from bench.gpu.rows import Row, append, ceiling, read
 from bench.step import make_trainer
-from data.batches import Batch, Loader
+from data.batches import Array, Batch, Deal, Loader
 from engine import runtime
 from engine.config.flags import parse
 from engine.config.sections import Config
@@ -75,9 +75,11 @@ class RandomTokens(Loader):
         super().__init__(batch_size, 0)
         self.shape, self.vocab_size, self.rng = (batch_size, context + 1), vocab_size, np.random.default_rng(0)
 
-    def next(self) -> Batch:
-        window = self.rng.integers(6, self.vocab_size, self.shape)
-        return Batch(window[:, :-1], window[:, 1:].copy(), window[:, 1:].size)
+    def deal(self) -> Deal:
+        return Deal(self.rng.integers(6, self.vocab_size, self.shape))
+
+    def _batch(self, items: Array) -> Batch[Array]:
+        return Batch(items[:, :-1], items[:, 1:].copy(), items[:, 1:].size)
 
 
 def text_of(model: str, smoke: bool, folder: Path) -> tuple[list[str], str]:
