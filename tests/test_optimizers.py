@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from data.batches import IGNORE, Batch, Loader
+from data.batches import IGNORE, Batch, Deal, Loader
 from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
 from engine.registry import build_model
 from engine.training.lora import add_lora
@@ -164,7 +165,10 @@ class Given(Loader):
         super().__init__(1, 0)
         self.batches = iter(batches)
 
-    def next(self) -> Batch:
+    def deal(self) -> Deal:
+        return Deal(np.arange(1))
+
+    def batch(self, deal: Deal) -> Batch:
         return next(self.batches)
 
 
