@@ -21,6 +21,8 @@ from data.errors import UserError, flag, run_command
 from engine import runtime, threads
 from engine.config.flags import parse
 from engine.config.sections import Config
+from engine.distributed.ranks import ALONE, Ranks, device_for
+from engine.distributed.sharding import Sharded
 from engine.pretraining import Pretraining
 from engine.training.metrics import Metrics
 from engine.training.trainer import Trainer
@@ -29,19 +31,25 @@ WARM_UP, OPERATIONS = 10, 12
 NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log"}
 
 
-def make_trainer(config: Config, folder: Path) -> Trainer:
-    """The trainer that train.py would make, with an untrained model."""
+def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:
+    """The trainer that train.py would make, with an untrained model; `ranks`, the processes that train it together."""
     task = Pretraining()
-    device, _ = runtime.choose_device(config.machine.device)
+    task.ranks = ranks
+    device, _ = runtime.choose_device(device_for(config.machine.device))
     threads.use(config.machine.threads)
     config, store = task.read(config, set(), None)
     torch.manual_seed(config.run.seed)
     model = task.build(config, store)
     batches = task.batches(config, store, model)
     model = task.trained(config, store, model, None)
-    runtime.move_and_compile(model.train(), device, config.machine.compile)
+    sharded = Sharded(model, ranks, device) if config.machine.shard else None
+    trained = sharded.model if sharded else model
+    runtime.move_and_compile(trained.train(), device, config.machine.compile)
     assert batches.train is not None  # of a model that trains
-    return Trainer(model, batches.train, batches.val, batches.characters, config, folder, device, Metrics(folder))
+    return Trainer(
+        model, batches.train, batches.val, batches.characters, config, folder, device, Metrics(folder), ranks=ranks,
+        sharded=sharded,
+    )  # fmt: skip
 
 
 def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:

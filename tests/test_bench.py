@@ -1,5 +1,6 @@
 """The commands of bench/ that need no peer: a comparison of families, and a sweep that is stopped and goes on."""
 
+import multiprocessing
 import re
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from bench import compare, muon, size, speedrun
+from bench import compare, muon, processes, size, speedrun
 from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
@@ -208,3 +209,16 @@ def test_lines_of_code_are_those_that_run():
 def test_every_folder_has_a_line(cli):
     shown = ok(cli("-m bench.size")).out
     assert {line.split()[0] for line in shown.splitlines()} >= {"data", "kernels", "engine", "commands", "tests", "all"}
+
+
+def test_processes_take_their_turns_and_have_a_row_each(monkeypatch, names, tmp_path, capsys):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(processes, "SETUPS", [processes.SETUPS[n] for n in (1, 2, 4)])
+    monkeypatch.setattr(processes, "PAUSE", 0)
+    taken = processes.measure(["--data", str(names), *map(str, TINY["transformer"])], 2, 3, str(tmp_path))
+    assert [len(turn.wall) for turns in taken.values() for turn in turns] == [3] * 6
+    processes.report("adamw", taken)
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3 and "| 1.00 |" in rows[0] and "--shard" in rows[2]
+    assert not multiprocessing.active_children()
