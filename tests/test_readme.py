@@ -21,7 +21,9 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # tests/tes
 BLOCKS = [block for page in TEXTS for block in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
 TREE = re.search(r"```\n(.*?)```", (ROOT / "docs/house.md").read_text("utf-8"), re.DOTALL)[1]
 LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-COMMANDS = [*dict.fromkeys(line.replace("uv run ", "python ") for line in LINES)]  # some stand on two pages
+EVERY = [*dict.fromkeys(line.replace("uv run ", "python ") for line in LINES)]  # some stand on two pages
+SEVERAL = [c for c in EVERY if c.startswith("torchrun ")]
+COMMANDS = [c for c in EVERY if c not in SEVERAL]
 TRAIN = [
     c for c in COMMANDS if "train.py" in c and "--resume" not in c and "--eval-only" not in c and "--init" not in c
 ]
@@ -141,6 +143,16 @@ def test_training_commands_run(cli, texts, command):
     short = ["--eval-tokens", "200"] if {"ngram", "--counts"} & set(words) else SHORT
     ended = cli("train.py", *words[2:], *short, "--out", "run", stdin=stdin)
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("command", matrix(SEVERAL, SEVERAL[:1]))
+def test_commands_of_several_processes_run(ranks, texts, command):
+    launcher, flag, world, *words = shlex.split(command)
+    assert (launcher, flag) == ("torchrun", "--nproc-per-node")
+    script, *words = [" ".join(words[:2]), *words[2:]] if words[0] == "-m" else words
+    short = SHORT if script == "train.py" else SHORT[:4]
+    results = [process.wait() for process in ranks(int(world), script, *words, *short)]
+    assert [result.code for result in results] == [0] * int(world), results[0].err
 
 
 def test_the_first_commands(cli):
