@@ -9,7 +9,9 @@ import contextlib
 import datetime
 import json
 import os
+import signal
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -163,7 +165,8 @@ def together(agreed: type[Exception]) -> Iterator[Ranks]:
     except agreed:
         raise
     except Exception as error:
-        ranks.stop(error)
+        with _unended():
+            ranks.stop(error)
 
 
 def _join() -> Ranks:
@@ -187,6 +190,19 @@ def _join() -> Ranks:
         if not _joined.is_first:
             silence()
     return _joined
+
+
+@contextlib.contextmanager
+def _unended() -> Iterator[None]:
+    """Inside, SIGTERM does nothing: torchrun sends it to all as soon as one has ended, before any has said why."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave() -> None:
