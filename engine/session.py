@@ -171,7 +171,7 @@ def _session(
     task: Task, config: Any, data: Any, model: nn.Module, batches: Batches, device: torch.device, path: Path,
     facts: dict[str, Any],
 ) -> Session:  # fmt: skip
-    metrics = Metrics(path, config.machine.log, stored(config))
+    metrics = Metrics(path, config.machine.log if task.ranks.is_first else "none", stored(config))
     return Session(task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer))
 
 

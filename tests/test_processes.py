@@ -13,8 +13,10 @@ import torch
 
 from data.batches import Batch
 from data.errors import UserError
+from engine import session
 from engine.distributed.ranks import Ranks
 from engine.run import checkpoint
+from engine.training import metrics as metrics_module
 from finetune.classify import baselines
 from tests.conftest import NAMES, ROOT, TINY
 from tests.helpers import KILL, TERM, at_call, facts, left, metrics, ok, once, quick, refused
@@ -239,6 +241,17 @@ def test_mistakes_are_said_once(ranks):
         results = [process.wait() for process in ranks(2, "train.py", *words)]
         assert results[0].code == 2 and said in " ".join(results[0].err.split())
         assert results[1].code and not results[1].out + results[1].err
+
+
+def test_one_process_sends_metrics_to_a_log(ranks, monkeypatch):
+    def begin(folder, config):
+        Path(f"begun by {os.environ['RANK']}").touch()
+        return lambda line: None
+
+    monkeypatch.setitem(metrics_module._LOGGERS, "wandb", begin)
+    monkeypatch.setattr(session, "check_log", lambda log: None)
+    trained_by(ranks, 2, "train.py", *quick(**SMALL, log="wandb"))
+    assert [path.name for path in Path().glob("begun by *")] == ["begun by 0"]
 
 
 def test_a_model_is_not_sharded_in_one_process(cli):
