@@ -1,10 +1,12 @@
 """Several processes train one run: with the bits of one, where micro-batches are dealt, and the errors of one."""
 
+import datetime
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from data.batches import Batch
 from data.errors import UserError
 from engine import session
+from engine.distributed import ranks as ranks_module
 from engine.distributed.ranks import Ranks
 from engine.run import checkpoint
 from engine.training import metrics as metrics_module
@@ -241,6 +244,24 @@ def test_mistakes_are_said_once(ranks):
         results = [process.wait() for process in ranks(2, "train.py", *words)]
         assert results[0].code == 2 and said in " ".join(results[0].err.split())
         assert results[1].code and not results[1].out + results[1].err
+
+
+@pytest.mark.parametrize("rank, world", [("0", None), (None, "2"), ("0", "two"), ("-1", "2"), ("2", "2")])
+def test_a_process_that_is_told_half_of_it_does_not_train_alone(cli, rank, world):
+    env = {name: value for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value is not None}
+    refused(cli("train.py", *quick(**SMALL), env=env), f"RANK='{rank or ''}' and WORLD_SIZE='{world or ''}'")
+    assert not Path("run").exists()
+
+
+def test_who_meets_nobody_says_so(cli, monkeypatch):
+    monkeypatch.setattr(ranks_module, "MEETING", datetime.timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for rank in "01":
+        env = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        result = cli("train.py", *quick(**SMALL), env=env)
+        refused(result, "the processes of this training cannot reach each other")
 
 
 def test_one_process_sends_metrics_to_a_log(ranks, monkeypatch):

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from data.errors import UserError, fault, is_fault, silence
 
-MEETING = datetime.timedelta(minutes=5)  # in which all processes have to have started
+MEETING = datetime.timedelta(minutes=10)  # in which all processes have to have started
 TIMEOUT = datetime.timedelta(hours=2)  # the others wait so long while the first measures or saves
 GRACE = 2.0  # seconds in which whoever knows the reason of a failure says it first
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13's name, and 2.11's
@@ -131,11 +131,17 @@ _joined: Ranks | None = None
 
 
 def processes() -> int:
-    """How many processes torchrun has started for this training; 1 without it."""
-    try:
-        return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-    except ValueError:
+    """How many processes torchrun has started for this training; 1 without it. Raises UserError where the environment
+    does not say which of how many this one is: each would train alone."""
+    if not os.environ.keys() & {"RANK", "WORLD_SIZE"}:
         return 1
+    rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(
+            f"the environment has RANK='{rank}' and WORLD_SIZE='{world}', which is no process of so many: start "
+            "several with torchrun (docs/scale.md), or unset both"
+        )
+    return int(world)
 
 
 def device_for(wanted: str) -> str:
@@ -177,6 +183,7 @@ def _join() -> Ranks:
         try:
             store, rank, world = next(rendezvous("env://", timeout=MEETING))
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+            store.set_timeout(TIMEOUT)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the processes of this training cannot reach each other ({_first_line(error)}); name the network in "
