@@ -19,6 +19,7 @@ from engine.config.sections import Config
 from engine.config.settings import marked, stored
 from engine.counting import count
 from engine.distributed.buffers import once_a_host
+from engine.distributed.dealing import dealing_of
 from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.distributed.sharding import Sharded
 from engine.going_on import decide, is_unsaved
@@ -49,7 +50,7 @@ def train(task: Task, config: Any, explicit: set[str]) -> Path:
     """Start the run that `config` describes, or go on with the one in `--out`, in all processes that torchrun has
     started. Returns its folder."""
     with together(runtime.Interrupted) as task.ranks:
-        check_processes(config, task.ranks)
+        check_processes(config, explicit, task.ranks)
         if config.run.go_on:
             return go_on(task, config, explicit)
         return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
@@ -58,7 +59,7 @@ def train(task: Task, config: Any, explicit: set[str]) -> Path:
 def go_on(task: Task, config: Any, explicit: set[str]) -> Path:
     """Start the run in `--out`, or go on with it where it is there already. Returns its folder."""
     what, config, explicit = decide(task, config, explicit)
-    check_processes(config, task.ranks)
+    check_processes(config, explicit, task.ranks)
     if what == "start":
         return start(task, config, explicit)
     if what == "resume":
@@ -87,6 +88,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     model = task.build(config, data, parent)
     batches = task.batches(config, data, model)
     model = task.trained(config, data, model, None)
+    dealing_of(config, model, task.ranks)  # sizes that do not divide are refused before there is a folder
     with _new_folder(task, config, data) as (path, facts):
         session = _session(task, config, data, model, batches, device, path, facts)
         print_notes(task.notes(config, data, parent))
@@ -155,7 +157,7 @@ def _extra_metrics(session: Session) -> dict[str, float]:
     """What the task measures, of weights that `--shard` leaves on the CPU."""
     session.model.to(session.device)
     measured = session.task.extra_metrics(session)
-    if session.config.machine.shard:
+    if session.config.machine.shard and session.task.ranks.world > 1:
         session.model.cpu()
     return measured
 
@@ -175,9 +177,11 @@ def _session(
     return Session(task, config, data, model, batches, device, path, metrics, identity(facts, data.tokenizer))
 
 
-def check_processes(config: Any, ranks: Ranks) -> None:
-    """Raise UserError for what several processes cannot do together."""
+def check_processes(config: Any, explicit: set[str], ranks: Ranks) -> None:
+    """Raise UserError for what several processes cannot do together, or one not alone."""
     if ranks.world == 1:
+        if config.machine.shard and ("shard" in explicit or not config.run.resume):
+            raise UserError("--shard divides a model among several processes: start them with torchrun")
         return
     if config.net.is_counted:
         raise UserError(f"--model {config.model} counts once, in one process: leave out torchrun")
@@ -212,12 +216,7 @@ def _trainer(session: Session) -> Trainer | None:
     if loader is None:
         return None
     ranks, sharded = session.task.ranks, None
-    if session.config.machine.shard:
-        if ranks.world == 1:
-            raise UserError(
-                "--shard divides a model among several processes: start them with torchrun, or go on without it "
-                "(--no-shard)"
-            )
+    if session.config.machine.shard and ranks.world > 1:  # one process goes on with a sharded run, too
         sharded = Sharded(session.model, ranks, session.device)
     trained = sharded.model if sharded else session.model
     runtime.move_and_compile(trained, session.device, session.config.machine.compile)

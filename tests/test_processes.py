@@ -236,14 +236,21 @@ def test_mistakes_are_said_once(ranks):
         (
             [*quick(**SMALL), "--batch-size", 7],
             "2 processes cannot divide a step of 1 batch of 7 rows evenly; what fits: "
-            "--batch-size 6 or 8, or --grad-accum 2 (of whole batches)",
+            "1 process, or in a new run --batch-size 6 or 8, or --grad-accum 2 (of whole batches)",
         ),
         (["--data", "-"], "--data - reads standard input, which one process alone can"),
-        (["--eval-only", "--out", "run"], "--eval-only takes one process"),
     ):
         results = [process.wait() for process in ranks(2, "train.py", *words)]
         assert results[0].code == 2 and said in " ".join(results[0].err.split())
         assert results[1].code and not results[1].out + results[1].err
+        assert not Path("run").exists()
+
+
+def test_several_processes_evaluate_nothing(cli, ranks):
+    ok(cli("train.py", *quick(**SMALL)))
+    results = [process.wait() for process in ranks(2, "train.py", "--eval-only", "--out", "run")]
+    assert [result.code for result in results] == [2, 2] and not results[1].err
+    refused(results[0], "--eval-only takes one process")
 
 
 @pytest.mark.parametrize("rank, world", [("0", None), (None, "2"), ("0", "two"), ("-1", "2"), ("2", "2")])
@@ -277,6 +284,14 @@ def test_one_process_sends_metrics_to_a_log(ranks, monkeypatch):
 
 def test_a_model_is_not_sharded_in_one_process(cli):
     refused(cli("train.py", *quick(**SMALL), "--shard"), "--shard divides a model among several processes", "torchrun")
+    assert not Path("run").exists()
+
+
+def test_a_sharded_run_goes_on_in_one_process(cli, ranks):
+    trained_by(ranks, 2, "train.py", *quick(**SMALL), "--shard")
+    ok(cli("train.py", "--resume", "--out", "run", "--steps", 8))
+    trained_by(ranks, 2, "train.py", "--resume", "--out", "run", "--steps", 10)
+    assert facts(Path("run"))["step"] == 10
 
 
 def test_torchrun_trains_one_run_and_stops_it(cli, process):

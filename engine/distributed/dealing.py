@@ -37,13 +37,12 @@ class Dealing:
         n, batch, accum = ranks.world, optim.batch_size, optim.grad_accum
         self.by_rows = n > 1 and (in_order or accum % n > 0)
         if self.by_rows and batch % n:
-            fits = (
-                f"--batch-size {batch // n * n or n} or {(batch // n + 1) * n}" if batch >= n else f"--batch-size {n}"
-            )
+            fewer = max(m for m in range(1, n) if batch % m == 0 or (accum % m == 0 and not in_order))
+            sizes = f"{batch // n * n} or {(batch // n + 1) * n}" if batch >= n else f"{n}"
             micro = "" if in_order else f", or --grad-accum {n * -(-accum // n)} (of whole batches)"
             raise UserError(
                 f"{n} processes cannot divide a step of {accum} batch{'es' * (accum > 1)} of {batch} rows evenly; "
-                f"what fits: {fits}{micro}"
+                f"what fits: {fewer} process{'es' * (fewer > 1)}, or in a new run --batch-size {sizes}{micro}"
             )
 
     def shares(self, deals: list[Deal]) -> list[Share]:
@@ -80,6 +79,11 @@ class Dealing:
         return {name: rows.tensor_split(self.ranks.world)[self.ranks.rank] for name, rows in state.items()}
 
 
+def dealing_of(config: Any, model: nn.Module, ranks: Ranks) -> Dealing:
+    """How the steps of training `model` are divided. Raises UserError for sizes that do not divide."""
+    return Dealing(config.optim, getattr(config.net, "carry_state", False) or _has_statistics(model), ranks)
+
+
 def in_rounds(batches: Iterable[Batch], ranks: Ranks) -> Iterator[Batch]:
     """The batches of evaluation of this process, every so manieth. Where the last ones are too few, a process without
     one repeats another's: all do the same number of steps."""
@@ -114,7 +118,7 @@ def share_sums(model: nn.Module) -> WholeBatch:
     return whole
 
 
-def has_statistics(model: nn.Module) -> bool:
+def _has_statistics(model: nn.Module) -> bool:
     """Whether the model takes statistics of whole batches."""
     return any(isinstance(module, BatchNorm) for module in model.modules())
 

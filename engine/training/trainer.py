@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
-from engine.distributed.dealing import Dealing, WholeBatch, has_statistics, share_sums
+from engine.distributed.dealing import WholeBatch, dealing_of, share_sums
 from engine.distributed.gradients import GradientSum
 from engine.distributed.ranks import ALONE, Ranks
 from engine.distributed.sharding import Sharded, all_whole, whole
@@ -79,7 +79,7 @@ class Trainer:
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
-        self.dealing = Dealing(config.optim, self.carries_state or has_statistics(model), ranks)
+        self.dealing = dealing_of(config, model, ranks)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
             tables = [p for p in sparse.values() if p.requires_grad]
