@@ -18,11 +18,12 @@ from data.errors import UserError
 from engine import session
 from engine.distributed import ranks as ranks_module
 from engine.distributed.ranks import Ranks
+from engine.pretraining import Pretraining
 from engine.run import checkpoint
 from engine.training import metrics as metrics_module
 from finetune.classify import baselines
 from tests.conftest import NAMES, ROOT, TINY
-from tests.helpers import KILL, TERM, at_call, facts, left, metrics, ok, once, quick, refused
+from tests.helpers import INT, KILL, TERM, at_call, facts, left, metrics, ok, once, quick, refused
 from tests.matrices import matrix
 
 SMALL = {"data": "text.txt", "batch_size": 4, "steps": 6}
@@ -227,6 +228,15 @@ def test_a_host_that_does_not_answer_any_more_is_one_message(ranks, rank):
     assert {result.code for result in results} <= {1, 2}
     everything = "".join(result.out + result.err for result in results)
     assert everything.count("another process of this training has ended") == 1 and "Traceback" not in everything
+
+
+@pytest.mark.parametrize("rank", matrix([0, 1], [1]))
+def test_ctrl_c_before_the_training_is_said_once(ranks, rank):
+    with at_call(Pretraining, "read", 1, on_rank(rank, INT)):
+        results = [process.wait() for process in ranks(2, "train.py", *LONG)]
+    assert results[rank].code == 130 and results[1 - rank].code, results
+    everything = "".join(result.out + result.err for result in results)
+    assert everything.count("\n") == 1 and everything.endswith("stopped\n")
 
 
 def test_mistakes_are_said_once(ranks):

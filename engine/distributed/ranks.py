@@ -87,10 +87,10 @@ class Ranks:
         """End this process after `error`. One process of all gives the reason, the others end without a word: those
         that only lost another one leave it to that one, and for a mistake of all the first one speaks."""
         is_lost = isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
-        if is_lost or (isinstance(error, UserError) and not self.is_first):
+        if is_lost or (isinstance(error, UserError | KeyboardInterrupt) and not self.is_first):
             self._wait_for_another()
         if not self._speaks_first():
-            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+            raise SystemExit(_exit_code(error)) from error
         if is_lost:
             error = UserError(
                 "another process of this training has ended and did not say why (killed, out of memory, or its host "
@@ -99,7 +99,7 @@ class Ranks:
         if self.is_first:
             raise error
         self._say(error)
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+        raise SystemExit(_exit_code(error)) from error
 
     def _wait_for_another(self) -> None:
         deadline = time.monotonic() + GRACE
@@ -120,6 +120,8 @@ class Ranks:
             reason = f"error: {error}"
         elif isinstance(error, OSError) and is_fault(error):
             reason = f"error: {fault(error)}"
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "stopped"
         else:
             reason = "".join(traceback.format_exception(error)).rstrip()
         with contextlib.suppress(OSError):
@@ -170,7 +172,7 @@ def together(agreed: type[Exception]) -> Iterator[Ranks]:
         yield ranks
     except agreed:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         with _unended():
             ranks.stop(error)
 
@@ -197,6 +199,10 @@ def _join() -> Ranks:
         if not _joined.is_first:
             silence()
     return _joined
+
+
+def _exit_code(error: BaseException) -> int:
+    return 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
 
 
 @contextlib.contextmanager
