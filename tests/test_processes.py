@@ -15,7 +15,7 @@ import torch
 
 from data.batches import Batch
 from data.errors import UserError
-from engine import session
+from engine import runtime, session
 from engine.distributed import ranks as ranks_module
 from engine.distributed.ranks import Ranks
 from engine.pretraining import Pretraining
@@ -228,6 +228,16 @@ def test_a_host_that_does_not_answer_any_more_is_one_message(ranks, rank):
     assert {result.code for result in results} <= {1, 2}
     everything = "".join(result.out + result.err for result in results)
     assert everything.count("another process of this training has ended") == 1 and "Traceback" not in everything
+
+
+def test_who_is_cut_off_at_the_very_end_by_a_stop_that_was_agreed_is_silent(ranks):
+    def cut_off():
+        raise RuntimeError("Connection closed by peer")
+
+    with at_call(Batch, "to", 5, INT), at_call(runtime.Interrupted, "__init__", 1, on_rank(1, cut_off)):
+        results = [process.wait() for process in ranks(2, "train.py", *LONG)]
+    assert results[0].code == 130 and "saved at step" in results[0].out
+    assert (results[1].code, results[1].out, results[1].err) == (1, "", "")
 
 
 @pytest.mark.parametrize("rank", matrix([0, 1], [1]))

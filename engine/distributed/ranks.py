@@ -171,6 +171,7 @@ def together(agreed: type[Exception]) -> Iterator[Ranks]:
     try:
         yield ranks
     except agreed:
+        ranks._speaks_first()  # whoever is cut off by the end of the others need not say so
         raise
     except (Exception, KeyboardInterrupt) as error:
         with _unended():
