@@ -97,15 +97,14 @@ def test_a_large_epoch_visits_every_item_once_and_goes_on_from_its_state(kind, m
     items = loader._epoch_order(rng)
     assert isinstance(items, ComputedOrder)
     assert sorted(items[:]) == sorted(array._epoch_order(np.random.default_rng((loader.seed, 0))))
-    ranks = [LOADERS[kind](computes_order=True, rank=rank, world=2) for rank in range(2)]
-    for ranked in ranks:
-        ranked.batch_size = 2
+    shared = LOADERS[kind](computes_order=True)
     for n in range(100):
         if n % 7 == 3:
             again = LOADERS[kind](computes_order=True)
             again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
             loader = again
-        batch, parts = loader.next(), [ranked.next() for ranked in ranks]
+        batch, deal = loader.next(), shared.deal()
+        parts = [shared.batch(deal.share(rank, 2)) for rank in range(2)]
         assert [*batch.position] == [start for part in parts for start in part.position]
 
 
