@@ -1,4 +1,4 @@
-"""Batches out of a token store: endless training loaders that resume exactly, and the fixed windows of evaluation.
+"""Batches out of a token store: endless training loaders that resume exactly.
 
 A training loader holds no random generator between batches: the order of an epoch follows from (seed, epoch), so its
 whole state is two numbers. The order of a large epoch is not held either (orders.py). Which items a batch has is one
@@ -7,7 +7,6 @@ share of them. A batch is arrays of NumPy until it goes to a device: nothing her
 there.
 """
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Numbers = TypeVar("Numbers")  # Array, and after `to` torch.Tensor
 IGNORE = -1  # a target that is left out of the loss: padding, an unknown character
-EVAL_TOKENS_A_BATCH = 8192
 LARGE_EPOCH = 1 << 22  # items: the order of more is computed, of fewer an array
 
 
@@ -160,7 +158,7 @@ class StreamLoader(Loader):
         return self._shuffled((len(self.tokens) - 1 - phase) // self.context, rng, self.context, phase)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _windows(self.tokens, items, self._offsets, self.special)
+        return windows_at(self.tokens, items, self._offsets, self.special)
 
 
 class LaneLoader(Loader):
@@ -196,7 +194,7 @@ class LaneLoader(Loader):
         return super().deal()._replace(fresh=fresh)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _windows(self.tokens, items, self._offsets, self.special)
+        return windows_at(self.tokens, items, self._offsets, self.special)
 
 
 class LineLoader(Loader):
@@ -211,7 +209,7 @@ class LineLoader(Loader):
         return self._shuffled(len(self.pieces.start), rng)
 
     def _batch(self, items: Array) -> Batch[Array]:
-        return _rows(self.tokens, self.pieces, items, self.special)
+        return lines_at(self.tokens, self.pieces, items, self.special)
 
 
 class Pieces(NamedTuple):
@@ -259,56 +257,7 @@ def counting_arrays(split: Split) -> tuple[Array, Array, Array]:
     return np.where(position == 0, split.special.bos, np.roll(ids, 1)), ids, position
 
 
-def eval_batches(split: Split, context: int, max_tokens: int, history: int = 0) -> Callable[[], Iterator[Batch[Array]]]:
-    """The fixed windows of evaluation: a function that returns a new iterator over them at each call.
-
-    A stream is cut into consecutive windows of `context` targets, lines into lines. Of a split of more than
-    `max_tokens` tokens, evenly spaced windows are taken, always the same. `history`: the number of earlier tokens in
-    `Batch.prefix` (n-gram counts need the tokens before a window)."""
-    if split.offsets is None:
-        return lambda: _eval_windows(split, context, max_tokens, history)
-    return lambda: _eval_lines(split, context, max_tokens, history)
-
-
-def _eval_windows(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
-    tokens, n_targets = split.tokens, len(split.tokens) - 1
-    starts = context * _evenly(-(-n_targets // context), max_tokens // context, n_targets > max_tokens)
-    widths = np.minimum(context, n_targets - starts)  # the last one may be smaller
-    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // context)
-    for group in np.split(starts, np.flatnonzero(np.diff(widths)) + 1):
-        for rows in np.split(group, range(rows_a_batch, len(group), rows_a_batch)):
-            batch = _windows(tokens, rows, np.arange(min(context, n_targets - rows[0]) + 1), split.special)
-            yield _with_prefix(batch, tokens, rows, np.zeros_like(rows), history, split.special.bos)
-
-
-def _eval_lines(split: Split, context: int, max_tokens: int, history: int) -> Iterator[Batch[Array]]:
-    tokens, pieces = split.tokens, cut_lines(split.offsets, context)
-    fitting = int(len(pieces.start) * max_tokens / len(split.tokens))
-    chosen = _evenly(len(pieces.start), fitting, len(split.tokens) > max_tokens)
-    chosen = chosen[np.argsort((pieces.end - pieces.start)[chosen], kind="stable")]
-    rows_a_batch = max(1, EVAL_TOKENS_A_BATCH // int((pieces.end - pieces.start).max()))
-    for items in np.split(chosen, range(rows_a_batch, len(chosen), rows_a_batch)):
-        batch = _rows(tokens, pieces, items, split.special)
-        yield _with_prefix(batch, tokens, pieces.start[items] - 1, pieces.row[items], history, split.special.bos)
-
-
-def _with_prefix(batch: Batch[Array], ids: TokenFile, first: Array, row: Array, history: int, bos: int) -> Batch[Array]:
-    """`batch` with the `history` tokens before each of its rows. `first` (B,): the position of a row's first input;
-    `row` (B,): that of the beginning of its line or text, before which `<bos>` stands."""
-    if not history:
-        return batch._replace(position=None)
-    positions = first[:, None] - np.arange(history, 0, -1)  # (B, history)
-    inside = positions >= row[:, None]
-    prefix = np.where(inside, ids.take(np.where(inside, positions, 0)), bos)
-    return batch._replace(position=None, prefix=prefix.astype(np.int64))
-
-
-def _evenly(n: int, count: int, needed: bool) -> Array:
-    """All numbers below `n`, or where that is `needed` about `count` of them, evenly spaced: int64."""
-    return np.linspace(0, n - 1, max(1, count)).astype(np.int64) if needed else np.arange(n)
-
-
-def _windows(ids: TokenFile, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
+def windows_at(ids: TokenFile, starts: Array, offsets: Array, special: Special) -> Batch[Array]:
     """The windows of `ids` that begin at `starts` (B,)."""
     window = ids.take(starts[:, None] + offsets).astype(np.int64)  # (B, T + 1)
     return _batch(window[:, :-1], window[:, 1:].copy(), starts, special)
@@ -319,7 +268,7 @@ def _batch(tokens: Array, targets: Array, position: Array, special: Special) -> 
     return Batch(tokens, targets, int((targets != IGNORE).sum()), position=position)
 
 
-def _rows(ids: TokenFile, pieces: Pieces, items: Array, special: Special) -> Batch[Array]:
+def lines_at(ids: TokenFile, pieces: Pieces, items: Array, special: Special) -> Batch[Array]:
     """The pieces with the numbers `items` (B,), padded to the longest."""
     start, end = pieces.start[items][:, None], pieces.end[items][:, None]
     positions = start + np.arange(int((end - start).max()))  # (B, T), of the targets

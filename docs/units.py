@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.batches import IGNORE, eval_batches
+from data.batches import IGNORE
 from data.errors import UserError, run_command
+from data.eval_batches import eval_batches
 from engine.registry import build_model
 from engine.run.folder import read_facts
 from engine.run.load import load_run

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.batches import Batch, counting_arrays, eval_batches
+from data.batches import Batch, counting_arrays
 from data.errors import UserError
+from data.eval_batches import eval_batches
 from data.prepare import VAL_FRACTION, prepare, print_notes
 from data.store import Store
 from data.tables import is_table

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches import IGNORE, Batch, LaneLoader, LineLoader, StreamLoader, counting_arrays, eval_batches
+from data.batches import IGNORE, Batch, LaneLoader, LineLoader, StreamLoader, counting_arrays
 from data.errors import UserError
+from data.eval_batches import eval_batches
 from data.store import Split
 from data.token_file import TokenFile
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK

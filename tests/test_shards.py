@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import store, token_file
-from data.batches import counting_arrays, eval_batches
+from data.batches import counting_arrays
+from data.eval_batches import eval_batches
 from data.prepare import prepare
 from data.store import open_store
 from data.token_file import TokenFile, TokenWriter

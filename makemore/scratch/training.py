@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.batches import IGNORE, Batch, eval_batches
+from data.batches import IGNORE, Batch
 from data.disk import replace_file
 from data.errors import UserError
+from data.eval_batches import eval_batches
 from data.store import Store
 from data.terminal import show
 from engine.run import checkpoint, folder, results
