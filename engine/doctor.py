@@ -14,6 +14,7 @@ from data import cache
 from data.errors import UserError, run_command
 from data.sources import cache_folder
 from engine import runtime, threads
+from kernels import auto
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -45,9 +46,9 @@ def choices() -> Iterator[tuple[str, str, str]]:
     compile_, why = runtime.choose_compile("auto", device)
     yield "--compile", "on" if compile_ else "off", why
     reason = kernels.why_not(device)
-    for flag in ("--attention", "--norm-kernel"):
-        why = f"the Triton kernels cannot run: {reason}" if reason else "Triton was not yet measured to win"
-        yield flag, "torch", why
+    for flag, measured in (("--attention", f"but Triton for {auto.WINS['attention']}"), ("--norm-kernel", "faster")):
+        why = f"the Triton kernels cannot run: {reason}" if reason else "Triton was not yet measured to win here"
+        yield flag, "torch", measured if auto.on_hopper(device) else why
 
 
 def advice() -> list[str]:

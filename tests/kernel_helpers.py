@@ -15,7 +15,8 @@ DTYPES = tuple(RELATIVE)
 def check(
     name: str, ours: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype, terms: Tensor | None = None
 ) -> None:
-    """Assert that `ours` is as near to `exact` (torch in float64) as `plain` (torch in the kernel's dtype), twice.
+    """Assert that `ours` is as near to `exact` (torch in float64) as `plain` (torch in the kernel's dtype), twice; in
+    float32 on a GPU, where a product is three of TF32's, four times.
 
     Where the exact value is no number, neither may ours be one, and an infinity has to be the same one. `terms`: the
     size of what was added up to make the value, where much of it cancels; it may be off by two roundings of those."""
@@ -30,12 +31,13 @@ def check(
         return
     terms = torch.zeros(()) if terms is None else terms.cpu()[finite]
     eps = torch.finfo(dtype).eps
-    error, allowed = (o - r).abs().max(), 2 * (p - r).abs().max() + 2 * eps * max(r.abs().max(), terms.max())
+    times = 4 if DEVICE == "cuda" and dtype == torch.float32 else 2
+    error, allowed = (o - r).abs().max(), times * (p - r).abs().max() + times * eps * max(r.abs().max(), terms.max())
     assert error <= allowed, f"{name}: off by {error:.2e}, {allowed:.2e} allowed"
     if r.norm() > 0:
         relative = (o - r).norm() / r.norm()
         # Where torch itself cannot do better, neither need the kernel: a mean of 1e4 under a deviation of 1e-2.
-        allowed = max(RELATIVE[dtype], 2 * (p - r).norm() / r.norm(), 2 * eps * terms.norm() / r.norm())
+        allowed = max(RELATIVE[dtype], times * (p - r).norm() / r.norm(), times * eps * terms.norm() / r.norm())
         assert relative <= allowed, f"{name}: relative error {relative:.2e}, {allowed:.2e} allowed"
 
 

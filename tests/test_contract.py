@@ -165,7 +165,7 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
     found = []
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
-        monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 100)
+        monkeypatch.setattr(linear, "CHUNK_BYTES", 400)
         model = build(name, label_smoothing=0.1, z_loss=0.01).train()
         tokens, targets = some_tokens(longest(model)), some_tokens(longest(model), seed=1)
         targets[0], weight = IGNORE, torch.linspace(0, 2, tokens.numel()).view(tokens.shape)
@@ -176,7 +176,7 @@ def test_a_large_vocabulary_costs_the_same_loss_and_gradients(name, monkeypatch)
 
 
 def test_a_large_vocabulary_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 8 * 5000)
+    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 8 * 5000)
     model, rows = build("mlp", vocab_size=5000).float().train(), []
     whole = linear_op.loss_and_gradient
 

@@ -228,6 +228,7 @@ path, other = sys.argv[1], os.fork()
 rank = int(other != 0)
 dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=rank, world_size=2)
 torch.manual_seed(0)
+torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 model, x, targets = Model(), torch.randn(4, 5, 32), torch.randint(11, (20,))
 whole = Model()
 whole.load_state_dict(model.state_dict())
@@ -348,7 +349,7 @@ def test_whatever_is_imported_first_the_functions_keep_their_names(way):
 Q, K = torch.zeros(2, 4, 5, 16), torch.zeros(2, 2, 7, 16)
 ROWS, TARGETS = torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64)
 STARTS = torch.tensor([0, 2, 5], dtype=torch.int32)
-PACKED = torch.zeros(5, 4, 16)
+PACKED = torch.zeros(5, 4, 16, device=DEVICE)
 
 
 def attend(q=Q, k=K, v=K, **options):
@@ -368,7 +369,7 @@ BAD = {
     "k is on meta and q on cpu": lambda: attend(k=K.to("meta"), v=K.to("meta")),
     "q's last dimension has stride 5; it has to be 1": lambda: attend(torch.zeros(2, 4, 16, 5).transpose(2, 3)),
     "q has head size 129; the Triton kernels take 1 to 128": lambda: attend(
-        *(torch.zeros(1, 1, 2, 129) for _ in range(3)), backend="triton"
+        *(torch.zeros(1, 1, 2, 129, device=DEVICE) for _ in range(3)), backend="triton"
     ),
     "q has head size 0": lambda: attend(*(torch.zeros(1, 1, 2, 0) for _ in range(3))),
     "window is -1; it may be 1 or more": lambda: attend(window=-1),

@@ -144,11 +144,11 @@ def preference(model):
 @pytest.mark.parametrize("caller", [language_loss, preference])
 @pytest.mark.parametrize("name", ["transformer", "transformer capped", "mlp"])
 def test_other_losses_hold_a_chunk_of_the_logits_of_a_large_vocabulary_too(monkeypatch, name, caller):
-    found, rows = [], []
+    found, sizes = [], []
     of_chunk = linear_op.loss_and_gradient
-    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setattr(linear, "CHUNK_BYTES", 24 * VOCAB)
     monkeypatch.setattr(
-        linear_op, "loss_and_gradient", lambda logits, *rest: rows.append(len(logits)) or of_chunk(logits, *rest)
+        linear_op, "loss_and_gradient", lambda logits, *rest: sizes.append(logits.nbytes) or of_chunk(logits, *rest)
     )
     for small in (4096, 0):
         monkeypatch.setattr(base, "SMALL_VOCABULARY", small)
@@ -158,5 +158,5 @@ def test_other_losses_hold_a_chunk_of_the_logits_of_a_large_vocabulary_too(monke
         loss = caller(model)
         loss.backward()
         found.append((loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)))
-        assert bool(rows) == (small == 0)
-    assert max(rows) == 3 and all(close(whole, chunked) for whole, chunked in zip(*found, strict=True))
+        assert bool(sizes) == (small == 0)
+    assert max(sizes) == 24 * VOCAB and all(close(whole, chunked) for whole, chunked in zip(*found, strict=True))

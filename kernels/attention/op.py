@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import auto
 from kernels.attention import operators, reference
 from kernels.attention.checks import check_arguments, check_rank, check_starts, longest_sequences
 from kernels.attention.reference import Window
 from kernels.dispatch import use_triton
 from kernels.dtypes import autocast_dtype, precise_dtype, refuse_float64
-from kernels.transforms import is_forward_mode, refuse_forward_mode
+from kernels.transforms import is_forward_mode, is_transformed, refuse_forward_mode
 
 MAX_HEAD_SIZE = 128
 
@@ -73,7 +74,8 @@ def attention(
     check_arguments(q, k, v, **options._asdict())
     if q.shape[0] != k.shape[0]:
         raise ValueError(f"q and k have batches of {q.shape[0]} and {k.shape[0]}; they have to be equal")
-    if not use_triton(backend, q.device, wins=False):
+    wins = auto.attention_wins(q, softcap is not None, slopes is not None, window is not None, dropout)
+    if not use_triton(backend, q.device, wins and q.shape[-1] <= MAX_HEAD_SIZE and not is_forward_mode(q, k, v)):
         return _torch(q, k, v, options, return_lse)
     out, lse = _triton(q, k, v, options, None, None)
     return (out, lse) if return_lse else out
@@ -107,7 +109,7 @@ def attention_packed(
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, total, D)
     check_arguments(q, k, v, **options._asdict())
     check_starts(starts_q, starts_k)
-    run = _triton if use_triton(backend, q.device, wins=False) else _torch_packed
+    run = _triton if use_triton(backend, q.device) else _torch_packed
     out, lse = run(q, k, v, options, starts_q, starts_k)
     out = out[0].transpose(0, 1)
     return (out, lse[0]) if return_lse else out
@@ -199,7 +201,9 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, options: Options, return_lse: bool) 
     Tq, Tk = q.shape[2], k.shape[2]
     slopes = None if slopes is None else slopes.detach()
     is_seeded = seed is not None and dropout > 0
-    if return_lse or is_seeded or softcap is not None or Tq > Tk or is_forward_mode(q, k, v):
+    # torch's kernels for GPUs refuse their own log-sum-exp where vmap has laid it out.
+    is_refused = is_forward_mode(q, k, v) or (q.is_cuda and is_transformed())
+    if return_lse or is_seeded or softcap is not None or Tq > Tk or is_refused:
         plain = options._replace(slopes=slopes, seed=_seed(options, q))
         out, lse = _at_least_float32(reference.attention, q, k, v, **plain._asdict())
         return (out, lse) if return_lse else out

@@ -26,14 +26,16 @@ class Tiles(NamedTuple):
 
 
 # (dtype is float32, kernel) -> rows of: targets, padded head sizes, tiles without options, tiles with some (window,
-# ALiBi, dropout, packed). The first row that fits is taken. Chosen by what compiles without spilling (python -m
-# kernels.aot), not yet timed on a GPU.
+# ALiBi, dropout, packed). The first row that fits is taken. Those of head sizes 64 and 128 on sm90 without options were
+# the fastest of seven to ten on an H200; the others were chosen by what compiles without spilling (python -m
+# kernels.aot). Of dkv no tile has fewer than 32 queries: with 16, dropout and a key mask together gave wrong gradients
+# when compiled by Triton 3.6.
 _NV, _HIP = ("sm80", "sm90"), ("hip",)
 _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tiles, Tiles]]] = {
     (False, "forward"): [
         (_NV, (16, 32, 64), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2)),
         (("sm80",), (128,), Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)),
-        (("sm90",), (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
+        (("sm90",), (128,), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2)),
         (_HIP, (16, 32, 64), Tiles(128, 64, 4, 1), Tiles(128, 64, 4, 1)),
         (_HIP, (128,), Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 1)),
     ],
@@ -47,14 +49,16 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
     ],
     (False, "dq"): [
         (("sm80",), (64, 128), Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
-        (_NV, (16, 32, 64, 128), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+        (("sm90",), (64,), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2)),
+        (("sm90",), (128,), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
+        (_NV, (16, 32), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
         (_HIP, (16, 32, 64, 128), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
     ],
     (False, "dkv"): [
         (("sm80",), (128,), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
-        (_NV, (128,), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
+        (("sm90",), (128,), Tiles(32, 64, 4, 2), Tiles(32, 128, 8, 2)),
         (("sm90",), (16, 32), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2)),
-        (("sm90",), (64,), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
+        (("sm90",), (64,), Tiles(64, 64, 4, 3), Tiles(32, 128, 8, 2)),
         (("sm80",), (16, 32, 64), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
         (_HIP, (16, 32, 64), Tiles(32, 128, 8, 1), Tiles(32, 64, 4, 1)),
         (_HIP, (128,), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
@@ -75,10 +79,10 @@ _TILES: dict[tuple[bool, str], list[tuple[tuple[str, ...], tuple[int, ...], Tile
         (_HIP, (128,), Tiles(64, 32, 4, 1), Tiles(32, 32, 4, 1)),
     ],
     (True, "dkv"): [
-        (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(16, 32, 4, 2)),
+        (("sm80",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 16, 4, 2)),
         (("sm90",), (16, 32), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2)),
         (_NV, (64,), Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1)),
-        (_NV, (128,), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
+        (_NV, (128,), Tiles(32, 16, 8, 1), Tiles(32, 16, 8, 1)),
         (_HIP, (16, 32, 64), Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1)),
         (_HIP, (128,), Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),
     ],
@@ -110,7 +114,7 @@ def tiles(kernel: str, block_d: int, dtype: torch.dtype, target: str, plain: boo
         return Tiles(16 if kernel == "decode" else 64, 64, 4, 1)
     is_float32 = dtype == torch.float32
     if way == "two-warps" and target == "sm90" and block_d <= _SMALL:
-        return Tiles(16 if is_float32 and kernel == "dkv" else 32, 32, 2, 2)
+        return Tiles(32, 16 if is_float32 and kernel == "dkv" else 32, 2, 2)
     for targets, sizes, without, with_options in _TILES[is_float32, kernel]:
         if target in targets and block_d in sizes:
             return without if plain else with_options

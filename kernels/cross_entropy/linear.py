@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import auto
 from kernels.cross_entropy import linear_op
 from kernels.cross_entropy.checks import IGNORE, check_linear, check_rows, make_options
 from kernels.cross_entropy.op import cross_entropy, masked, reduce, rows_of, total_weight
@@ -16,7 +17,8 @@ from kernels.dispatch import use_triton
 from kernels.dtypes import autocast_dtype, precise_dtype, refuse_float64
 from kernels.transforms import is_forward_mode, is_transformed, refuse_forward_mode
 
-CHUNK_ELEMENTS = 1 << 25  # logits of one chunk: 128 MB in float32
+CHUNK_BYTES = 1 << 27  # logits of one chunk
+TILE = 128  # rows that a GPU multiplies at once
 
 
 def linear_cross_entropy(
@@ -37,7 +39,7 @@ def linear_cross_entropy(
     """The cross-entropy (float32, in nats) of logits = hidden (..., C) weight (V, C)^T + bias (V,): a scalar, or with
     reduction "none" (...). The options are those of `cross_entropy`.
 
-    At most `chunk_rows` rows of logits exist at a time (by default as many as 128 MB of float32 hold), forward and
+    At most `chunk_rows` rows of logits exist at a time (by default as many as 128 MB hold), forward and
     backward, and all matrix products are torch's. For a sum or a mean the gradients are made in the forward, and saved
     instead of the logits; with reduction "none", or where `weights` need a gradient, each row has an upstream gradient
     of its own, and the backward computes the logits again. Nothing is computed for an input that needs no gradient.
@@ -46,7 +48,9 @@ def linear_cross_entropy(
     check_linear(hidden, weight, bias, chunk_rows)
     check_rows(hidden, targets, weights, reduction)
     options = make_options(ignore_index, label_smoothing, z_loss, softcap)
-    by_triton = use_triton(backend, hidden.device, wins=False)
+    is_forward = is_forward_mode(hidden, weight, bias, weights)
+    wins = auto.cross_entropy_wins(hidden, targets.numel(), len(weight)) and not is_forward
+    by_triton = use_triton(backend, hidden.device, wins)
     if by_triton:
         refuse_forward_mode("linear_cross_entropy", hidden, weight, bias, weights)
         refuse_float64("hidden", hidden)
@@ -54,8 +58,9 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(narrow), weight.to(narrow)
         bias = None if bias is None else bias.to(narrow)
     if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    if is_transformed() or is_forward_mode(hidden, weight, bias, weights):
+        chunk_rows = max(1, CHUNK_BYTES // hidden.element_size() // weight.shape[0])
+        chunk_rows -= chunk_rows % TILE if chunk_rows > TILE else 0
+    if is_transformed() or is_forward:
         return cross_entropy(
             F.linear(hidden, weight, bias),
             targets,

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from kernels.cross_entropy.checks import Options, check_targets
 from kernels.cross_entropy.op import empty_outputs
+from kernels.dispatch import interpreting
 from kernels.dtypes import precise_dtype
+
+MULTIPLE = 64  # of which the logits of a row are a multiple on a GPU
 
 
 @torch.library.custom_op("charlm::linear_cross_entropy", mutates_args=())
@@ -24,9 +27,10 @@ def _sum_op(
     """The sum, and the gradients of hidden (N, C), weight and bias. `wanted`: which of these need one. `weights`: 0 for
     ignored rows."""
     options, total = Options(ignore, smoothing, z_loss, softcap), hidden.new_zeros((), dtype=precise_dtype(hidden))
-    gradients = _Gradients(hidden, weight, wanted)
+    layer = _Layer(weight, bias, min(chunk_rows, len(hidden)))
+    gradients = _Gradients(hidden, layer, wanted)
     weights = None if weights is None else weights.reshape(-1)
-    for rows, logits, chunk_targets in _chunks(hidden, weight, bias, targets, ignore, chunk_rows):
+    for rows, logits, chunk_targets in _chunks(hidden, layer, targets, ignore, chunk_rows):
         factors = None if weights is None else weights[rows]
         losses, gradient = loss_and_gradient(logits, chunk_targets, factors, options, by_triton, any(wanted))
         total += losses.sum() if factors is None else (losses * factors).sum()
@@ -79,7 +83,8 @@ def _rows_op(
         Options(ignore, smoothing, z_loss, softcap),
         hidden.new_empty(len(hidden), dtype=precise_dtype(hidden)),
     )
-    for rows, logits, chunk_targets in _chunks(hidden, weight, bias, targets, ignore, chunk_rows):
+    layer = _Layer(weight, bias, min(chunk_rows, len(hidden)))
+    for rows, logits, chunk_targets in _chunks(hidden, layer, targets, ignore, chunk_rows):
         out[rows], _ = loss_and_gradient(logits, chunk_targets, None, options, by_triton, False)
     return out
 
@@ -113,8 +118,9 @@ def _rows_backward_op(
     ignore: int, smoothing: float, z_loss: float, softcap: float, chunk_rows: int, by_triton: bool, wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of hidden, weight and bias, from logits that are computed again. `upstream` (N,)."""
-    options, gradients = Options(ignore, smoothing, z_loss, softcap), _Gradients(hidden, weight, wanted)
-    for rows, logits, chunk_targets in _chunks(hidden, weight, bias, targets, ignore, chunk_rows):
+    options, layer = Options(ignore, smoothing, z_loss, softcap), _Layer(weight, bias, min(chunk_rows, len(hidden)))
+    gradients = _Gradients(hidden, layer, wanted)
+    for rows, logits, chunk_targets in _chunks(hidden, layer, targets, ignore, chunk_rows):
         _, gradient = loss_and_gradient(logits, chunk_targets, upstream[rows], options, by_triton, True)
         assert gradient is not None  # it was asked for
         gradients.add(rows, gradient)
@@ -133,22 +139,49 @@ _rows_op.register_autograd(_backward_of_rows, setup_context=_setup_rows)
 summed, by_row = torch.ops.charlm.linear_cross_entropy, torch.ops.charlm.linear_cross_entropy_rows
 
 
+class _Layer:
+    """The linear layer, with room for the logits of a chunk.
+
+    On a GPU its vocabulary is filled up with zeros: an H200 takes 5 to 8 times as long for the logits of GPT-2's 50,257
+    tokens, and for the product back, as for those of 50,304."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
+        """weight (V, C), bias (V,), and the most rows of a chunk."""
+        self.vocabulary = len(weight)
+        more = -self.vocabulary % MULTIPLE if weight.is_cuda or interpreting() else 0
+        self.weight = F.pad(weight, (0, 0, 0, more)) if more else weight
+        self.bias = F.pad(bias, (0, more)) if more and bias is not None else bias
+        self.room = weight.new_empty(rows, self.vocabulary + more)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, C) -> (n, V), in memory that the next chunk takes."""
+        logits = self.room[: len(hidden)]
+        if self.bias is None:
+            torch.mm(hidden, self.weight.T, out=logits)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.T, out=logits)
+        return logits[:, : self.vocabulary]
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """The gradient (n, V) of the logits that were made last -> that of hidden (n, C)."""
+        if len(self.weight) > self.vocabulary:
+            whole = self.room[: len(gradient)]
+            if gradient.data_ptr() != whole.data_ptr():  # Triton has written it there
+                whole[:, : self.vocabulary] = gradient
+            whole[:, self.vocabulary :] = 0.0  # of an ignored row without numbers they would be NaN
+            gradient = whole
+        return gradient @ self.weight
+
+
 def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore: int, chunk_rows: int
+    hidden: Tensor, layer: _Layer, targets: Tensor, ignore: int, chunk_rows: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Which rows each chunk has, their logits (n, V), in memory that the next chunk takes, and their targets (n,)."""
-    check_targets(targets, weight.shape[0], ignore)
+    check_targets(targets, layer.vocabulary, ignore)
     targets = targets.reshape(-1)
-    room = _rows_apart(hidden, min(chunk_rows, len(hidden)), weight.shape[0])
     for start in range(0, len(hidden), chunk_rows):
         rows = slice(start, start + chunk_rows)
-        chunk = hidden[rows]
-        logits = room[: len(chunk)]
-        if bias is None:
-            torch.mm(chunk, weight.T, out=logits)
-        else:
-            torch.addmm(bias, chunk, weight.T, out=logits)
-        yield rows, logits, targets[rows]
+        yield rows, layer.logits(hidden[rows]), targets[rows]
 
 
 def loss_and_gradient(
@@ -196,8 +229,9 @@ def loss_and_gradient(
 class _Gradients:
     """The gradients of hidden, weight and bias, a chunk at a time."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, wanted: list[bool]):
-        self.hidden, self.weight, self.wanted = hidden, weight, wanted
+    def __init__(self, hidden: Tensor, layer: _Layer, wanted: list[bool]):
+        self.hidden, self.layer, self.wanted = hidden, layer, wanted
+        weight = layer.weight[: layer.vocabulary]
         self.all = self.dhidden, self.dweight, self.dbias = _empty_gradients(hidden, weight, wanted)
         self.dweight.zero_()
         self.dbias.zero_()
@@ -206,17 +240,11 @@ class _Gradients:
         """Add what the gradient (n, V) of some rows of logits makes of each that is wanted."""
         of_hidden, of_weight, of_bias = self.wanted
         if of_hidden:
-            self.dhidden[rows] = gradient @ self.weight
+            self.dhidden[rows] = self.layer.back(gradient)
         if of_weight:
             _add_product(self.dweight, gradient.T, self.hidden[rows])
         if of_bias:
             self.dbias += gradient.sum(0, dtype=self.dbias.dtype)
-
-
-def _rows_apart(like: Tensor, rows: int, columns: int) -> Tensor:
-    """An empty matrix (rows, columns), its rows a multiple of 64 elements apart: a GPU loads and multiplies rows that
-    begin anywhere, as those of GPT-2's 50,257 logits, two bytes at a time."""
-    return like.new_empty(rows, -(-columns // 64) * 64)[:, :columns]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import auto
 from kernels.cross_entropy.checks import (
     IGNORE,
     Options,
@@ -21,7 +22,7 @@ from kernels.cross_entropy.checks import (
 )
 from kernels.dispatch import use_triton
 from kernels.dtypes import precise_dtype, refuse_float64
-from kernels.transforms import Transformable, refuse_forward_mode
+from kernels.transforms import Transformable, is_forward_mode, refuse_forward_mode
 
 
 def cross_entropy(
@@ -57,7 +58,8 @@ def cross_entropy(
     check_rows(logits, targets, weights, reduction)
     options = make_options(ignore_index, label_smoothing, z_loss, softcap)
     rows = rows_of(logits)
-    if use_triton(backend, logits.device, wins=False):
+    wins = auto.cross_entropy_wins(logits, *rows.shape) and not is_forward_mode(logits, weights)
+    if use_triton(backend, logits.device, wins):
         refuse_forward_mode("cross_entropy", logits, weights)
         refuse_float64("logits", logits)
         if in_place:

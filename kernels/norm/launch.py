@@ -13,6 +13,9 @@ from kernels.norm.kernel import backward_kernel, forward_kernel, wide_rows_kerne
 ONE_TILE = 8192  # the widest row that is held whole
 PIPELINED = 2048  # the widest row whose successors the backward loads meanwhile; wider ones, and registers spill
 GROUP = 4096  # elements of the rows that it takes at once
+# A product is rounded before it is added: of a row of one column the parts have to cancel to the last bit. A norm waits
+# for memory, so that costs nothing.
+ROUNDED = {"enable_fp_fusion": False}
 PARTIALS = 264  # programs that sum the gradients of the weights: two for each processor of an H100
 
 
@@ -66,7 +69,7 @@ def forward(
         x, _or(residual, x), _or(weight, x), _or(bias, x), y, _or(s if residual is not None else None, x),
         rstd if rms else mean, rstd, N, C, eps,
         ROWS=rows, BLOCK_C=block_c, WIDE=block_c < C, RMS=rms, HAS_R=residual is not None, HAS_W=weight is not None,
-        HAS_B=bias is not None, ACC=_accumulator(x), num_warps=num_warps,
+        HAS_B=bias is not None, ACC=_accumulator(x), num_warps=num_warps, **ROUNDED,
     )  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def backward(
     N, C = s.shape
     target = target_of(s.device)
     mean = rstd if rms else mean
-    flags = {"RMS": rms, "HAS_W": weight is not None, "ACC": _accumulator(s)}
+    flags = {"RMS": rms, "HAS_W": weight is not None, "ACC": _accumulator(s), **ROUNDED}
     wide = C > ONE_TILE
     rows, block_c, num_warps, stages = tiles("wide_weights" if wide else "backward", C, target)
     programs = min(PARTIALS if target != "interpreter" else 4, triton.cdiv(N, rows))

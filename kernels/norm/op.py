@@ -33,7 +33,7 @@ def layer_norm(
 
     Raises ValueError for arguments that do not fit, RuntimeError for backend "triton" where it cannot run."""
     _check(x, weight, bias, residual, eps)
-    if use_triton(backend, x.device, wins=False):
+    if use_triton(backend, x.device):
         return _triton(x, residual, weight, bias, eps, rms=False)
     s = x if residual is None else x + residual
     if autocast_dtype(s) is None:
@@ -55,7 +55,7 @@ def rms_norm(
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     _check(x, weight, None, residual, eps)
-    if use_triton(backend, x.device, wins=False):
+    if use_triton(backend, x.device):
         return _triton(x, residual, weight, None, eps, rms=True)
     s = x if residual is None else x + residual
     # Under autocast s may be narrower than the weight, which torch's fused kernel does not take.
