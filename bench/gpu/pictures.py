@@ -53,8 +53,10 @@ def _figure(about: str, panels: int) -> tuple[Any, list[Any]]:
 
 
 def _kernels(kernels: list[Row], rows: list[Row], about: str, path: Path) -> None:
-    """Rates over sizes, a panel for each operation and direction, with the goals and this machine's best."""
-    groups = list(dict.fromkeys((row.what, row.unit) for row in kernels))
+    """Rates over sizes, a panel for each operation and direction with more than one size, with the goals and this
+    machine's best."""
+    cases = {(row.what, row.unit): {each.case for each in kernels if each.what == row.what} for row in kernels}
+    groups = [group for group, sizes in cases.items() if len(sizes) > 1] or list(cases)
     figure, panels = _figure(about, len(groups))
     for axes, (what, unit) in zip(panels, groups, strict=True):
         chosen = [row for row in kernels if row.what == what]

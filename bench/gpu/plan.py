@@ -91,8 +91,7 @@ def _tests(smoke: bool, toy: tuple[str, ...]) -> list[Stage]:
     else:
         workers = ("--workers", str(cores // len(FILES)))
         whole = [Job("tests", file, "", "bench.gpu.pytests", (*workers, file), 900) for file in FILES]
-    at_once = max(1, min(8, cores // 2))
-    return [Stage(alone, at_once, 0.5), Stage(whole, at_once)]
+    return [Stage(alone, max(1, cores - 2), 0.5), Stage(whole, max(1, min(8, cores // 2)))]
 
 
 def _training(smoke: bool, toy: tuple[str, ...]) -> tuple[list[Stage], list[Row]]:

@@ -2,8 +2,8 @@
 
 Head sizes 16 and 32 with 4 warps are said to be miscompiled for Hopper by some versions of Triton: a fault spoils the
 process that meets it, so each shape has one of its own. Judged as the tests judge (tests/kernel_helpers.py): of every
-output and gradient the error may be twice that of torch in the same dtype. The same call again has to give the same
-bits.
+output and gradient the error may be twice that of torch in the same dtype, four times in float32. The same call again
+has to give the same bits.
 """
 
 import sys
@@ -37,9 +37,10 @@ def excess(ours: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype) -> fl
     o, r, p = ours.double(), exact.double(), plain.double()
     if not bool(o.isfinite().all()):
         return float("inf")
-    allowed = 2 * (p - r).abs().max() + 2 * torch.finfo(dtype).eps * r.abs().max()
+    times = 4 if dtype == torch.float32 else 2  # a product of float32 is three of TF32's
+    allowed = times * (p - r).abs().max() + times * torch.finfo(dtype).eps * r.abs().max()
     name = str(dtype).removeprefix("torch.")
-    relative = max(RELATIVE[name] * float(r.norm()), 2 * float((p - r).norm()))
+    relative = max(RELATIVE[name] * float(r.norm()), times * float((p - r).norm()))
     worst = [(float((o - r).abs().max()), float(allowed)), (float((o - r).norm()), relative)]
     return max(error / most if most else float(error > 0) * float("inf") for error, most in worst if error or most)
 
