@@ -17,7 +17,7 @@ import numpy as np
 
 from data.disk import replace_file
 
-VERSION = 1  # rises with every change of what is noted, or of how a text is grouped
+VERSION = 2  # rises with every change of what is noted, or of how a text is grouped
 LARGE = 1 << 28  # bytes of text: smaller ones have no journal
 EVERY = 1 << 28  # characters that are encoded between two notes
 

@@ -70,7 +70,8 @@ class Passes:
 
     def chunks(self, files: list[Path]) -> Iterator[str]:
         """The text of some of the files."""
-        for chunk in reading.read_chunks(files, self.encoding, self.digests):
+        size = reading.SMALL_CHUNK if self.kind == "stream" and not self.has_ends else None
+        for chunk in reading.read_chunks(files, self.encoding, self.digests, size):
             if not chunk.isascii() and reading.may_be_windows(self.encoding):
                 self.c1.update(reading.C1.findall(chunk))
             yield chunk

@@ -107,7 +107,7 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int
             if not (folder / "meta.json").is_file():  # another process may have been faster
                 builder = Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables)
                 try:
-                    with Pool(workers or _default_workers(builder.text.size)) as pool:
+                    with Pool(workers or _default_workers(builder)) as pool:
                         _build(folder, builder, pool, {"key": recipe.key, "name": recipe.name, "unit": recipe.unit})
                 except Changed:  # should a file not be what its note says, that does not last
                     source_notes.forget(sources.cache_folder(), recipe.digests)
@@ -135,9 +135,12 @@ def open_or_discard(folder: Path) -> store.Store | None:
         return None
 
 
-def _default_workers(size: int) -> int:
-    """The number of processes for a text of `size` bytes on the disk."""
-    return 1 if size < PARALLEL_FROM else min(cores(), MOST_BY_DEFAULT)
+def _default_workers(builder: Builder) -> int:
+    """The number of processes for a text: one where it is small, and for the characters of a stream, which are encoded
+    as fast as they are handed to another process."""
+    if builder.text.size < PARALLEL_FROM or (builder.kind == "stream" and builder.tokenizer_name == "char"):
+        return 1
+    return min(cores(), MOST_BY_DEFAULT)
 
 
 def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, str]) -> None:
@@ -198,7 +201,12 @@ def main() -> int:
     parser.add_argument(
         "--bpe-sample", metavar="SIZE", help="learn BPE from so much of the text, as 1GB (default: all)"
     )
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes (default: all processors, up to 8)")
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes (default: all processors, up to 8; of a stream of characters one)",
+    )
     options = vars(parser.parse_args())
     show, names = options.pop("list"), options.pop("clear")
     if show or names is not None:

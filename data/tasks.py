@@ -13,7 +13,7 @@ import numpy as np
 from data import vocabulary
 from data.tokenizers import Tokenizer
 
-GROUP = 1 << 21  # characters from which a group is complete ...
+GROUP = 1 << 18  # characters from which a group is complete ...
 MANY = 1 << 16  # ... and texts
 Text = TypeVar("Text")
 

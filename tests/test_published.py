@@ -83,7 +83,14 @@ def test_an_archive_is_cut_into_its_parts_once(archive, tmp_path):
 
 def test_a_data_set_by_name_goes_into_shards_from_several_processes(archive, tmp_path, monkeypatch):
     archive("text8")
-    small = {"tasks.GROUP": 100, "reading.CHUNK": 80, "token_file.SHARD": 200, "build.LARGE": 0, "build.EVERY": 300}
+    small = {
+        "tasks.GROUP": 100,
+        "reading.CHUNK": 80,
+        "reading.SMALL_CHUNK": 80,
+        "token_file.SHARD": 200,
+        "build.LARGE": 0,
+        "build.EVERY": 300,
+    }
     for name, size in small.items():
         monkeypatch.setattr(f"data.{name}", size)
     one = prepare("text8", workers=1)

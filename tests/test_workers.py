@@ -30,6 +30,7 @@ OTHER = "\n".join(["emma ß", *WORDS[:40], "zoé"])
 def small_groups(monkeypatch):
     """Every text here is of many groups, and has a journal."""
     monkeypatch.setattr(reading, "CHUNK", 400)
+    monkeypatch.setattr(reading, "SMALL_CHUNK", 400)
     monkeypatch.setattr(words, "MAX_PIECE", 500)
     monkeypatch.setattr(tasks, "GROUP", 500)
     monkeypatch.setattr(token_file, "SHARD", 1500)
@@ -117,7 +118,8 @@ import os, signal, sys
 from data import build, journal, prepare, reading, tasks, token_file, words
 
 tasks.GROUP, token_file.SHARD, build.LARGE, build.EVERY = 500, 1500, 0, 2000
-reading.CHUNK, words.MAX_PIECE = 400, 500
+reading.CHUNK = reading.SMALL_CHUNK = 400
+words.MAX_PIECE = 500
 left, at = int(sys.argv.pop(1)), sys.argv.pop(1)
 owner = {"note": journal.Journal, "put": build.EncodedText, "seal": prepare.store}[at]
 act = getattr(owner, at)
@@ -288,8 +290,10 @@ def test_only_a_large_text_takes_more_than_one_process_by_itself(tmp_path, monke
     write(tmp_path / "t.txt", TEXT)
     prepared(tmp_path, monkeypatch, "small")
     monkeypatch.setattr(prepare, "PARALLEL_FROM", 100)
-    prepared(tmp_path, monkeypatch, "large")
-    assert asked == [1, 3]
+    prepared(tmp_path, monkeypatch, "large", kind="lines")
+    prepared(tmp_path, monkeypatch, "of bytes", tokenizer="byte")
+    prepared(tmp_path, monkeypatch, "of characters")
+    assert asked == [1, 3, 3, 1]
 
 
 def test_bpe_learns_from_a_sample_that_is_always_the_same(tmp_path, monkeypatch):
