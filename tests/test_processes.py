@@ -99,6 +99,7 @@ KINDS = {
     "lines": ("train.py", quick("rnn", **SMALL | {"data": "names.txt", "kind": "lines"}, dropout=0)),
     "mixture": ("train.py", quick("transformer", **SMALL, dropout=0, mix_ngram=3)),
     "adamw": ("train.py", quick("transformer", **SMALL, dropout=0, optimizer="adamw")),
+    "micro-batches": ("train.py", quick("gru", **SMALL, dropout=0, grad_accum=3, hash_ngrams=3, hash_rows=64)),
     "classify": ("-m finetune.classify", [*TUNED, "--data", "labels.tsv", "--ngrams", 0, *GRU]),
     "instruct": ("-m finetune.instruct", [*TUNED, "--data", "chat.jsonl", *GRU]),
     "lora": ("-m finetune.instruct", [*TUNED, "--data", "chat.jsonl", "--train", "lora", "--init", "before"]),
@@ -116,7 +117,7 @@ def double(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("case", matrix(WAYS, ["lstm, rows", "transformer, shard"]))
+@pytest.mark.parametrize("case", matrix(WAYS, ["micro-batches, rows", "transformer, shard"]))
 def test_divided_rows_and_weights_are_one_process_but_for_rounding(cli, ranks, double, case):
     """In float64: in float32 an unstable phase of a training makes any rounding error grow."""
     kind, way = case.split(", ")
@@ -146,6 +147,41 @@ def test_what_is_summed_over_a_batch_is_summed_over_all_its_rows(cli, ranks, dou
     alone, together = (tensors_of(Path(run)) for run in ("run", "together"))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+
+
+SENT = """
+import os, sys, torch
+import torch.distributed as dist
+from engine.distributed import gradients
+from engine.distributed.ranks import Ranks
+
+other = os.fork()
+rank = int(other != 0)
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
+sent, send = [], dist.all_to_all_single
+dist.all_to_all_single = lambda *a, **o: sent.append(1) or send(*a, **o)
+early, late, never = (torch.zeros(3, requires_grad=True) for _ in range(3))
+table = torch.zeros(5, 2, requires_grad=True)
+total = gradients.GradientSum([early, late, never], [table], Ranks(rank, 2))
+for step in (1, 2):
+    for n in range(3):
+        total.waits = n < 2
+        rows = torch.nn.functional.embedding(torch.tensor([n, rank]), table, sparse=True)
+        (((early if n == 0 else late) * (rank + 1)).sum() + rows.sum()).backward()
+        total.round()
+    total.finish()
+    assert early.grad.tolist() == [3.0] * 3 and late.grad.tolist() == [6.0] * 3 and never.grad is None
+    assert table.grad.to_dense()[:, 0].tolist() == [2 + 3, 2 + 3, 2, 0, 0]
+    assert len(sent) == step, sent
+    early.grad = late.grad = table.grad = None
+dist.destroy_process_group()
+assert not rank or os.waitpid(other, 0)[1] == 0
+"""
+
+
+def test_gradients_that_wait_are_sent_once_a_step(cli, tmp_path):
+    (tmp_path / "sent.py").write_text(SENT)
+    ok(cli(str(tmp_path / "sent.py"), tmp_path / "store"))
 
 
 def tensors_of(run: Path) -> dict:

@@ -5,6 +5,9 @@ process r computes those of micro-batches r, r + N, ... After each of its own, e
 share of all numbers and adds them to its sum in the order of the processes: the same sums, in the same order. After the
 last one everybody gets all the sums. A ring's all-reduce sends as many bytes, but adds in an order of its own, and
 with it the last bits would follow from the number of processes (docs/log.md).
+
+Where the rows of micro-batches are divided no such order is kept: each process adds up its own gradients, and sends
+once a step.
 """
 
 from collections.abc import Iterable
@@ -23,10 +26,11 @@ class GradientSum:
     """Sums the gradients of `parameters` over the processes, in buckets that leave as soon as they are complete.
 
     Call `round` after each backward pass, and `finish` after the last one of a step: then every `grad` is the sum. A
-    parameter without a gradient anywhere keeps None."""
+    parameter without a gradient anywhere keeps None. While `waits` is set, a backward pass and its round send nothing:
+    their gradients leave with those of the next ones."""
 
     def __init__(self, parameters: Iterable[Tensor], sparse: Iterable[Tensor], ranks: Ranks):
-        self.ranks = ranks
+        self.ranks, self.waits = ranks, False
         self.buckets = [_Bucket(group, ranks.world) for group in _grouped(list(parameters))]
         self.sparse = [_SparseSum(parameter, ranks) for parameter in sparse]
         self._bucket_of = {id(p): bucket for bucket in self.buckets for p in bucket.parameters}
@@ -37,6 +41,8 @@ class GradientSum:
 
     def _take(self, parameter: Tensor) -> None:
         """A gradient is there: put it into its bucket, and send what is complete."""
+        if self.waits:
+            return
         self._bucket_of[id(parameter)].put(parameter)
         while self._next < len(self.buckets) and not self.buckets[self._next].missing:
             self._send_next()
@@ -46,7 +52,9 @@ class GradientSum:
         self._next += 1
 
     def round(self) -> None:
-        """Add the gradients of one backward pass of every process."""
+        """Add the gradients of one backward pass of every process, and those that have waited for it."""
+        if self.waits:
+            return
         while self._next < len(self.buckets):
             self._send_next()
         self._next = 0
@@ -89,6 +97,9 @@ class _Bucket:
 
     def send(self) -> None:
         """Send each process its share of the gradients here."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:  # of an earlier pass alone
+                self.put(parameter)
         self.flat[self.size :].fill_(1)
         for n, parameter in enumerate(self.parameters if self.missing else (), self.size):
             if id(parameter) in self.missing:

@@ -119,7 +119,9 @@ class Trainer:
         batches = [self.loader.batch(share.deal) for share in shares]
         divisor, n_tokens = self.dealing.totals(shares, batches, self.signals)
         parts = []
-        for share, batch in zip(shares, batches, strict=True):
+        for n, (share, batch) in enumerate(zip(shares, batches, strict=True), 1):
+            if self.gradients is not None:
+                self.gradients.waits = self.dealing.by_rows and n < len(shares)
             if self.draws_by_step:
                 draw_from(self.device, self.config.run.seed, self.progress.step, share.micro_batch, share.part)
             self.sums.counts = share.deal.counts
