@@ -19,9 +19,8 @@ from makemore.constants import IMPROBABLE
 from makemore.exact import is_exact, note
 from makemore.hashing import HashedNGrams
 from makemore.layers import widened
+from makemore.rows import Rows, State, StateRows
 from makemore.segments import Take, read_in_order
-
-State = dict[str, Tensor]  # of a family; every tensor has the batch first
 
 OURS = Special()  # the ids of the specials in vocabularies made here
 PART = 4096  # tokens of a long text that are read at a time
@@ -206,6 +205,10 @@ class LanguageModel(nn.Module):
         """A function that reads one more token of each row after `state` and all tokens since: token (B,) -> logits
         (B, V). That of a model with `hidden` has the method `features` too, as `Stepper` has."""
         return Stepper(self, state)
+
+    def rows(self) -> Rows:
+        """A batch without rows, which texts join and leave between two steps."""
+        return StateRows(self)
 
     def start(self, prefix: Tensor | None, position: Tensor | None) -> State | None:
         """The initial state of rows from somewhere in a text. Models with counts use the tokens before each row,

@@ -22,11 +22,13 @@ from makemore.base import OURS, PART, LanguageModel, Output, State, make_head, m
 from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
 from makemore.layers import initialise, make_norm, not_padding
+from makemore.rows import ApartRows, Rows
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
+from nanogpt.slots import make_slots
 from nanogpt.stepper import WINDOWS, make_stepper
 
 
@@ -218,6 +220,10 @@ class Transformer(LanguageModel):
         """As the base class says: the fast one where it is known to compute the same. `forward` is not what steps."""
         fast = make_stepper(self, state) if has_methods_of(self, Transformer, but=("forward",)) else None
         return fast or super().stepper(state)
+
+    def rows(self) -> Rows:
+        slots = make_slots(self) if has_methods_of(self, Transformer, but=("forward",)) else None
+        return ApartRows(self) if slots is None else slots
 
     def window_start(self, position: int) -> int:
         if self.context is None or position < self.context:

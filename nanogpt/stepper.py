@@ -46,12 +46,12 @@ _lock = threading.Lock()  # one capture at a time
 def make_stepper(model: Transformer, state: State) -> "TransformerStepper | None":
     """The fast stepper for `model`, a Transformer whose own methods are the known ones; None where a part of it is not,
     in training, and where a gradient is wanted, which the fast one does not have."""
-    if not _knows(model) or needs_gradients(model, state):
+    if not knows(model) or needs_gradients(model, state):
         return None
     return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
 
 
-def _knows(model: Transformer) -> bool:
+def knows(model: Transformer) -> bool:
     """Whether the fast stepper computes what the modules of `model` do."""
     return not model.training and are_exact(_parts_of(model)) and _evaluates(model)
 

@@ -52,6 +52,24 @@ class StaticCacheIndex(NamedTuple):
         return keys
 
 
+class RowsCacheIndex(NamedTuple):
+    """The index of the new token of each row in the tables, and the keys that any of them sees."""
+
+    index: Tensor  # type: ignore[assignment]  # instead of tuple's method; (B,) int64
+    row_numbers: Tensor  # (B,)
+    end: int  # of the longest row
+    bias: Tensor  # (B, n_kv_head or 1, group or 1, end); -inf: not seen
+
+    def write(self, table: Tensor, dim: int, new: Tensor) -> None:
+        if dim == 1:
+            table[self.row_numbers, self.index] = new
+        else:
+            table[self.row_numbers, :, self.index] = new.type_as(table)
+
+    def visible(self, keys: Tensor) -> Tensor:
+        return keys[:, :, : self.end]
+
+
 class Layer:
     """One block of a Transformer, with its keys and values: x (B, C) -> (B, C)."""
 
@@ -68,7 +86,10 @@ class Layer:
         self.v: Tensor
 
     def __call__(
-        self, x: Tensor, cache_index: CacheIndex | StaticCacheIndex, cos_sin: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        cache_index: CacheIndex | StaticCacheIndex | RowsCacheIndex,
+        cos_sin: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes."""
         n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
@@ -102,15 +123,18 @@ class Layer:
             self.kv = kv
             self.grow(capacity)
 
+    def use(self, kv: Tensor) -> None:
+        """Go on with these tables, (B, 2 n_kv_head, capacity, hs), which are written to."""
+        self.kv = kv
+        self.k, self.v = kv.chunk(2, 1)
+
     def grow(self, capacity: int) -> None:
         """Make the tables long enough for `capacity` tokens."""
-        self.kv = F.pad(self.kv, (0, 0, 0, capacity - self.kv.shape[2]))
-        self.k, self.v = self.kv.chunk(2, 1)
+        self.use(F.pad(self.kv, (0, 0, 0, capacity - self.kv.shape[2])))
 
     def copy(self) -> None:
         """Copy the tables to memory of their own."""
-        self.kv = self.kv.clone()
-        self.k, self.v = self.kv.chunk(2, 1)
+        self.use(self.kv.clone())
 
     def keep_last(self, count: int) -> None:
         """Copy the last `count` keys and values to the front."""

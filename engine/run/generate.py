@@ -73,7 +73,7 @@ def generate(
     sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
     seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     seen = _copied(seen, counts)
-    limits = _Limits(len(logits), suppressed, eos, min_new_tokens, model.vocab_size, prompt.device)
+    limits = Limits(len(logits), suppressed, eos, min_new_tokens, model.vocab_size, prompt.device)
     if healing:
         limits.require([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
     ended = torch.zeros(len(logits), dtype=torch.bool, device=prompt.device)
@@ -96,7 +96,7 @@ def _copied(part: Tensor, counts: Tensor) -> Tensor:
     return part if bool((counts == 1).all()) else part.repeat_interleave(counts, 0)
 
 
-class _Limits:
+class Limits:
     """The tokens that the rows of a batch may not draw, as a bias that is -inf for them."""
 
     def __init__(self, rows: int, suppressed: list[int], eos: int, min_new_tokens: int, vocab_size: int, device):
@@ -116,9 +116,14 @@ class _Limits:
     def fewest_new(self) -> int:
         return self.drawn - max(self.repeated)
 
+    @property
+    def are_open(self) -> bool:
+        """Whether more is forbidden now than what is never drawn."""
+        return self.drawn - min(self.repeated) < self.min_new_tokens or any(self.required)
+
     def bias(self) -> Tensor:
         """The bias to add to the logits, (V,), or (B, V) where rows differ."""
-        if self.drawn - min(self.repeated) >= self.min_new_tokens and not any(self.required):
+        if not self.are_open:
             return self.banned
         bias = self.banned.repeat(len(self.required), 1)
         for i, required in enumerate(self.required):

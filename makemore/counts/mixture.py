@@ -22,6 +22,7 @@ from makemore.counts.ngram import NGram, count
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
 from makemore.exact import has_methods_of, is_exact, needs_gradients, note
 from makemore.layers import widened
+from makemore.rows import ApartRows, Rows, joined, without
 from makemore.small_work import for_small_work, without_gradients
 
 FOLDS = 10  # into which a stream is cut, so that a left-out fold is as long as the validation split
@@ -158,6 +159,10 @@ class Mixture(LanguageModel):
         is_known = has_methods_of(self, Mixture, but=("forward",)) and is_exact(self.counts, NGram)
         return MixtureStepper(self, state) if is_known and not needs_gradients(self, state) else super().stepper(state)
 
+    def rows(self) -> Rows:
+        is_known = has_methods_of(self, Mixture, but=("forward",)) and is_exact(self.counts, NGram)
+        return MixtureRows(self) if is_known else ApartRows(self)
+
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
 
@@ -214,6 +219,31 @@ class MixtureStepper:
         counted, confidence = self.counts.look_up(token)
         with for_small_work(len(token)):
             return mix(self.gate(hidden, confidence), self.head(hidden), counted)
+
+
+class MixtureRows(MixtureStepper):
+    """The rows of a mixture, as `makemore.rows.Rows` says."""
+
+    def __init__(self, model: Mixture):
+        self.model, self.gate, self.head, self.neural = model, model.gate, model.neural.head, model.neural.rows()
+
+    def step(self, token: Tensor) -> Tensor:
+        return self(token)
+
+    def __len__(self) -> int:
+        return len(self.neural)
+
+    def add(self, state: State) -> None:
+        counted = {name: part for name, part in state.items() if not name.startswith(NEURAL_PREFIX)}
+        if not len(self):
+            self.counts = CountStepper(self.model.counts, counted)
+        else:
+            self.counts.state = joined(self.counts.state, counted)
+        self.neural.add(_neural_part(state) or {})
+
+    def remove(self, row: int) -> None:
+        self.counts.state = without(self.counts.state, row, len(self) - 1)
+        self.neural.remove(row)
 
 
 def mix(weights: Tensor, logits: Tensor, counted: Tensor) -> Tensor:

@@ -1,0 +1,195 @@
+"""The rows of a batch of a Transformer, each of a length of its own: what a server decodes with.
+
+A row is a slot of the tables of keys and values. Where all rows are of one length, a step is that of
+`TransformerStepper`, so that one text alone is decoded as fast as ever; else each row writes at its own place, and what
+it has not is masked. A row whose table is full is encoded anew alone, when it would be alone.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from makemore.base import State
+from makemore.small_work import for_small_work, without_gradients
+from nanogpt.attention import rotary_cos_sin, sinusoids
+from nanogpt.stepper import INITIAL_CAPACITY, WINDOWS, knows
+from nanogpt.stepper_layer import CacheIndex, Layer, RowsCacheIndex, norm_of
+
+Transformer = Any  # its module imports this one
+
+
+def make_slots(model: Transformer) -> "Slots | None":
+    """The rows of `model`; None where its parts are not those that a `TransformerStepper` computes."""
+    return Slots(model) if knows(model) else None
+
+
+class Slots:
+    """Rows of a Transformer, as `makemore.rows.Rows` says."""
+
+    def __init__(self, model: Transformer):
+        self.model, self.context = model, model.context
+        self.max_len = model.context or WINDOWS * model.window
+        self.window = model.window or self.max_len
+        self.layers = [Layer(block) for block in model.h]
+        self.ln_f = norm_of(model.ln_f)
+        slopes = model.h[0].attn.attend.slopes
+        self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
+        self.lengths: list[int] = []  # tokens in the table of each row
+        self.firsts: list[int] = []  # the position in its text of the first of them
+        self.tokens: Tensor | None = None  # (slots, max_len), where a full context is encoded anew
+        self.history: Tensor | None = None  # (B, n - 1), where hashed n-grams read them
+        self.tables: list[Tensor] = []  # (slots, 2 n_kv_head, capacity, hs) of each layer
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def add(self, state: State) -> None:
+        length = state["k0"].shape[2]
+        self.lengths.append(length)
+        self.firsts.append(0 if self.context is not None else int(state["position"][0]) - length)
+        self._make_room(len(self), min(length + 1, self.max_len), state["k0"].dtype)
+        self._put(len(self) - 1, state)
+        if "history" in state:
+            self.history = state["history"] if self.history is None else torch.cat([self.history, state["history"]])
+
+    def remove(self, row: int) -> None:
+        last = len(self) - 1
+        if row != last:
+            length = self.lengths[last]
+            for table in self.tables:
+                table[row, :, :length] = table[last, :, :length]
+            if self.tokens is not None:
+                self.tokens[row] = self.tokens[last]
+            if self.history is not None:
+                self.history[row] = self.history[last]
+        for numbers in (self.lengths, self.firsts):
+            numbers[row] = numbers[last]
+            numbers.pop()
+        if self.history is not None:
+            self.history = self.history[:last]
+
+    @without_gradients
+    def step(self, token: Tensor) -> Tensor:
+        x = self.features(token)
+        with for_small_work(len(token)):
+            return self.model.head(x)
+
+    @without_gradients
+    def features(self, token: Tensor) -> Tensor:
+        for row, length in enumerate(self.lengths):
+            if length == self.max_len:
+                self._shorten(row)
+        self._make_room(len(self), max(self.lengths) + 1, self.tables[0].dtype)
+        with for_small_work(len(token)):
+            x = self._read(token)
+        self.lengths = [length + 1 for length in self.lengths]
+        return x
+
+    def _read(self, token: Tensor) -> Tensor:
+        B = len(self)
+        for layer, table in zip(self.layers, self.tables, strict=True):
+            layer.use(table[:B])
+        place = self._place(token.device)
+        x = self._embed(token, place)
+        cos_sin = self._cos_sin(token.device)
+        for layer in self.layers:
+            x = layer(x, place, cos_sin)
+        return self.ln_f(x)
+
+    def _place(self, device: torch.device) -> "CacheIndex | RowsCacheIndex":
+        """Where the rows write, and what they see."""
+        longest, fewest = max(self.lengths), min(self.lengths)
+        if longest == fewest:
+            first = max(0, longest + 1 - self.window)
+            return CacheIndex(longest, first, self._alibi(torch.arange(first - longest, 1, device=device)))
+        index = torch.tensor(self.lengths, device=device)
+        back = index[:, None] - torch.arange(longest + 1, device=device)  # (B, L)
+        unseen = (back < 0) | (back >= self.window)
+        bias = torch.zeros(back.shape, dtype=self.model.wte.weight.dtype, device=device)
+        back, unseen, bias = (x[:, None, None] for x in (back, unseen, bias))
+        if self.slopes is not None:
+            bias = (-self.slopes * back).type_as(bias)
+        rows = torch.arange(len(self), device=device)
+        return RowsCacheIndex(index, rows, longest + 1, bias.masked_fill(unseen, -torch.inf))
+
+    def _alibi(self, distance: Tensor) -> Tensor | None:
+        return None if self.slopes is None else (self.slopes * distance).type_as(self.model.wte.weight)
+
+    def _positions(self, device: torch.device) -> Tensor:
+        """The position in its text of each row's new token, (B,)."""
+        numbers = [first + length for first, length in zip(self.firsts, self.lengths, strict=True)]
+        return torch.tensor(numbers, device=device)
+
+    def _embed(self, token: Tensor, place: "CacheIndex | RowsCacheIndex") -> Tensor:
+        model = self.model
+        if model.ngrams is None:
+            x = F.embedding(token, model.wte.weight)
+        else:
+            x, after = model.embed(token[:, None], {"history": self.history})
+            x, self.history = x[:, 0], after["history"]
+        if self.tokens is not None:
+            place.write(self.tokens[: len(self)], 1, token)
+        if model.wpe is not None:
+            return x + F.embedding(self._positions(token.device), model.wpe.weight)
+        if model.positions == "sinusoidal":
+            return x + sinusoids(self._positions(token.device), model.n_embd).type_as(x)
+        return x
+
+    def _cos_sin(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Those of RoPE for each row, (B, 1, hs), in the form that a Layer takes."""
+        if self.model.positions != "rope":
+            return None
+        cos, sin = rotary_cos_sin(self._positions(device), self.model.head_size)
+        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+    def _make_room(self, rows: int, length: int, dtype: torch.dtype) -> None:
+        """See to tables for so many rows and tokens: they double."""
+        slots, capacity = (self.tables[0].shape[0], self.tables[0].shape[2]) if self.tables else (0, INITIAL_CAPACITY)
+        if rows <= slots and length <= capacity:
+            return
+        more = max(slots, 1)
+        while more < rows:
+            more *= 2
+        while capacity < length:
+            capacity *= 2
+        capacity = min(capacity, self.max_len)
+        device = self.model.wte.weight.device
+        for n, layer in enumerate(self.layers):
+            old = self.tables[n] if slots else None
+            table = torch.zeros(more, 2 * layer.n_kv_head, capacity, layer.head_size, dtype=dtype, device=device)
+            if old is not None:
+                table[:slots, :, : old.shape[2]] = old
+            self.tables[n : n + 1] = [table]
+        if self.context is not None:
+            tokens = torch.zeros(more, self.max_len, dtype=torch.int64, device=device)
+            if self.tokens is not None:
+                tokens[:slots] = self.tokens
+            self.tokens = tokens
+
+    def _put(self, row: int, state: State) -> None:
+        """Write a text's keys, values and tokens into its slot."""
+        length = state["k0"].shape[2]
+        for n, table in enumerate(self.tables):
+            table[row, :, :length] = torch.cat([state[f"k{n}"], state[f"v{n}"]], 1)[0]
+        if self.tokens is not None:
+            self.tokens[row, :length] = state["tokens"][0]
+
+    def _shorten(self, row: int) -> None:
+        """Make room in a full row, as `Transformer.read` does: with a context its last half is encoded anew; without,
+        what the window still sees moves to the front."""
+        if self.context is None:
+            kept = self.window - 1
+            for table in self.tables:
+                table[row, :, :kept] = table[row, :, self.max_len - kept : self.max_len].clone()
+            self.firsts[row] += self.max_len - kept
+            self.lengths[row] = kept
+            return
+        assert self.tokens is not None  # of a model with a context
+        state = self.model.keep_half(self.tokens[row : row + 1])
+        self.lengths[row] = 0 if state is None else state["k0"].shape[2]
+        if state is not None:
+            self._put(row, state)
+        if self.history is not None:
+            self.history[row] = self.model.special.pad if state is None else state["history"][0]
