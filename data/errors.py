@@ -19,7 +19,14 @@ _MACHINE = (  # errors of a disk, a network or a machine at its limits, also for
 
 
 class UserError(Exception):
-    """A mistake of the user, or in their files: shown as one message, with exit code 2, never as a traceback."""
+    """A mistake of the user, or in their files: shown as one message, with exit code 2, never as a traceback.
+
+    `neutral`: the message for who has no flags, as a server's client, where the message names some; `field`: the
+    setting that it is about."""
+
+    def __init__(self, message: str, *, neutral: str | None = None, field: str | None = None):
+        super().__init__(message)
+        self.neutral, self.field = message if neutral is None else neutral, field
 
 
 def warn(message: str) -> None:

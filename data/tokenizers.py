@@ -142,9 +142,12 @@ class CharTokenizer(Tokenizer):
         if unknown == "skip":
             return ids[~foreign]
         position = int(foreign.argmax())
+        problem = f"character {text[position]!r} (position {position}) is not in this model's vocabulary of"
+        problem, hint = f"{problem} {len(self.alphabet)}", self.other_form(text)
         raise UserError(
-            f"character {text[position]!r} (position {position}) is not in this model's vocabulary of "
-            f"{len(self.alphabet)}; {hint + ', or ' if (hint := self.other_form(text)) else ''}use --unknown skip"
+            f"{problem}; {hint + ', or ' if hint else ''}use --unknown skip",
+            neutral=f"{problem}{'; ' + hint if hint else ''}",
+            field="prompt",
         )
 
     def other_form(self, text: str) -> str:

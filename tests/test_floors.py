@@ -23,6 +23,7 @@ MAY_STAND_ON = {
     "makemore/scratch": GROUND | {"makemore", "nanogpt", "engine"},
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine"},
+    "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch"},
     "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
     "train.py": {"data", "engine"},

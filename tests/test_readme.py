@@ -97,7 +97,7 @@ def listed() -> set[str]:
 def test_the_tree_names_every_module():
     modules = {
         str(path.relative_to(ROOT))
-        for folder in ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "bench")
+        for folder in ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "serve", "bench")
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py"
     }
@@ -216,7 +216,7 @@ def test_the_commands_that_follow_instructions(cli, texts):
 @pytest.mark.parametrize("command", MODULES)
 def test_module_commands_start(cli, texts, command):
     _, _, module, *words = shlex.split(command)
-    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench")
+    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench", "serve")
     takes_long |= words == ["--check"]  # tests/test_kernel_programs.py runs it
     ended = cli(f"-m {module}", *(["--help"] if takes_long else words))
     assert ended.code == 0 and ended.out, ended.err

@@ -281,7 +281,7 @@ WRONG = [
     ({"seed": "x"}, "--seed is 'x'; it has to be"),
     ({"seed": True}, "--seed is True; it has to be"),
     ({"stop": ""}, "--stop is empty"),
-    ({"stop": ["a"]}, "--stop is ['a']; it has to be a text"),
+    ({"stop": ["a"]}, "--stop is ['a']; it has to be a text, or several"),
     ({"top_k": 2.5}, "--top-k is 2.5; it has to be a whole number"),
     ({"top_p": "x"}, "--top-p is 'x'; it has to be a number"),
     ({"min_p": [1]}, "--min-p is [1]; it has to be a number"),

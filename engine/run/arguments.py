@@ -17,7 +17,8 @@ def demand(valid: bool, name: str, value: Any, expected: str) -> None:
     """Raise UserError, with the option, its value and what is `expected`, unless it is `valid`."""
     if not valid:
         shown = value if isinstance(value, numbers.Number) else reprlib.repr(value)
-        raise UserError(f"{flag(name)} is {shown}; it has to be {expected}")
+        problem = f"is {shown}; it has to be {expected}"
+        raise UserError(f"{flag(name)} {problem}", neutral=f"{name} {problem}", field=name)
 
 
 def is_number(value: Any, minimum: float, maximum: float) -> bool:
@@ -47,10 +48,14 @@ def check_max_new_tokens(count: Any) -> None:
 
 
 def check_stop(stop: Any) -> None:
-    """Raise UserError for a value that is neither a stop text nor None."""
-    if stop == "":
-        raise UserError("--stop is empty; leave it out for no stop text")
-    demand(stop is None or isinstance(stop, str), "stop", stop, "a text")
+    """Raise UserError for a value that is neither a stop text, nor several, nor None."""
+    stops = stop if isinstance(stop, tuple) else (stop,)
+    if "" in stops:
+        raise UserError(
+            "--stop is empty; leave it out for no stop text", neutral="stop is empty; leave it out", field="stop"
+        )
+    valid = stop is None or bool(stops and all(isinstance(each, str) for each in stops))
+    demand(valid, "stop", stop, "a text, or several")
 
 
 def check_text(name: str, text: Any, unknown: Any) -> None:

@@ -184,12 +184,18 @@ def draw(
 
 
 @torch.inference_mode()
-def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Tensor) -> Evaluation:
-    """The negative log-likelihood of `targets` (T,) after `tokens` (T,) of any length, read as in decoding.
-    `characters` (V,): the number of characters of each id."""
+def token_nll(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood (T,) of each of `targets` (T,) after `tokens` (T,) of any length, read as in
+    decoding."""
     state: State | None = None
-    nll = 0.0
+    parts = []
     for part_tokens, part_targets in zip(tokens.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
-        token_nll, state = model.token_nll(part_tokens, part_targets, state)
-        nll += float(token_nll.sum())
+        nll, state = model.token_nll(part_tokens, part_targets, state)
+        parts.append(nll)
+    return torch.cat(parts)
+
+
+def score(model: LanguageModel, tokens: Tensor, targets: Tensor, characters: Tensor) -> Evaluation:
+    """The sum of `token_nll`. `characters` (V,): the number of characters of each id."""
+    nll = float(token_nll(model, tokens, targets).sum())
     return Evaluation(nll, len(targets), int(characters[targets].sum()))

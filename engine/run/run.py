@@ -1,11 +1,13 @@
 """A trained run in memory: model, tokenizer and configuration, to generate and to score with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +15,24 @@ from data.errors import UserError
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_names, check_num, check_text, demand
-from engine.run.generate import Sampling, generate, score
+from engine.run.generate import Sampling, generate, score, token_nll
 from engine.run.healing import Healing, heal
 from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
 from engine.training.progress import Evaluation
 from makemore.base import LanguageModel
 
 STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample by default
+NOTHING = "there is nothing to score: the text is empty, or nothing of it is in the vocabulary"
 OPTIONS = {field.name for cls in (Request, Sampling) for field in dataclasses.fields(cls)}  # of `Run.request`
+
+
+class TokenScore(NamedTuple):
+    """A token of a text: its own text (a line end for the end of a line or document), its negative log-likelihood in
+    nats, and how many characters it stands for."""
+
+    text: str
+    nll: float
+    characters: int
 
 
 @dataclass(repr=False)
@@ -136,15 +148,16 @@ class Run:
         *,
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,
-        stop: str | None = None,
+        stop: str | tuple[str, ...] | None = None,
         seed: int | None = None,
         heal: bool = True,
         sampling: Sampling | None = None,
         **knobs: Any,
     ) -> Request:
-        """A request for samples. A sample ends with its line, before the text `stop`, or after `max_new_tokens` (None:
-        `longest`); the first two not within `min_new_tokens`. The same `seed` gives the same samples; None: different
-        ones each time. `heal`: see engine/run/healing.py. `knobs`: fields of `Sampling`, as in `temperature=0.5`.
+        """A request for samples. A sample ends with its line, before the text `stop` (or one of several), or after
+        `max_new_tokens` (None: `longest`); the first two not within `min_new_tokens`. The same `seed` gives the same
+        samples; None: different ones each time. `heal`: see engine/run/healing.py. `knobs`: fields of `Sampling`, as in
+        `temperature=0.5`.
 
         Raises UserError for an invalid value, TypeError for an unknown name."""
         check_names(knobs, OPTIONS)
@@ -166,7 +179,7 @@ class Run:
         `bits_per_char`."""
         total = self.score_or_nothing(text, unknown)
         if not total.n_tokens:
-            raise UserError("there is nothing to score: the text is empty, or nothing of it is in the vocabulary")
+            raise UserError(NOTHING)
         return total
 
     def score_or_nothing(self, text: str, unknown: str = "error") -> Evaluation:
@@ -178,9 +191,36 @@ class Run:
                 total = total + self._score(ids)
         return total
 
-    def _score(self, ids: list[int]) -> Evaluation:
+    def token_scores(self, text: str, unknown: str = "error") -> list[TokenScore]:
+        """The negative log-likelihood of each token of `text`, in order; of lines the end of each is a token too. Their
+        sum is that of `score`. Raises UserError where there is nothing to score."""
+        check_text("score", text, unknown)
+        found: list[TokenScore] = []
+        for part in text.split("\n") if self.is_single_lines else [text]:
+            if ids := self.tokenizer.encode(part, unknown).tolist():
+                tokens, targets = self._scored(ids)
+                nll = token_nll(self.model, tokens, targets).tolist()
+                found += [self._token_score(*pair) for pair in zip(targets.tolist(), nll, strict=True)]
+        if not found:
+            raise UserError(NOTHING)
+        return found
+
+    def _token_score(self, id_: int, nll: float) -> TokenScore:
+        is_end = id_ == self.tokenizer.special.eos
+        return TokenScore("\n" if is_end else self.tokenizer.decode([id_]), nll, int(self._characters[id_]))
+
+    def _scored(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """The tokens (T,) that are read and the targets (T,) that are scored, of the ids of a text."""
         special = self.tokenizer.special
         first = special.bos if self.is_lines else self.tokenizer.start_ids(self.start)[-1]
         tokens = torch.tensor([first, *ids] + [special.eos] * self.is_lines, device=self.device)
-        characters = torch.from_numpy(self.tokenizer.characters()).to(self.device)
-        return score(self.model, tokens[:-1], tokens[1:], characters)
+        return tokens[:-1], tokens[1:]
+
+    @functools.cached_property
+    def _characters(self) -> np.ndarray:
+        """The number of characters of each id, (V,)."""
+        return self.tokenizer.characters()
+
+    def _score(self, ids: list[int]) -> Evaluation:
+        tokens, targets = self._scored(ids)
+        return score(self.model, tokens, targets, torch.from_numpy(self._characters).to(self.device))

@@ -41,7 +41,7 @@ class Request:
     max_new_tokens: int
     sampling: Sampling = Sampling()
     seed: int | None = None
-    stop: str | None = None
+    stop: str | tuple[str, ...] | None = None  # a text, or several
     min_new_tokens: int = 0
     heal: bool = True
 

@@ -1,28 +1,31 @@
 """Turning drawn ids into text: the text that is final so far, its end, and the reason for its end."""
 
+from collections.abc import Sequence
+
 from data.tokenizers import Tokenizer
 from engine.run.healing import CONTEXT, Healing
 
 
 class Writer:
     """Turns the ids of one sample into the text that is final so far: no incomplete character, nothing that may become
-    the stop text, and not the end of a healed prompt, which is shown already.
+    a stop text, and not the end of a healed prompt, which is shown already.
 
-    `end` is None while the sample goes on, then 'eos', 'stop' or 'length'. In the first `min_new_tokens` the stop text
-    is ignored."""
+    `end` is None while the sample goes on, then 'eos', 'stop' or 'length'. In the first `min_new_tokens` stop texts
+    are ignored."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: str | None = None,
+        stop: str | Sequence[str] | None = None,
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,
         healing: Healing | None = None,
     ):
-        self.decoder, self.eos, self.stop = tokenizer.decoder(), tokenizer.special.eos, stop
+        self.decoder, self.eos = tokenizer.decoder(), tokenizer.special.eos
+        self.stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         self.min_new_tokens, self.max_new_tokens, self.n_new = min_new_tokens, max_new_tokens, 0
         self.end: str | None = None
-        self._pending = ""  # what may be the beginning of the stop text
+        self._pending = ""  # what may be the beginning of a stop text
         self._healing, self._required, self._hidden = healing, b"", 0
         if healing is not None:
             self._required, self._hidden = healing.dropped, healing.shown
@@ -60,15 +63,19 @@ class Writer:
         hidden = min(self._hidden, len(text))
         self._hidden -= hidden
         text = self._pending + text[hidden:]
-        if not self.stop or self.n_new <= self.min_new_tokens:
+        if not self.stops or self.n_new <= self.min_new_tokens:
             return text
-        if self.stop in text:
+        if found := [text.index(stop) for stop in self.stops if stop in text]:
             self.end, self._pending = "stop", ""
-            return text[: text.index(self.stop)]
-        lengths = range(min(len(self.stop) - 1, len(text)), 0, -1)
-        n_pending = next((n for n in lengths if self.stop.startswith(text[-n:])), 0)
+            return text[: min(found)]
+        n_pending = max(_overlap(text, stop) for stop in self.stops)
         self._pending = text[len(text) - n_pending :]
         return text[: len(text) - n_pending]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
 def until_end(row: list[int], eos: int) -> list[int]:

@@ -64,7 +64,7 @@ class Chat:
         if not known.strip():
             raise UserError("the message is empty, or the model knows none of its characters")
         turns = (*self.turns, Turn("user", known))
-        ids, turns = self._within_context(turns)
+        ids, turns = self.within_context(turns)
         room = self.run.config.net.context + 1 - len(ids)
         length, seed = min(self.request.max_new_tokens, room), self.request.seed
         seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
@@ -72,7 +72,7 @@ class Chat:
         self.asked += 1
         said, self.end = "", None
         try:
-            for piece in self._noting_end(self.run.answer(ids, request, self._healing(ids))):
+            for piece in self._noting_end(self.run.answer(ids, request, self.healing(ids))):
                 said += piece
                 yield piece
         finally:
@@ -82,13 +82,13 @@ class Chat:
     def _noting_end(self, pieces: Generator[str, None, str]) -> Iterator[str]:
         self.end = yield from pieces
 
-    def _healing(self, ids: list[int]) -> Healing | None:
+    def healing(self, ids: list[int]) -> Healing | None:
         """Only white space is healed: answers were learned to begin where their question's last token ends. Where a
         template ends the question with a token of its own, there is nothing to heal."""
         ends_blank = self.run.tokenizer.decode(ids[-1:]).isspace()
         return heal(self.run.tokenizer, ids, ids[:1]) if ends_blank else None
 
-    def _within_context(self, turns: tuple[Turn, ...]) -> tuple[list[int], tuple[Turn, ...]]:
+    def within_context(self, turns: tuple[Turn, ...]) -> tuple[list[int], tuple[Turn, ...]]:
         context = self.run.config.net.context
         while len(ids := self.template.prompt(turns)) > context - context // REPLY_ROOM:
             fewer = without_oldest(turns)

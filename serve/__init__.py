@@ -1,0 +1,1 @@
+"""Runs over HTTP: OpenAI's API and a page; python -m serve."""

@@ -1,0 +1,369 @@
+"""python -m serve: real processes, asked by the official client and over bare sockets."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+from engine import load_run
+from serve.bodies import Completion
+from serve.errors import Refused
+from serve.served import Served
+from serve.worker import Failed, Full, Job, Worker
+from tests.conftest import NAMES, Forked
+from tests.helpers import LINES, STREAM, TINY, ok, quick, refused, trained
+
+FOREVER = {"prompt": "a", "max_tokens": 4000, "temperature": 1.0}
+
+
+class Server:
+    """A server process over runs, and a client of it."""
+
+    def __init__(self, folder: Path, *words, key: str = "any"):
+        self.process = Forked(folder, "-m serve", *words, "--port", 0)
+        out = self.process.streams[1]
+        end = time.monotonic() + 60
+        while not (out.exists() and out.read_text().endswith("(Ctrl-C ends it)\n")):
+            assert time.monotonic() < end, out.read_text() + self.process.streams[2].read_text()
+            time.sleep(0.02)
+        self.url = next(word for word in out.read_text().split() if word.startswith("http://"))
+        self.port = int(self.url.rpartition(":")[2])
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def get(self, path: str, body: dict | None = None, **headers: str) -> tuple[int, dict, str]:
+        """The status, headers and text that a path answers with; with a body it is posted."""
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read().decode()
+
+    def count(self, name: str, model: str) -> int:
+        """A number of /metrics."""
+        lines = dict(line.rsplit(" ", 1) for line in self.get("/metrics")[2].splitlines())
+        return int(lines[f'charlm_{name}{{model="{model}"}}'])
+
+    def wait_for(self, name: str, model: str, is_there) -> None:
+        end = time.monotonic() + 30
+        while not is_there(self.count(name, model)):
+            assert time.monotonic() < end, self.get("/metrics")[2]
+            time.sleep(0.01)
+
+    def end(self, signum: int = signal.SIGTERM):
+        self.process.kill(signum)
+        return self.process.wait()
+
+
+def write_texts(folder: Path) -> None:
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    (folder / "text.txt").write_text("the cat sat on the mat; a dog and a rat\n" * 40)
+    lines = [{"prompt": f"Greet.\n{name}", "completion": f"hi {name}"} for name in NAMES]
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "labels.tsv").write_text("".join(f"{'long' if len(name) > 5 else 'short'}\t{name}\n" for name in NAMES))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Four runs: names, a stream, conversations, labels."""
+    folder, before = tmp_path_factory.mktemp("served"), Path.cwd()
+    write_texts(folder)
+    os.chdir(folder)
+    tuned = ["--steps", 4, "--eval-interval", 2, "--batch-size", 4, "--warmup", 2, "--model", "gru", *TINY["gru"]]
+    for script, words in (
+        ("train.py", quick("gru", **LINES, out="names")),
+        ("train.py", quick("transformer", **STREAM, out="stream")),
+        ("-m finetune.instruct", [*tuned, "--data", "chat.jsonl", "--out", "chat"]),
+        ("-m finetune.classify", [*tuned, "--data", "labels.tsv", "--ngrams", 0, "--out", "labels"]),
+    ):
+        ok(Forked(folder, script, *words).wait())
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def server(runs):
+    server = Server(runs, "names", "stream", "chat", "labels", "--max-streams", 8, "--queue", 20)
+    yield server
+    result = server.end()
+    assert result.code == 0 and "Traceback" not in result.err, result.err
+
+
+def test_the_models_are_listed_with_what_they_are(server):
+    models = {model.id: model for model in server.client.models.list()}
+    assert [*models] == ["names", "stream", "chat", "labels"] and models["chat"].chat and not models["names"].chat
+    assert (
+        models["labels"].labels == ["long", "short"] and server.client.models.retrieve("stream").family == "transformer"
+    )
+    assert json.loads(server.get("/health")[2]) == {"status": "ok", "models": 4}
+
+
+@pytest.mark.parametrize("name", ["names", "stream"])
+def test_a_completion_is_the_sample_of_its_seed_whole_and_streamed(server, runs, name):
+    run = load_run(runs / name)
+    asked = {"model": name, "prompt": "a", "seed": 5, "max_tokens": 30, "temperature": 0.8}
+    (alone,) = run.generate("a", seed=5, max_new_tokens=30, temperature=0.8)
+    whole = server.client.completions.create(**asked, echo=True)
+    assert whole.choices[0].text == alone and whole.model == name
+    assert whole.usage.prompt_tokens == len(run.prompt_ids("a"))
+    assert whole.choices[0].finish_reason == ("length" if whole.usage.completion_tokens == 30 else "stop")
+    events = [*server.client.completions.create(**asked, stream=True, stream_options={"include_usage": True})]
+    assert "a" + "".join(event.choices[0].text for event in events[:-1]) == alone
+    assert events[-1].usage == whole.usage and events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_several_choices_of_several_prompts(server, runs):
+    asked = {"model": "stream", "prompt": ["a", "the "], "n": 3, "seed": 7, "max_tokens": 9}
+    found = server.client.completions.create(**asked).choices
+    assert [choice.index for choice in found] == [*range(6)]
+    run = load_run(runs / "stream")
+    alone = [run.generate(p, seed=7 + n, max_new_tokens=9)[0].removeprefix(p) for p in ("a", "the ") for n in range(3)]
+    assert [choice.text for choice in found] == alone
+
+
+def test_stop_texts_and_probabilities(server):
+    asked = {"model": "stream", "prompt": "th", "max_tokens": 60, "seed": 1, "logprobs": 3, "stop": ["\n", " a"]}
+    choice = server.client.completions.create(**asked).choices[0]
+    assert choice.finish_reason in ("stop", "length") and "\n" not in choice.text and " a" not in choice.text
+    told = choice.logprobs
+    assert "".join(told.tokens).startswith(choice.text) and all(len(top) == 3 for top in told.top_logprobs)
+    for token, value, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert value <= max(top.values()) + 1e-6 and top.get(token, value) == pytest.approx(value)
+
+
+def test_a_conversation(server, runs):
+    messages = [{"role": "user", "content": f"Greet.\n{NAMES[0]}"}]
+    asked = {"model": "chat", "messages": messages, "max_tokens": 12}
+    whole = server.client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+    text = whole.choices[0].message.content
+    assert "".join(each.token for each in whole.choices[0].logprobs.content).startswith(text)
+    events = [*server.client.chat.completions.create(**asked, stream=True)]
+    assert events[0].choices[0].delta.role == "assistant"
+    assert "".join(event.choices[0].delta.content for event in events) == text
+    said = ok(
+        Forked(runs, "sample.py", "chat", "--chat", "--message", messages[0]["content"], "--max-new-tokens", 12).wait()
+    )
+    assert said.out.rstrip("\n") == text.rstrip("\n")
+
+
+def test_scores_labels_and_vectors(server, runs):
+    status, _, text = server.get("/v1/score", {"model": "names", "text": "emma"})
+    score, run = json.loads(text), load_run(runs / "names")
+    assert status == 200 and score["tokens"] == [*"emma", "\n"]
+    assert score["loss"] == pytest.approx(run.score("emma").loss) and -sum(score["logprobs"]) == pytest.approx(
+        5 * score["loss"]
+    )
+    status, _, text = server.get("/v1/classify", {"input": ["emma", "christopher"]})
+    assert status == 200 and all(
+        sum(each["probabilities"].values()) == pytest.approx(1, abs=1e-5) for each in json.loads(text)["data"]
+    )
+    vectors = server.client.embeddings.create(model="stream", input=["the cat", "the cat " * 30])
+    assert (
+        len({len(each.embedding) for each in vectors.data}) == 1
+        and vectors.data[0].embedding != vectors.data[1].embedding
+    )
+
+
+SAID = [{"role": "user", "content": "a"}]
+BAD = [
+    ("/v1/completions", {"model": "nope"}, 404, "model", "no model 'nope'; there are: names, stream, chat, labels"),
+    ("/v1/completions", {"model": "labels"}, 400, "model", "labels is none that writes texts"),
+    ("/v1/completions", {"temperature": -1}, 400, "temperature", "temperature is -1.0; it has to be a number from 0"),
+    ("/v1/completions", {"presence_penalty": 1}, 400, "presence_penalty", "presence_penalty means nothing here"),
+    ("/v1/completions", {"n": 0}, 400, "n", "n: input should be greater than or equal to 1"),
+    ("/v1/completions", {"n": 100}, 400, "prompt", "are 100 texts; a request may ask for 1 to 28"),
+    ("/v1/completions", {"prompt": []}, 400, "prompt", "a request may ask for 1 to 28"),
+    ("/v1/completions", {"max_tokens": 5000}, 400, "max_tokens", "max_tokens is 5000; at most 4096"),
+    ("/v1/completions", {"prompt": "é"}, 400, "prompt", "character 'é' (position 0) is not in this model's vocabulary"),
+    ("/v1/completions", {"stop": ""}, 400, "stop", "stop is empty; leave it out"),
+    ("/v1/completions", {"stop": list("abcde")}, 400, "stop", "stop has 5 texts; it may have 4"),
+    ("/v1/completions", {"seed": -3}, 400, "seed", "seed is -3; it has to be a whole number from 0"),
+    ("/v1/chat/completions", {"model": "names", "messages": SAID}, 400, "model", "not trained on"),
+    ("/v1/chat/completions", {"model": "chat", "messages": []}, 400, "messages", "list should have at least 1"),
+    ("/v1/chat/completions", {"model": "chat", "messages": 2 * SAID}, 400, "messages", "take turns"),
+    ("/v1/score", {"text": ""}, 400, "text", "text: string should have at least 1 character"),
+    ("/v1/nothing", {}, 404, None, "there is no POST /v1/nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path, body, status, param, words", BAD, ids=lambda value: str(value)[:40])
+def test_what_is_refused_is_named_by_its_field(server, path, body, status, param, words):
+    found, headers, text = server.get(path, body)
+    error = json.loads(text)["error"]
+    assert (found, error["param"]) == (status, param) and words in error["message"] and "--" not in error["message"]
+    assert error["type"] == "invalid_request_error" and "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_too_large_a_body_is_refused_however_it_comes(server):
+    assert server.get("/v1/completions", {"prompt": "a" * (1 << 20)})[0] == 413
+    with socket.create_connection(("127.0.0.1", server.port)) as wire:
+        wire.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+        try:
+            for _ in range(20):
+                wire.sendall(chunk)
+        except OSError:  # it has been answered, and closed
+            pass
+        assert b" 413 " in wire.recv(200)
+
+
+def test_a_client_that_leaves_stops_the_work(server):
+    """Streamed, and waiting for a whole answer: two steps after the server knows, nothing of it is drawn."""
+    for stream in (True, False):
+        cancelled = server.count("cancelled_total", "stream")
+        with socket.create_connection(("127.0.0.1", server.port)) as wire:
+            body = json.dumps(FOREVER | {"model": "stream", "stream": stream}).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:"
+            wire.sendall(f"{head} {len(body)}\r\n\r\n".encode() + body)
+            server.wait_for("drawing", "stream", lambda n: n == 1)
+        server.wait_for("cancelled_total", "stream", lambda n, before=cancelled: n == before + 1)
+        assert server.count("drawing", "stream") == 0
+
+
+def test_many_at_once_are_all_answered_or_told_to_come_again(server):
+    answers: list[str] = []
+
+    def ask(n: int) -> None:
+        try:
+            found = server.client.completions.create(model="stream", prompt="a", seed=n, max_tokens=20)
+            answers.append(found.choices[0].text)
+        except openai.RateLimitError as error:
+            assert error.response.headers["Retry-After"] == "1" and error.body["code"] == "queue_full"
+            answers.append("busy")
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 60 and answers.count("busy") < 60
+    assert server.count("drawing", "stream") == server.count("waiting", "stream") == 0
+
+
+def test_a_key_is_asked_for_and_cors_is_given_where_it_was_said(runs):
+    words = ["names", "--api-key-file", "keys"]
+    (runs / "keys").write_text("secret\nother\n")
+    (runs / "keys").chmod(0o644)
+    refused(Forked(runs, "-m serve", *words).wait(), "may be read by other users", "chmod 600")
+    (runs / "keys").chmod(0o600)
+    server = Server(runs, *words, "--cors", "https://a.example", "--log-json", key="other")
+    assert server.get("/health")[0] == 200 and [model.id for model in server.client.models.list()] == ["names"]
+    for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic other"}):
+        status, headers, text = server.get("/v1/models", **given)
+        assert status == 401 and json.loads(text)["error"]["code"] == "invalid_api_key"
+    assert server.get("/health", Origin="https://a.example")[1]["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-origin" not in server.get("/health", Origin="https://b.example")[1]
+    lines = [json.loads(line) for line in server.end().err.splitlines()]
+    assert {(line["path"], line["status"]) for line in lines} >= {("/health", 200), ("/v1/models", 401)}
+
+
+@pytest.mark.parametrize("grace, is_whole", [(30, True), (1, False)])
+def test_a_signal_lets_open_answers_end_within_the_grace(runs, grace, is_whole):
+    server = Server(runs, "stream", "--grace", grace, "--max-tokens", 100_000)
+    found: list[object] = []
+
+    def ask() -> None:
+        length = 300 if is_whole else 100_000
+        try:
+            found.append(
+                server.client.completions.create(model="stream", prompt="a", max_tokens=length, stop="never said")
+            )
+        except openai.OpenAIError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    server.wait_for("drawing", "stream", lambda n: n == 1)
+    started = time.monotonic()
+    result = server.end()
+    asking.join()
+    assert result.code == 0 and "Traceback" not in result.err, result.err
+    assert time.monotonic() - started < 20
+    if is_whole:
+        assert found[0].usage.completion_tokens == 300
+    elif isinstance(found[0], openai.OpenAIError):  # it was faster than the grace otherwise
+        assert "the server is ending" in str(found[0]) or isinstance(found[0], openai.APIConnectionError)
+
+
+def test_what_cannot_be_served_is_refused_at_once(runs, server):
+    serve = lambda *words: Forked(runs, "-m serve", *words).wait()  # noqa: E731
+    refused(serve(), "name at least one run directory")
+    refused(serve("nowhere"), "nowhere")
+    refused(serve("names", "names"), "names is named twice")
+    refused(serve("names", "--port", server.port), f"cannot listen on 127.0.0.1:{server.port}", "another --port")
+    refused(serve("names", "--max-streams", 0), "--max-streams is 0; it may be 1 or more")
+
+
+class Heard:
+    """What a worker gave to a sink."""
+
+    def __init__(self) -> None:
+        self.drawn: list = []
+        self.end: object = None
+        self.calls, self.is_over = 0, threading.Event()
+
+    def __call__(self, drawn, end) -> None:
+        self.drawn += drawn
+        self.calls += 1
+        self.end = end
+        if end is not None:
+            self.is_over.set()
+
+
+@pytest.fixture
+def worker(cli, names, text):
+    trained(cli, "transformer", **STREAM)
+    worker = Worker(load_run("run"), 2, 3, lambda give: give())
+    yield worker
+    worker.close()
+
+
+def job(worker: Worker, heard: Heard, **how) -> Job:
+    return Job(worker.run.prompt_ids("a"), worker.run.request(**{"max_new_tokens": 20} | how), heard)
+
+
+def test_a_text_that_nobody_wants_costs_at_most_two_steps(worker):
+    heard, stays = Heard(), Heard()
+    left = job(worker, heard, max_new_tokens=100_000)
+    worker.submit([left, job(worker, stays, max_new_tokens=300)])
+    while worker.counts.steps < 20:
+        time.sleep(0.001)
+    worker.cancel([left])
+    steps = worker.counts.steps
+    assert stays.is_over.wait(30)
+    drawn = worker.counts.tokens - 300
+    assert drawn <= steps + 2 and worker.counts.cancelled == 1 and stays.end == "length"
+
+
+def test_the_queue_is_bounded_and_parcels_are_few(worker):
+    heard = [Heard() for _ in range(5)]
+    worker.submit([job(worker, each, max_new_tokens=400) for each in heard])
+    with pytest.raises(Full):
+        worker.submit([job(worker, Heard())])
+    assert all(each.is_over.wait(60) for each in heard) and worker.counts.refused == 1
+    assert [len(each.drawn) for each in heard] == [400] * 5 and all(each.calls < 200 for each in heard)
+
+
+def test_a_worker_that_fails_says_so_and_goes_on(worker, monkeypatch):
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.run.company.Company.step", lambda self: 1 / 0)
+        worker.submit([job(worker, heard)])
+        assert heard.is_over.wait(30) and isinstance(heard.end, Failed)
+    again = Heard()
+    worker.submit([job(worker, again)])
+    assert again.is_over.wait(30) and again.end == "length" and worker.counts.failures == 1
+
+
+def test_a_request_is_bounded_before_it_is_queued(worker):
+    served = Served("run", worker.run, worker, 10)
+    with pytest.raises(Refused, match="max_tokens is 11; at most 10"):
+        served.completion_jobs(Completion(prompt="a", max_tokens=11), lambda n: Heard())
