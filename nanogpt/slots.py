@@ -36,6 +36,9 @@ class Slots:
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
+        self.cos_sin: Tensor | None = None  # of RoPE at every position of a context, (max_len, 2, hs)
+        if model.positions == "rope" and self.context is not None:
+            self.cos_sin = _cos_sin(torch.arange(self.max_len, device=model.wte.weight.device), model.head_size)
         self.lengths: list[int] = []  # tokens in the table of each row
         self.firsts: list[int] = []  # the position in its text of the first of them
         self.tokens: Tensor | None = None  # (slots, max_len), where a full context is encoded anew
@@ -93,9 +96,9 @@ class Slots:
             layer.use(table[:B])
         place = self._place(token.device)
         x = self._embed(token, place)
-        cos_sin = self._cos_sin(token.device)
+        turns = self._turns(place)
         for layer in self.layers:
-            x = layer(x, place, cos_sin)
+            x = layer(x, place, turns)
         return self.ln_f(x)
 
     def _place(self, device: torch.device) -> "CacheIndex | RowsCacheIndex":
@@ -103,7 +106,10 @@ class Slots:
         longest, fewest = max(self.lengths), min(self.lengths)
         if longest == fewest:
             first = max(0, longest + 1 - self.window)
-            return CacheIndex(longest, first, self._alibi(torch.arange(first - longest, 1, device=device)))
+            bias = None
+            if self.slopes is not None:
+                bias = (self.slopes * torch.arange(first - longest, 1, device=device)).type_as(self.model.wte.weight)
+            return CacheIndex(longest, first, bias)
         index = torch.tensor(self.lengths, device=device)
         back = index[:, None] - torch.arange(longest + 1, device=device)  # (B, L)
         unseen = (back < 0) | (back >= self.window)
@@ -113,9 +119,6 @@ class Slots:
             bias = (-self.slopes * back).type_as(bias)
         rows = torch.arange(len(self), device=device)
         return RowsCacheIndex(index, rows, longest + 1, bias.masked_fill(unseen, -torch.inf))
-
-    def _alibi(self, distance: Tensor) -> Tensor | None:
-        return None if self.slopes is None else (self.slopes * distance).type_as(self.model.wte.weight)
 
     def _positions(self, device: torch.device) -> Tensor:
         """The position in its text of each row's new token, (B,)."""
@@ -131,18 +134,22 @@ class Slots:
             x, self.history = x[:, 0], after["history"]
         if self.tokens is not None:
             place.write(self.tokens[: len(self)], 1, token)
-        if model.wpe is not None:
-            return x + F.embedding(self._positions(token.device), model.wpe.weight)
+        if model.wpe is not None:  # a model with a context: its positions are the places in the table
+            return x + model.wpe.weight[place.index]
         if model.positions == "sinusoidal":
             return x + sinusoids(self._positions(token.device), model.n_embd).type_as(x)
         return x
 
-    def _cos_sin(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Those of RoPE for each row, (B, 1, hs), in the form that a Layer takes."""
+    def _turns(self, place: "CacheIndex | RowsCacheIndex") -> tuple[Tensor, Tensor] | None:
+        """Those of RoPE in the form that a Layer takes: (hs,) of rows that are alike, else (B, 1, hs)."""
+        if self.cos_sin is not None:
+            turns = self.cos_sin[place.index]
+            cos, sin = turns.unbind(-2)
+            return (cos, sin) if isinstance(place, CacheIndex) else (cos[:, None], sin[:, None])
         if self.model.positions != "rope":
             return None
-        cos, sin = rotary_cos_sin(self._positions(device), self.model.head_size)
-        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+        cos, sin = _cos_sin(self._positions(self.model.wte.weight.device), self.model.head_size).unbind(1)
+        return cos[:, None], sin[:, None]
 
     def _make_room(self, rows: int, length: int, dtype: torch.dtype) -> None:
         """See to tables for so many rows and tokens: they double."""
@@ -193,3 +200,9 @@ class Slots:
             self._put(row, state)
         if self.history is not None:
             self.history[row] = self.model.special.pad if state is None else state["history"][0]
+
+
+def _cos_sin(positions: Tensor, head_size: int) -> Tensor:
+    """cos and sin at `positions` (T,), (T, 2, hs), as a Layer turns queries and keys with them."""
+    cos, sin = rotary_cos_sin(positions, head_size)
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)

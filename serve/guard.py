@@ -2,6 +2,7 @@
 that streams pass as they come."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import sys
@@ -17,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+DRAINED_FOR, MOST_DRAINED = 1.0, 64 << 20  # seconds, bytes
 OPEN = {"/health"}  # what needs no key
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -51,12 +53,16 @@ class Guard:
             await send(message)
 
         try:
-            if refused := self._refusal(scope):
-                await answer(refused)(scope, receive, send_guarded)
-            elif (body := await self._body(receive)) is None:
-                await answer(self._too_large())(scope, receive, send_guarded)
-            else:
+            refused, body = self._refusal(scope), b""
+            if refused is None:
+                whole = await self._body(receive)
+                refused, body = (self._too_large(), b"") if whole is None else (None, whole)
+            if refused is None:
                 await self.app(scope, _again(body, receive), send_guarded)
+            else:
+                if refused.status == 413:
+                    await _drain(receive)
+                await answer(refused)(scope, receive, send_guarded)
         except asyncio.CancelledError:  # the grace of a server that ends is over
             if not status:
                 await answer(Refused(503, "the server is ending", code="ending"))(scope, receive, send_guarded)
@@ -99,6 +105,18 @@ class Guard:
         else:
             line = f"{facts['method']} {facts['path']!a} {status or 'left'} {facts['ms']:.0f} ms"
         print(line, file=sys.stderr, flush=True)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what a client is still sending, for a while: one that is cut off in the middle never reads the answer."""
+    size = 0
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(DRAINED_FOR):
+            while size < MOST_DRAINED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
