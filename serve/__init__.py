@@ -1,1 +1,1 @@
-"""Runs over HTTP: OpenAI's API and a page; python -m serve."""
+"""Runs over HTTP: as OpenAI's API has it; python -m serve."""

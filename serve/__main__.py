@@ -12,7 +12,7 @@ NEEDED = ("fastapi", "uvicorn")
 
 
 def main() -> int:
-    settings = tyro.cli(Settings, prog="python -m serve", description="Serve runs over HTTP: OpenAI's API and a page.")
+    settings = tyro.cli(Settings, prog="python -m serve", description="Serve runs over HTTP, as OpenAI's API has it.")
     outlive_readers()
     keys = read_keys(settings.api_key_file)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

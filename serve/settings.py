@@ -14,7 +14,7 @@ MOST_BODY = 1 << 20  # bytes of a request
 
 @dataclass(frozen=True)
 class Settings:
-    """Serve runs over HTTP, as OpenAI's API and as a page."""
+    """Serve runs over HTTP, as OpenAI's API has it."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories."""
