@@ -69,6 +69,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._waiting_tokens = 0
         self._drawing: dict[Member, Job] = {}
+        self._joining = 0  # 1 while a prompt is read
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name=f"worker of {run.folder}", daemon=True)
@@ -91,7 +92,7 @@ class Worker:
         """Let these jobs wait for their turn. Raises Full where not all of them have room."""
         tokens = sum(len(job.ids) for job in jobs)
         with self._changed:
-            free = self.queue + self.max_streams - len(self._drawing) - len(self._waiting)
+            free = self.most - len(self._drawing) - self._joining - len(self._waiting)
             if len(jobs) > free or self._waiting_tokens + tokens > QUEUED_TOKENS:
                 self.counts.refused += 1
                 raise Full
@@ -120,7 +121,7 @@ class Worker:
                 self._draw()
             except Exception as error:  # a bug, or no memory: these texts fail, the next ones need not
                 warn(f"the worker of {self.run.folder} failed, and starts again\n{traceback.format_exc()}")
-                self._fail(Failed(f"{type(error).__name__}: {error}"))
+                self._fail(_failed(error))
 
     def _draw(self) -> None:
         company, given = Company(self.run), time.monotonic()
@@ -164,14 +165,22 @@ class Worker:
                     return
                 job = self._waiting.popleft()
                 self._waiting_tokens -= len(job.ids)
-            if not job.is_wanted:
-                self.counts.cancelled += 1
-                continue
+                if not job.is_wanted:
+                    self.counts.cancelled += 1
+                    continue
+                self._joining = 1
             self.counts.prompt_tokens += len(job.ids)
             try:
-                self._drawing[company.join(job.ids, job.request, job.healing, job.logprobs)] = job
+                member = company.join(job.ids, job.request, job.healing, job.logprobs)
+                with self._changed:
+                    self._drawing[member], self._joining = job, 0
             except UserError as error:
                 self._give([(job, error)])
+            except Exception as error:
+                self._give([(job, _failed(error))])
+                raise
+            finally:
+                self._joining = 0
 
     def _give(self, parcels: list[tuple[Job, str | Exception | None]]) -> None:
         """Hand these jobs what was drawn for them, and how they have ended."""
@@ -191,3 +200,7 @@ class Worker:
             failed = [*self._drawing.values()]
             self._drawing.clear()
         self._give([(job, error) for job in failed])
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(f"{type(error).__name__}: {error}")

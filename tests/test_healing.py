@@ -104,4 +104,4 @@ def test_in_a_conversation_white_space_alone_is_healed(cli, tmp_path):
     for asked in ("do import", "do import "):
         said = ok(cli("sample.py", "run", "--chat", "--message", asked)).out
         assert said == ("os\n" if asked.endswith(" ") else " os\n"), "what is said after a blank begins after it"
-    assert Chat(run)._healing(run.tokenizer.encode("import").tolist()) is None
+    assert Chat(run).healing(run.tokenizer.encode("import").tolist()) is None

@@ -352,10 +352,11 @@ def test_the_queue_is_bounded_and_parcels_are_few(worker):
     assert [len(each.drawn) for each in heard] == [400] * 5 and all(each.calls < 200 for each in heard)
 
 
-def test_a_worker_that_fails_says_so_and_goes_on(worker, monkeypatch):
+@pytest.mark.parametrize("where", ["step", "join"])
+def test_a_worker_that_fails_says_so_and_goes_on(worker, monkeypatch, where):
     heard = Heard()
     with monkeypatch.context() as patch:
-        patch.setattr("engine.run.company.Company.step", lambda self: 1 / 0)
+        patch.setattr(f"engine.run.company.Company.{where}", lambda *_: 1 / 0)
         worker.submit([job(worker, heard)])
         assert heard.is_over.wait(30) and isinstance(heard.end, Failed)
     again = Heard()
