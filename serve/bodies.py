@@ -9,7 +9,7 @@ MOST_STOPS, MOST_LOGPROBS, MOST_CHOICES = 4, 20, 128
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False)
+    model_config = ConfigDict(extra="forbid")
 
 
 class StreamOptions(_Body):
@@ -43,7 +43,6 @@ class Completion(_Drawn):
 class Message(_Body):
     role: Literal["system", "user", "assistant"]
     content: str
-    name: str | None = None
 
 
 class Conversation(_Drawn):

@@ -189,6 +189,7 @@ BAD = [
     ("/v1/chat/completions", {"model": "names", "messages": SAID}, 400, "model", "not trained on"),
     ("/v1/chat/completions", {"model": "chat", "messages": []}, 400, "messages", "list should have at least 1"),
     ("/v1/chat/completions", {"model": "chat", "messages": 2 * SAID}, 400, "messages", "take turns"),
+    ("/v1/chat/completions", {"messages": [SAID[0] | {"name": "b"}]}, 400, "messages.0.name", "means nothing here"),
     ("/v1/score", {"text": ""}, 400, "text", "text: string should have at least 1 character"),
     ("/v1/nothing", {}, 404, None, "there is no POST /v1/nothing"),
 ]  # fmt: skip
