@@ -12,6 +12,7 @@ import tyro
 
 from data.bpe import BPETokenizer
 from data.errors import UserError, flag, run_command, warn
+from data.program import command
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
 from engine.config.sections import MAX_SEED
@@ -66,7 +67,7 @@ class Options:
     score_lines: str | None = None
     """A file: print the bits per character of each of its lines."""
     chat: bool = False
-    """Talk to a run of finetune.instruct."""
+    """Talk to a run that learned to answer."""
     message: str | None = None
     """With --chat: answer this and leave; @FILE reads it from a file, @@ stands for an @."""
     checkpoint: Literal["best", "last"] = "best"
@@ -88,7 +89,7 @@ _CHAT_TAKES = _ALWAYS | {
 
 
 def main() -> int:
-    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog="sample.py")
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog=command("sample"))
     check(options)
     from engine.run.generate import Sampling
     from engine.run.load import load_run

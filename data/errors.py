@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
+from data.program import PACKAGE, version
 from data.terminal import for_stream
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,7 +77,8 @@ def outlive_readers() -> None:
 
 def run_command(main: Callable[[], int]) -> int:
     """Run `main` and return the exit code of the command: 2, with one message, for a mistake of the user or a file that
-    cannot be read or written; 130 for Ctrl-C. Of several processes that torchrun has started on a host one speaks."""
+    cannot be read or written; 130 for Ctrl-C. With --version alone, print the version instead. Of several processes
+    that torchrun has started on a host one speaks."""
     _open_closed_streams()
     if os.environ.get("LOCAL_RANK", "0") != "0":
         silence()
@@ -84,6 +86,9 @@ def run_command(main: Callable[[], int]) -> int:
         # Lines appear at once through a pipe too; characters that the encoding of the terminal lacks are escaped.
         if isinstance(stream, io.TextIOWrapper):  # a notebook has streams of its own
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    if sys.argv[1:] == ["--version"]:
+        print(f"{PACKAGE} {version()}")
+        return 0
     try:
         return main()
     except UserError as error:

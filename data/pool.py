@@ -16,16 +16,15 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from data.errors import UserError
+from data.program import ROOT, module
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 MAX_WORKERS = 256
 IN_FLIGHT = 2  # parts a worker that are read ahead: one at work, and one that waits for it
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Lost(UserError):
@@ -95,7 +94,7 @@ class _Worker:
             if os.name == "nt"
             else {"process_group": 0}
         )
-        command = [sys.executable, "-m", "data.pool"]
+        command = [sys.executable, "-m", module("data.pool")]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **apart)
         self._work: bytes | None = None  # what it has been told to do with each part
 

@@ -19,6 +19,7 @@ from data.errors import UserError, flag, run_command, warn
 from data.locks import hold
 from data.packed import Changed
 from data.pool import MAX_WORKERS, Lost, Pool, cores
+from data.program import command
 from data.recipe import KINDS, VAL_FRACTION, ReadOptions, recipe_of, resolved, tokenizer_of
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from data.vocabulary import check_name, reads_words
@@ -185,7 +186,7 @@ def _count(number: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Prepare a text ahead of training.")
+    parser = argparse.ArgumentParser(prog=command("prepare"), description="Prepare a text ahead of training.")
     one = parser.add_mutually_exclusive_group(required=True)
     one.add_argument(
         "--data", nargs="+", help="a data set by name, a file, a folder, a pattern, or -; several are one text"
@@ -221,7 +222,7 @@ def main() -> int:
         rows = "" if split.offsets is None else f" in {len(split.offsets) - 1:,} {prepared.kind}"
         print(f"{side}: {len(split.tokens):,} tokens{rows}")
     print(f"vocabulary: {prepared.tokenizer.vocab_size - N_SPECIALS:,} and {N_SPECIALS} specials")
-    print(f"prepared in {prepared.folder}; train.py finds it there by the text's content")
+    print(f"prepared in {prepared.folder}; {command('train')} finds it there by the text's content")
     return 0
 
 

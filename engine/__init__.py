@@ -14,5 +14,5 @@ def __getattr__(name: str):
     # Loaded when asked for: the command line's --help must not wait for torch.
     modules = {"load_run": "run.load", "Run": "run.run", "Sampling": "run.generate", "train": "library"}
     if name in modules:
-        return getattr(importlib.import_module(f"engine.{modules[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{modules[name]}"), name)
     raise AttributeError(f"module 'engine' has no attribute '{name}'")

@@ -12,9 +12,12 @@ import torch
 import kernels
 from data import cache
 from data.errors import UserError, run_command
+from data.program import command
 from data.sources import cache_folder
 from engine import runtime, threads
 from kernels import auto
+
+PURPOSE = "What this machine has, what every `auto` will choose here, and why."
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -70,7 +73,7 @@ def advice() -> list[str]:
 
 def main() -> int:
     if len(sys.argv) > 1:
-        print(f"usage: python -m engine.doctor\n\n{__doc__}")
+        print(f"usage: {command('doctor')}\n\n{PURPOSE}")
         return 0 if sys.argv[1] in ("-h", "--help") else 2
     print("This machine")
     for name, value in facts():
@@ -86,7 +89,7 @@ def main() -> int:
 
 def _cache() -> str:
     try:
-        return f"{cache_folder()}, {cache.in_words(cache.size())} (python -m data.prepare --list, --clear)"
+        return f"{cache_folder()}, {cache.in_words(cache.size())} ({command('prepare')} --list, --clear)"
     except UserError as error:
         return f"none: {error}"
 

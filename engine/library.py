@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, flag, nearest
+from data.program import command
 from engine import session
 from engine.config import flags
 from engine.config.checks import check_stored
@@ -26,7 +27,7 @@ def train(**settings: Any) -> Run:
     settings = {name: _plain(value) for name, value in settings.items() if value is not None}
     config, explicit = flags.parse(_words(check_stored(settings, "train()")))
     if config.run.eval_only:
-        raise UserError("train() trains; load_run(...) and train.py --eval-only evaluate")
+        raise UserError(f"train() trains; load_run(...) and {command('train')} --eval-only evaluate")
     return load_run(session.train(Pretraining(), config, explicit), device=config.machine.device)
 
 

@@ -3,6 +3,7 @@
 import importlib
 
 from data.errors import UserError
+from data.program import module
 from data.tokenizers import Special
 from engine import runtime
 from engine.config.families import FAMILIES
@@ -17,7 +18,7 @@ def model_class(config: Config) -> type[LanguageModel]:
     if config.model == "bigram" and config.net.is_counted:
         return CountedBigram
     family = FAMILIES[config.model]
-    return getattr(importlib.import_module(family.module), family.model)
+    return getattr(importlib.import_module(module(family.module)), family.model)
 
 
 def layers(config: Config) -> int | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from data.errors import UserError, fault, is_fault, outlive_readers
 from data.prepare import print_notes
+from data.program import recorded, spoken
 from data.tokenizers import Tokenizer
 from engine import runtime, threads
 from engine.backends import check_backends
@@ -139,7 +140,7 @@ def _new_folder(task: Task, config: Any, data: Any) -> Iterator[tuple[Path, dict
             path = stack.enter_context(
                 folder.create(
                     config.run.out, replaces, stored(config), data.tokenizer, data.about,
-                    f"python {config.program}", **_named(config, task.facts(config, data)),
+                    recorded(config.program), **_named(config, task.facts(config, data)),
                 )
             )  # fmt: skip
             made = [str(path), folder.read_facts(path)]
@@ -269,9 +270,10 @@ def _going_on(
     with folder.writing(path) if ranks.is_first else contextlib.nullcontext():
         ranks.wait()  # for the lock
         facts = folder.read_facts(path)  # again, now that nobody else changes it
-        if (maker := facts.get("command", "")) and maker != f"python {config.program}":
+        if (maker := facts.get("command", "")) and maker != recorded(config.program):
             raise UserError(
-                f"{path} is a run of {maker}, which cannot be gone on with; start one from it with --init {path}"
+                f"{path} is a run of {spoken(maker)}, which cannot be gone on with; start one from it with "
+                f"--init {path}"
             )
         free = marked(type(config), Mark.RESUMABLE, Mark.PLACE)
         refuse_contradictions(config, explicit, facts["config"], free, "--resume")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest, run_command
+from data.program import command
 from engine.config.settings import flat
 
 FORMATS = ("hf", "onnx")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=command("export"), description="Write a run for other programs.")
     parser.add_argument("run", help="the run directory, or gpt2:PATH")
     parser.add_argument(
         "--to", nargs=2, metavar=("FORMAT", "DIR"), required=True,

@@ -1,5 +1,4 @@
-"""What this machine can run of the Triton kernels, and why not the rest: `python -m kernels`; with `--check`, whether
-what they compute is right."""
+"""What this machine can run of the Triton kernels, and why not the rest; `--check`: whether they compute it right."""
 
 import argparse
 import importlib.metadata
@@ -10,6 +9,7 @@ import torch
 from kernels.auto import WINS
 from kernels.dispatch import HAS_TRITON, interpreting, why_not
 
+PURPOSE = "What this machine can run of the Triton kernels, and why not the rest."
 OPERATIONS = {
     "attention": "causal and full, grouped heads, windows, key mask, ALiBi, soft cap, dropout, packed lengths",
     "layer_norm, rms_norm": "with the residual add; rows of 1 to 65,536",
@@ -20,7 +20,7 @@ OPERATIONS = {
 
 def main() -> int:
     """Print the report, or with --check the differences; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=PURPOSE)
     parser.add_argument("--check", action="store_true", help="run each operation beside its reference in float64")
     return check() if parser.parse_args().check else report()
 
@@ -58,8 +58,8 @@ def report() -> int:
     print(f"\nauto takes Triton where it was measured to win, on Hopper: attention with {WINS['attention']},")
     print(f"cross-entropy of {WINS['cross_entropy']}")
     if HAS_TRITON:
-        print("python -m kernels --check sets each beside its reference in float64")
-        print("python -m kernels.aot compiles all of them for sm_80, sm_90 and gfx942, without a GPU")
+        print(f"python -m {__package__} --check sets each beside its reference in float64")
+        print(f"python -m {__package__}.aot compiles all of them for sm_80, sm_90 and gfx942, without a GPU")
     return 0
 
 

@@ -190,7 +190,7 @@ def compile_case(case: Case) -> Usage:
     from triton.compiler import ASTSource
 
     chip = {"sm80": ("cuda", 80, 32), "sm90": ("cuda", 90, 32), "hip": ("hip", "gfx942", 64)}[case.target]
-    function = getattr(importlib.import_module(f"kernels.{case.module}"), case.kernel)
+    function = getattr(importlib.import_module(f"{__package__}.{case.module}"), case.kernel)
     settings = dict(case.constants)
     options = {name: settings[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in settings}
     names, ints = function.arg_names, dict(case.ints)
@@ -278,7 +278,7 @@ def _line(case: Case, usage: Usage | None, wrong: list[str]) -> str:
 
 def main() -> int:
     """Compile all, a line each; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(MAX_SHARED), choices=list(MAX_SHARED))
     parser.add_argument("--only", default="", help="part of an operation's name: attention, norm, cross_entropy")
     parser.add_argument("--ends", action="store_true", help="without options, and with all of them; no option alone")

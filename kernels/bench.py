@@ -151,7 +151,7 @@ def write(rows: list[Row], about: str, path: Path) -> None:
 
 def main() -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of an operation's name: attention, norm, cross_entropy")
     parser.add_argument("--out", type=Path, help="write PATH.csv and PATH.png")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, once: does it run?")

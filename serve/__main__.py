@@ -6,13 +6,14 @@ import sys
 import tyro
 
 from data.errors import UserError, outlive_readers, run_command
+from data.program import command
 from serve.settings import Settings, read_keys
 
 NEEDED = ("fastapi", "uvicorn")
 
 
 def main() -> int:
-    settings = tyro.cli(Settings, prog="python -m serve", description="Serve runs over HTTP, as OpenAI's API has it.")
+    settings = tyro.cli(Settings, prog=command("serve"), description="Serve runs over HTTP, as OpenAI's API has it.")
     outlive_readers()
     keys = read_keys(settings.api_key_file)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, Response
 
+from data.program import version
 from serve import answers, errors, prometheus, reading
 from serve.bodies import Classification, Completion, Conversation, Embeddings, Scoring
 from serve.errors import Refused
@@ -42,7 +42,7 @@ def make_app(
         for each in served:
             await asyncio.to_thread(each.worker.close)
 
-    app = FastAPI(title="charlm", version=_version(), lifespan=running, docs_url=None, redoc_url=None)
+    app = FastAPI(title="charlm", version=version(), lifespan=running, docs_url=None, redoc_url=None)
     errors.install(app)
     every: list[Any] = [*served, *labels]
     names = [each.name for each in every]
@@ -99,10 +99,3 @@ def make_app(
             guarded, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     return guarded
-
-
-def _version() -> str:
-    try:
-        return version("charlm")
-    except PackageNotFoundError:  # a checkout
-        return "0"

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from data.errors import UserError
+from data.program import command
 
 MOST_BODY = 1 << 20  # bytes of a request
 
@@ -44,7 +45,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise UserError("name at least one run directory, as in: python -m serve runs/names32k-transformer")
+            raise UserError(f"name at least one run directory, as in: {command('serve')} runs/names32k-transformer")
         for name, least in (("max_streams", 1), ("queue", 0), ("max_tokens", 1), ("grace", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it may be {least} or more")

@@ -271,7 +271,7 @@ def test_a_run_that_writes_is_no_classifier(cli, names):
     quick = ("--n-embd", 8, "--steps", 2, "--batch-size", 4)
     assert cli("train.py", "--model", "gru", "--data", names, "--kind", "lines", *quick, "--out", "run").code == 0
     refused = cli(MODULE, "--out", "run", "--predict", "x")
-    assert refused.code == 2 and "is not a run of finetune.classify" in refused.err
+    assert refused.code == 2 and "is not a run of python -m finetune.classify" in refused.err
 
 
 def test_what_a_shell_passes_on_that_is_no_text_is_predicted_as_u_fffd(cli, sms):

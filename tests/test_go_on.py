@@ -260,7 +260,8 @@ def test_it_needs_a_folder(cli):
 
 def test_runs_of_other_commands_are_told_apart(cli):
     ok(cli(*line(**LINES)))
-    refused(cli("-m finetune.classify", "--data", "labels.tsv", *TUNED), "run is not a run of finetune.classify")
+    other = cli("-m finetune.classify", "--data", "labels.tsv", *TUNED)
+    refused(other, "run is not a run of python -m finetune.classify")
     shutil.rmtree("run")
     chat_parent(cli)
     ok(cli("-m finetune.instruct", "--data", "pairs.jsonl", "--init", "parent", "--dpo", *TUNED))

@@ -325,10 +325,10 @@ def test_mistakes_end_in_one_message(cli, case):
 def test_runs_of_other_commands_are_told_apart(cli, taught, greetings, names):
     ok(cli("train.py", "--data", names, "--steps", 2, "--eval-interval", 2, *TINY, "--out", "plain"))
     refused(cli("sample.py", "plain", "--chat"), "plain never learned to answer", "finetune.instruct with --init")
-    refused(cli(MODULE, "--resume", "--out", "plain"), "plain is not a run of finetune.instruct", "--init plain")
-    refused(cli(MODULE, "--eval-only", "--out", "plain"), "plain is not a run of finetune.instruct")
+    refused(cli(MODULE, "--resume", "--out", "plain"), "plain is not a run of python -m finetune", "--init plain")
+    refused(cli(MODULE, "--eval-only", "--out", "plain"), "plain is not a run of python -m finetune.instruct")
     refused(cli("train.py", "--resume", "--out", "run"), "go on with it by python -m finetune.instruct")
-    refused(cli("-m finetune.classify", "--resume", "--out", "run"), "run is not a run of finetune.classify")
+    refused(cli("-m finetune.classify", "--resume", "--out", "run"), "run is not a run of python -m finetune.classify")
     (greetings.parent / "answers.txt").write_text("hi emma\nbye\n" * 20)
     ok(cli("train.py", "--data", "answers.txt", "--init", "run", "--steps", 2, "--eval-interval", 2, "--out", "more"))
     ok(cli("sample.py", "run", "--num", 2, "--prompt", "Leave.\nemma"))

@@ -182,7 +182,7 @@ REFUSED = [
     (["--optimizer", "muon"], "--optimizer muon is not among the NumPy models: there are sgd"),
     (["--model", "mlp", "--activation", "gelu"], "no erf"),
     (["--model", "mlp", "--norm", "rms"], "--norm rms is not among the NumPy models: there are none, batch, layer"),
-    (["--preset", "modern"], "is not among the NumPy models; train.py has it"),
+    (["--preset", "modern"], "is not among the NumPy models; python train.py has it"),
     (["--positions", "rope"], "--positions means nothing"),
     (["--model", "cnn", "--engine", "tape"], "--engine tape has mlp, gru, transformer"),
     (["--model", "mlp", "--engine", "tape", "--dropout", "0.1"], "--engine hand has both"),

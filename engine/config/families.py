@@ -8,7 +8,7 @@ from nanogpt.config import TransformerConfig
 
 class Family(NamedTuple):
     config: type[small.ModelConfig]
-    module: str  # imported where a model is built: it needs torch
+    module: str  # in a checkout; imported where a model is built: it needs torch
     model: str  # the class there
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.errors import UserError, flag, nearest
 from data.json_files import read_json
+from data.program import command
 from data.sources import DATA_SETS, TOKENIZERS, data_set
 from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
@@ -39,7 +40,7 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
     leave the process (codes 0 and 2); every other mistake is a UserError."""
     import tyro
 
-    prog = prog or (f"python {cls.program}" if cls.task else cls.program)
+    prog = prog or command(cls.program)
     known = all_settings(Config).keys() | all_settings(cls).keys()
     explicit = {name for word in argv if (name := _flag_name(word, known)) in known}
     first, _ = tyro.cli(First, args=argv, prog=prog, return_unknown_args=True, add_help=False)
@@ -179,8 +180,7 @@ def settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
     task = task_of(facts)
     if task != cls.task:
         if cls.task is not None:
-            command = cls.program.removeprefix("-m ")
-            raise UserError(f"{folder} is not a run of {command}; start one from it with --init {folder}")
+            raise UserError(f"{folder} is not a run of {command(cls.program)}; start one from it with --init {folder}")
         assert task is not None  # `cls.task` is, and this is another
         if "labels" in facts[task]:
             return run_settings(folder, cls)  # which says so

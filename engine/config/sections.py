@@ -154,7 +154,7 @@ class Config(Generic[Net]):
     """Train (or evaluate) a character language model on any text.
 
     Without a flag: a Transformer on the bundled names. Defaults follow the model and the data set; the ones shown are
-    those of this command line, so `train.py --model lstm --data shakespeare --help` shows that pair's flags.
+    those of this command line, so `--model lstm --data shakespeare --help` shows that pair's flags.
     """
 
     model: Annotated[str, arg(metavar=f"{{{','.join(FAMILIES)}}}")]
@@ -166,7 +166,7 @@ class Config(Generic[Net]):
     run: RunFlags
 
     task: ClassVar[str | None] = None  # the key of `config.json` under which a run says what it is for besides
-    program: ClassVar[str] = "train.py"  # the command, after `python`
+    program: ClassVar[str] = "train"  # the name of the command (data/program.py)
     fixed: ClassVar[dict[str, Any]] = {}  # flags of families that mean nothing here, and the value they have
     apart: ClassVar[frozenset[str]] = frozenset()  # flags without which a command line is for another kind of run
     no_init: ClassVar[str | None] = None  # the word after --init that means none

@@ -18,6 +18,7 @@ from data.disk import remove, replace_file
 from data.errors import FULL, UserError
 from data.json_files import Whole, as_stored, check_schema, read_json
 from data.locks import hold
+from data.program import command, recorded, spoken
 from data.tokenizers import Tokenizer
 from data.vocabulary import from_json
 
@@ -56,7 +57,7 @@ def create(
     config: dict[str, Any],
     tokenizer: Tokenizer,
     data: dict[str, str],
-    command: str = "python train.py",
+    made_by: str = recorded("train"),
     can_resume: bool = True,
     **task: Any,
 ) -> Iterator[Path]:
@@ -64,7 +65,8 @@ def create(
     `overwrite`, or where that says so of its folder.
 
     `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
-    besides being a language model; `command` what makes it, and whether that has --resume."""
+    besides being a language model; `made_by` the command that does, as config.json has it, and whether that has
+    --resume."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
@@ -75,7 +77,7 @@ def create(
             stack.enter_context(writing(folder))
             _check_free(folder, overwrite, can_resume)  # another process may have been faster
             _clear(folder)
-            _describe(folder, config, tokenizer, data, {"command": command, **task})
+            _describe(folder, config, tokenizer, data, {"command": made_by, **task})
             locked = stack.pop_all()
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -145,7 +147,7 @@ def task_of(facts: dict[str, Any]) -> str | None:
 
 def command_of(facts: dict[str, Any]) -> str:
     """The command that a run is for, as far as it says so: those of old formats do not."""
-    return facts.get("command", "the command that made it")
+    return spoken(facts.get("command", "the command that made it"))
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -165,12 +167,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 def sample_command(folder: Path) -> str:
     """The command that samples from this run."""
-    return f"python sample.py {shlex.quote(str(folder))}"
+    return f"{command('sample')} {shlex.quote(str(folder))}"
 
 
-def resume_command(folder: Path, program: str = "train.py") -> str:
+def resume_command(folder: Path, program: str = "train") -> str:
     """The command that resumes this run."""
-    return f"python {program} --resume --out {shlex.quote(str(folder))}"
+    return f"{command(program)} --resume --out {shlex.quote(str(folder))}"
 
 
 def _make_next_free(base: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.bpe import BPETokenizer
 from data.errors import UserError
+from data.program import command
 from data.sources import cache_folder
 from data.store import Split, Store, open_store
 from data.token_file import TokenFile
@@ -46,7 +47,7 @@ class Novelty:
         if self.store is None:
             raise UserError(
                 f"--only-new needs the prepared training text of {self.run.folder}, which the cache has no more; "
-                f"prepare it again: python -m data.prepare with the run's --data, --kind and --tokenizer"
+                f"prepare it again: {command('prepare')} with the run's --data, --kind and --tokenizer"
             )
 
     def is_known(self, line: str) -> bool:

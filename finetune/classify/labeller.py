@@ -12,6 +12,7 @@ import torch
 
 from data.errors import UserError, flag, warn
 from data.examples import Columns, read_examples
+from data.program import command
 from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
 from data.terminal import show
@@ -80,7 +81,9 @@ def read_classifier_facts(path: Path) -> dict[str, Any]:
     facts = folder.read_facts(path)
     labels = facts.get("classify", {}).get("labels") if isinstance(facts.get("classify"), dict) else None
     if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{path} is not a run of finetune.classify; start one from it with --init {path}")
+        raise UserError(
+            f"{path} is not a run of {command(ClassifyConfig.program)}; start one from it with --init {path}"
+        )
     return facts
 
 

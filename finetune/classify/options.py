@@ -73,7 +73,7 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
     tuning: ClassifierFlags
 
     task: ClassVar[str | None] = "classify"
-    program: ClassVar[str] = "-m finetune.classify"
+    program: ClassVar[str] = "classify"
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> Defaults:

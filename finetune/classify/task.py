@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data.program import command
 from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine.config.settings import replace
@@ -80,7 +81,7 @@ class Classification(FineTuning):
         print(
             f"\non {len(session.data.rows['test']):,} test examples, best weights of step {summary['best_step']}; "
             f"confusion matrix in {path / 'confusion.png'}\n"
-            f"label a text: python {ClassifyConfig.program} --out {shlex.quote(str(path))} --predict 'a text'"
+            f"label a text: {command(ClassifyConfig.program)} --out {shlex.quote(str(path))} --predict 'a text'"
         )
 
     def has_reported(self, summary: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.conversations import Turn
 from data.errors import UserError
+from data.program import command
 from data.terminal import for_stream, show
 from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_text
@@ -42,7 +43,7 @@ class Chat:
         unknown: str = "error",
     ):
         if run.template is None:
-            raise UserError(f"{run.folder} never learned to answer; python -m finetune.instruct with --init teaches it")
+            raise UserError(f"{run.folder} never learned to answer; {command('instruct')} with --init teaches it")
         self.run, self.template = run, Template(run.template, run.tokenizer)
         longest = run.config.net.context + 1 if max_new_tokens is None else max_new_tokens
         self.request, self.unknown = Request(longest, sampling or Sampling(temperature=0), seed, stop), unknown

@@ -61,7 +61,7 @@ class InstructRun(TuneRun):
 
 @dataclass
 class InstructConfig(TuneConfig[Net], Generic[Net]):
-    """Fine-tune a model to answer instructions, or train one from nothing; then talk to it: sample.py RUN --chat.
+    """Fine-tune a model to answer instructions, or train one from nothing; then talk to it: sampling, with --chat.
 
     Without a flag: a Transformer from nothing on the bundled tasks on strings. Defaults follow the model and the
     data; the ones shown are those of this command line.
@@ -72,7 +72,7 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
     tuning: AnswererFlags
 
     task: ClassVar[str | None] = "instruct"
-    program: ClassVar[str] = "-m finetune.instruct"
+    program: ClassVar[str] = "instruct"
     apart: ClassVar[frozenset[str]] = frozenset({"dpo"})
 
     @classmethod

@@ -1,6 +1,5 @@
 """The instruction task: from conversations to a model that answers, and its report."""
 
-import shlex
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from data.tokenizers import Tokenizer
 from engine.config.settings import replace
 from engine.registry import build_model
 from engine.run import results
+from engine.run.folder import sample_command
 from engine.run.load import Run
 from engine.run.weights import load_best
 from engine.task import Session
@@ -84,7 +84,7 @@ class Instructions(FineTuning):
             f"val loss {summary['val_loss']:.4f} at step {summary['best_step']}, test loss "
             f"{summary['test']['loss']:.4f}; {summary['seconds']:.1f} s of training\n"
             f"all test answers: {path / 'generations.jsonl'}\n"
-            f"talk to it: python sample.py {shlex.quote(str(path))} --chat"
+            f"talk to it: {sample_command(path)} --chat"
         )
 
     def evaluate(self, config: InstructConfig, explicit: set[str]) -> dict[str, Any]:

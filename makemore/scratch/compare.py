@@ -143,7 +143,7 @@ def furthest(pair: Pair) -> tuple[str, float]:
 
 
 def main() -> int:
-    config, _ = parse(sys.argv[1:], NumPyConfig, prog="python -m makemore.scratch.compare")
+    config, _ = parse(sys.argv[1:], NumPyConfig, prog=f"python -m {__package__}.compare")
     print(table(make_pair(config, np.float64)))
     steps = min(MOST_STEPS, config.optim.steps or MOST_STEPS)
     for dtype in (np.float64, np.float32):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal
 from tyro.conf import Fixed
 
 from data.errors import UserError, flag
+from data.program import command
 from engine.config.presets import TRANSFORMERS, Defaults
 from engine.config.sections import Config, Machine, Net, RunFlags
 from engine.config.settings import get
@@ -42,14 +43,14 @@ class NumPyRun(RunFlags):
 
 @dataclass
 class NumPyConfig(Config[Net], Generic[Net]):
-    """Train a model in NumPy alone, on the batches that train.py would deal.
+    """Train a model in NumPy alone, on the batches that training with torch would have.
 
-    Without a flag: GPT-2's blocks on the bundled names. The run is one that sample.py reads."""
+    Without a flag: GPT-2's blocks on the bundled names. The run can be sampled from like any other."""
 
     machine: NumPyMachine
     run: NumPyRun
 
-    program: ClassVar[str] = "-m makemore.scratch.train"
+    program: ClassVar[str] = "scratch"
     fixed: ClassVar[dict[str, Any]] = {
         "mix_ngram": 0, "label_smoothing": 0.0, "z_loss": 0.0, "weight_init": "default", "hash_ngrams": 0,
         "hash_rows": 4096, "norm_kernel": "auto", "cells": "fused", "carry_state": False, "n_kv_head": None,
@@ -66,10 +67,12 @@ class NumPyConfig(Config[Net], Generic[Net]):
     def check(self, explicit: set[str]) -> None:
         net, optim = self.net, self.optim
         if self.model == "ngram":
-            raise UserError("an n-gram model has no gradients to write by hand: train.py --model ngram counts it")
+            raise UserError(
+                f"an n-gram model has no gradients to write by hand: {command('train')} --model ngram counts it"
+            )
         for name, value in self.fixed.items():
             if (asked := getattr(net, name, value)) != value:
-                raise UserError(f"{flag(name)} {asked} is not among the NumPy models; train.py has it")
+                raise UserError(f"{flag(name)} {asked} is not among the NumPy models; {command('train')} has it")
         self._check_one_of("activation", tuple(ACTIVATIONS))
         self._check_one_of("norm", NORMS)
         self._check_one_of("optimizer", OPTIMIZERS)

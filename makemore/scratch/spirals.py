@@ -46,7 +46,7 @@ class Options:
 def main() -> int:
     import tyro
 
-    options = tyro.cli(Options, prog="python -m makemore.scratch.spirals")
+    options = tyro.cli(Options, prog=f"python -m {__package__}.spirals")
     check(options)
     arrays = learn(options)
     if options.out:

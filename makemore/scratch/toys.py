@@ -106,7 +106,7 @@ def classification(options: Options, rng: np.random.Generator) -> dict[str, Arra
 def main() -> int:
     import tyro
 
-    options: Any = tyro.cli(Options, prog="python -m makemore.scratch.toys")
+    options: Any = tyro.cli(Options, prog=f"python -m {__package__}.toys")
     check_positive(options, "steps", "points", "hidden", "lr")
     if options.noise < 0:
         raise UserError(f"--noise is {options.noise}; it has to be at least 0")

@@ -12,6 +12,7 @@ import numpy as np
 from data.batches import counting_arrays
 from data.errors import UserError, run_command
 from data.prepare import print_notes
+from data.program import command, recorded
 from data.store import Store
 from data.tokenizers import Tokenizer
 from engine.config.checks import refuse_contradictions
@@ -44,7 +45,7 @@ def read_parent(config: NumPyConfig, explicit: set[str]) -> tuple[Tokenizer, dic
     path, which = Path(config.run.init or ""), config.run.checkpoint or "best"
     facts = folder.read_facts(path)
     if folder.task_of(facts) is not None or checkpoint.find(path / "base"):
-        raise UserError(f"{path} is a fine-tuned run; --init takes one of train.py or of this command")
+        raise UserError(f"{path} is a fine-tuned run; --init takes one of {command('train')} or of this command")
     refuse_contradictions(config, explicit & shape(Config), facts["config"], set(), "--init")
     for name, value in config.fixed.items():
         if name in shape(Config) and facts["config"].get(name, value) != value:
@@ -65,9 +66,14 @@ def train(config: NumPyConfig, explicit: set[str]) -> Path:
             model.load_state_dict(weights)
         except ValueError as error:
             raise UserError(f"{config.run.init} does not fit: {error}") from error
-    command = f"python {config.program}"
     with folder.create(
-        config.run.out, config.run.overwrite, stored(config), store.tokenizer, store.about, command, can_resume=False
+        config.run.out,
+        config.run.overwrite,
+        stored(config),
+        store.tokenizer,
+        store.about,
+        recorded(config.program),
+        can_resume=False,
     ) as path:
         print_notes(store.meta["notes"] + long_lines(config, store))
         size = sum(array.size for array in model.parameters.values())
@@ -89,7 +95,7 @@ def train(config: NumPyConfig, explicit: set[str]) -> Path:
 
 
 def main() -> int:
-    config, explicit = parse(sys.argv[1:], NumPyConfig, prog=f"python {NumPyConfig.program}")
+    config, explicit = parse(sys.argv[1:], NumPyConfig)
     train(config, explicit)
     return 0
 

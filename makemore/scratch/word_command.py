@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data import program
 from data.errors import UserError
 from makemore.scratch.commands import check_positive, write_arrays
 from makemore.scratch.functions import Array
@@ -40,7 +41,7 @@ def main(kind: type[Any], train: Callable[..., Array], module: str) -> int:
     """Parse the flags, a `kind` of Options, train, and tell what came of it."""
     import tyro
 
-    options = tyro.cli(kind, prog=f"python -m {module}")
+    options = tyro.cli(kind, prog=f"python -m {program.module(module)}")
     check_positive(options, "min_count", "n_embd", "window", "negatives", "epochs", "lr", "most")
     words = read_words(options.data, options.min_count, options.encoding)
     shown = [words.number(word) for word in options.words or usual(words)]  # before the time is spent
