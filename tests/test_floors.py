@@ -26,6 +26,7 @@ MAY_STAND_ON = {
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch"},
     "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
+    "charlm": {"data", "engine"},
     "train.py": {"data", "engine"},
     "sample.py": {"data", "engine", "finetune"},
 }

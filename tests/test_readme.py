@@ -97,12 +97,23 @@ def listed() -> set[str]:
 def test_the_tree_names_every_module():
     modules = {
         str(path.relative_to(ROOT))
-        for folder in ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "serve", "bench")
+        for folder in (
+            "data",
+            "kernels",
+            "makemore",
+            "nanogpt",
+            "engine",
+            "finetune",
+            "export",
+            "serve",
+            "bench",
+            "charlm",
+        )
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py"
     }
     modules |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.py") if path.name != "__init__.py"}
-    assert modules | {"train.py", "sample.py"} == {name for name in listed() if name.endswith(".py")}
+    assert modules | {"train.py", "sample.py", "hatch_build.py"} == {name for name in listed() if name.endswith(".py")}
 
 
 def test_the_tree_names_every_page():
