@@ -23,8 +23,8 @@ from engine.run.arguments import check_max_new_tokens, check_num, check_seed, ch
 class Options:
     """Sample from a run, score a text with it, or talk to it. Needs the run directory alone, never the data set."""
 
-    run: tyro.conf.Positional[str]
-    """The run directory, or gpt2:PATH."""
+    run: tyro.conf.Positional[str | None] = None
+    """The run directory, or gpt2:PATH (default: the small run of names that comes with this program)."""
     prompt: str | None = None
     """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines
     and documents, <eos> for a stream of documents, the start text for another."""
@@ -91,12 +91,14 @@ _CHAT_TAKES = _ALWAYS | {
 def main() -> int:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog=command("sample"))
     check(options)
+    from engine.run.bundled import bundled
     from engine.run.generate import Sampling
     from engine.run.load import load_run
 
     temperature = (0.0 if options.chat else 1.0) if options.temperature is None else options.temperature
     sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
-    run = load_run(options.run, options.checkpoint, options.device, options.attention, options.norm_kernel)
+    folder = bundled() if options.run is None else options.run
+    run = load_run(folder, options.checkpoint, options.device, options.attention, options.norm_kernel)
     if options.score is not None:
         return score(run, options)
     if options.score_lines is not None:

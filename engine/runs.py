@@ -80,9 +80,12 @@ def _written(path: Path) -> float:
 
 def read_folder(folder: Path) -> tuple[list[Row], dict[str, str], list[str]]:
     """The runs directly in `folder`, or `folder` itself where it is one; those that cannot be read, with the reason;
-    and the names of the folders that are no runs. Raises UserError where there is no such folder."""
+    and the names of the folders that are no runs. Raises UserError where
+    there is no such folder, but the one that the first run makes."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; {command('train')} makes a run in {RUNS}")
+        if folder == RUNS:
+            return [], {}, []
+        raise UserError(f"there is no folder {folder}; {command('train')} makes runs in {RUNS}")
     rows, broken, others = [], {}, []
     for path in [folder] if is_run(folder) else sorted(path for path in folder.iterdir() if path.is_dir()):
         if not is_run(path):

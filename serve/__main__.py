@@ -1,5 +1,6 @@
 """Serve runs over HTTP: python -m serve RUN [RUN ...]."""
 
+import dataclasses
 import importlib.util
 import sys
 
@@ -7,6 +8,7 @@ import tyro
 
 from data.errors import UserError, outlive_readers, run_command
 from data.program import command
+from engine.run.bundled import bundled
 from serve.settings import Settings, read_keys
 
 NEEDED = ("fastapi", "uvicorn")
@@ -18,6 +20,8 @@ def main() -> int:
     keys = read_keys(settings.api_key_file)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if not settings.runs:
+        settings = dataclasses.replace(settings, runs=(bundled(),))
     from serve.server import serve  # here torch is loaded
 
     return serve(settings, keys)

@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from data.errors import UserError
-from data.program import command
 
 MOST_BODY = 1 << 20  # bytes of a request
 
@@ -17,8 +16,8 @@ MOST_BODY = 1 << 20  # bytes of a request
 class Settings:
     """Serve runs over HTTP, as OpenAI's API has it."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run directories (default: the small run of names that comes with this program)."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 for every network."""
     port: int = 8000
@@ -44,8 +43,6 @@ class Settings:
     """Write a line of JSON for each request to standard error, instead of words."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise UserError(f"name at least one run directory, as in: {command('serve')} runs/names32k-transformer")
         for name, least in (("max_streams", 1), ("queue", 0), ("max_tokens", 1), ("grace", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it may be {least} or more")

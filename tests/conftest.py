@@ -215,6 +215,27 @@ def process(tmp_path):
         each.wait()
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout."""
+    from tests.helpers import build
+
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def env(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel, which sees this one's other packages."""
+    folder = tmp_path_factory.mktemp("env")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    outer = [path for path in sys.path if path.endswith("-packages")]
+    (site / "outer.pth").write_text("\n".join(outer), "utf-8")
+    install = ["--python", str(folder / "bin/python"), "install", "-q", "--no-index", "--no-deps", "--ignore-installed"]
+    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
+    return folder
+
+
 @pytest.fixture
 def asked_anew():
     """What the kernels know of this machine is forgotten, before and after the test and when it says so."""

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,3 +145,12 @@ def send(signum: int, times: int = 1) -> Callable[[], None]:
 
 
 TERM, INT, KILL = send(signal.SIGTERM), send(signal.SIGINT), send(signal.SIGKILL)
+
+
+def build(kind: str, checkout: Path, folder: Path) -> Path:
+    """What hatchling makes of a checkout: a 'wheel' or an 'sdist', without pip or network."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(folder)]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return built

@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
@@ -13,6 +14,7 @@ from tests.conftest import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+NAMES_OF = {"yaml": "pyyaml"}  # packages that are called otherwise than they are imported
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
 
 
@@ -34,7 +36,7 @@ def requirements_in(name: str) -> list[str]:
 
 
 def names(requirements: list[str]) -> set[str]:
-    """What the packages are called; each is imported under this name."""
+    """What the packages are called; each is imported under this name, or that of `NAMES_OF`."""
     return {re.match(r"[\w-]+", line)[0] for line in expanded(requirements)}
 
 
@@ -50,6 +52,7 @@ def imported(folders: list[str], at_once: bool = False) -> set[str]:
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.split(".")[0])
     # `compression` is Python's own from 3.14 on.
+    found = {NAMES_OF.get(name, name) for name in found}
     return found - {"compression"} - sys.stdlib_module_names - {path.stem for path in ROOT.iterdir()}
 
 
@@ -115,6 +118,18 @@ def test_a_message_that_says_what_to_install_names_packages_of_an_extra():
     for path in [each for folder in CODE for each in ROOT.glob(folder)]:
         for words in re.findall(r"pip install ([a-z ]+)", path.read_text("utf-8")):
             assert set(words.split()) <= named, path
+
+
+def test_the_citation_is_one_of_this_version():
+    """What the Citation File Format 1.2.0 demands."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cited.keys()
+    known = {"cff-version", "message", "title", "authors", "type", "abstract", "version", "license", "keywords"}
+    assert cited.keys() <= known and cited["type"] == "software"
+    assert all(author.keys() == {"name"} for author in cited["authors"])
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert newest[1] == PROJECT["version"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ TRAIN = [
 ]
 FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8").splitlines()}
 FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c]  # what a reader does after the very first one
+BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and "finetune." not in c]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
@@ -43,7 +44,7 @@ def test_the_readme_is_short():
 
 
 def test_every_command_is_run_by_a_test_below():
-    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
+    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *BUNDLED, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
 
 
 def heading_links(page: Path) -> set[str]:
@@ -173,6 +174,10 @@ def test_the_first_commands(cli):
         _, script, *words = shlex.split(command)
         ended = cli(script, *words)
         assert ended.code == 0 and ended.out, (command, ended.err)
+
+
+def test_the_command_that_needs_no_training(cli):
+    assert len(BUNDLED) == 1 and cli(*shlex.split(BUNDLED[0])[1:]).out.count("\n") == 10
 
 
 def test_the_commands_that_go_on_with_a_run(cli, texts):

@@ -296,7 +296,6 @@ def test_a_signal_lets_open_answers_end_within_the_grace(runs, grace, is_whole):
 
 def test_what_cannot_be_served_is_refused_at_once(runs, server):
     serve = lambda *words: Forked(runs, "-m serve", *words).wait()  # noqa: E731
-    refused(serve(), "name at least one run directory")
     refused(serve("nowhere"), "nowhere")
     refused(serve("names", "names"), "names is named twice")
     refused(serve("names", "--port", server.port), f"cannot listen on 127.0.0.1:{server.port}", "another --port")

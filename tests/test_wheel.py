@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tarfile
 import zipfile
 from importlib.metadata import Distribution
@@ -16,36 +15,10 @@ from packaging.requirements import Requirement
 from data.program import COMMANDS
 from hatch_build import FOLDERS, rewritten
 from tests.conftest import ROOT
+from tests.helpers import build
 from tests.test_packaging import EXTRAS, PROJECT
 
 LIMIT = 1_000_000  # bytes
-
-
-def build(kind: str, checkout: Path, folder: Path) -> Path:
-    """What hatchling makes of a checkout: a 'wheel' or an 'sdist', without pip or network."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(folder)]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
-    return built
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def env(wheel, tmp_path_factory) -> Path:
-    """An environment with the wheel, which sees this one's other packages."""
-    folder = tmp_path_factory.mktemp("env")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    outer = [path for path in sys.path if path.endswith("-packages")]
-    (site / "outer.pth").write_text("\n".join(outer), "utf-8")
-    install = ["--python", str(folder / "bin/python"), "install", "-q", "--no-index", "--no-deps", "--ignore-installed"]
-    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
-    return folder
 
 
 @pytest.fixture
