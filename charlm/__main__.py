@@ -12,7 +12,13 @@ def help_text() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
-        [f"usage: {PACKAGE} COMMAND ...", "", *lines, "", f"{PACKAGE} COMMAND --help says what a command takes."]
+        [
+            f"usage: {PACKAGE} COMMAND ...",
+            "",
+            *lines,
+            "",
+            f"{PACKAGE} COMMAND --help says what a command takes, {PACKAGE} --version which version this is.",
+        ]
     )
 
 
