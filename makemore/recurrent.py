@@ -5,13 +5,17 @@ Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torc
 vector(s); it may be carried over consecutive stream batches for truncated backpropagation through time.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.config import RecurrentConfig
+from makemore.exact import has_methods_of, needs_gradients, note
 from makemore.layers import initialise, make_norm
+from makemore.recurrent_step import compiled_stepper
 from makemore.segments import Take, read_segments
 from makemore.small_work import for_small_work
 
@@ -69,6 +73,12 @@ class Recurrent(LanguageModel):
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
+    def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
+        """As the base class says: in one call of compiled code where that is known to compute the same."""
+        if not (type(self) in (RNN, LSTM, GRU) and has_methods_of(self, type(self))) or needs_gradients(self, state):
+            return super().stepper(state)
+        return compiled_stepper(self, state) or super().stepper(state)
+
     def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:
             return layer(x, initial)
@@ -111,3 +121,6 @@ class GRU(Recurrent):
 
     def make_layer(self, n_input: int) -> nn.Module:
         return GRUCell(n_input, self.n_hidden) if self.written else nn.GRU(n_input, self.n_hidden, batch_first=True)
+
+
+note(RNN, LSTM, GRU)

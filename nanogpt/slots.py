@@ -14,6 +14,7 @@ from torch import Tensor
 from makemore.base import State
 from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
+from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper import INITIAL_CAPACITY, WINDOWS, knows
 from nanogpt.stepper_layer import CacheIndex, Layer, RowsCacheIndex, norm_of
 
@@ -44,6 +45,7 @@ class Slots:
         self.tokens: Tensor | None = None  # (slots, max_len), where a full context is encoded anew
         self.history: Tensor | None = None  # (B, n - 1), where hashed n-grams read them
         self.tables: list[Tensor] = []  # (slots, 2 n_kv_head, capacity, hs) of each layer
+        self.compiled: CompiledStep | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -75,20 +77,35 @@ class Slots:
 
     @without_gradients
     def step(self, token: Tensor) -> Tensor:
-        x = self.features(token)
-        with for_small_work(len(token)):
-            return self.model.head(x)
+        self._prepare()
+        if self.compiled is None:
+            with for_small_work(len(token)):
+                logits = self.model.head(self._read(token))
+        else:
+            assert self.tokens is not None  # of a model with a context
+            logits = self.compiled.logits(token, self.lengths, self.tables, self.tokens)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
 
     @without_gradients
     def features(self, token: Tensor) -> Tensor:
+        """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        self._prepare()
+        if self.compiled is None:
+            with for_small_work(len(token)):
+                x = self._read(token)
+        else:
+            assert self.tokens is not None  # of a model with a context
+            x = self.compiled.features(token, self.lengths, self.tables, self.tokens)
+        self.lengths = [length + 1 for length in self.lengths]
+        return x
+
+    def _prepare(self) -> None:
+        """See to room for one more token of each row."""
         for row, length in enumerate(self.lengths):
             if length == self.max_len:
                 self._shorten(row)
         self._make_room(len(self), max(self.lengths) + 1, self.tables[0].dtype)
-        with for_small_work(len(token)):
-            x = self._read(token)
-        self.lengths = [length + 1 for length in self.lengths]
-        return x
 
     def _read(self, token: Tensor) -> Tensor:
         B = len(self)
@@ -174,6 +191,9 @@ class Slots:
             if self.tokens is not None:
                 tokens[:slots] = self.tokens
             self.tokens = tokens
+        if more > slots and (self.compiled is None or more > self.compiled.rows):
+            slopes = None if self.slopes is None else self.slopes.flatten()
+            self.compiled = compiled_step(self.model, more, self.cos_sin, slopes)
 
     def _put(self, row: int, state: State) -> None:
         """Write a text's keys, values and tokens into its slot."""

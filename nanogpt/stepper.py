@@ -22,6 +22,7 @@ from makemore.exact import are_exact, needs_gradients, note
 from makemore.hashing import HashedNGrams
 from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
+from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper_layer import (
     CacheIndex,
     Layer,
@@ -106,24 +107,42 @@ class TransformerStepper:
         self.alibi_bias: Tensor | None = None
         self.history: State = {}  # the last tokens, where hashed n-grams read them
         self._load(state)
+        self.compiled = self._compiled()
 
     @without_gradients
     def __call__(self, token: Tensor) -> Tensor:
-        x = self.features(token)
-        with for_small_work(len(token)):
-            return self.model.head(x)
+        if self.compiled is None:
+            x = self.features(token)
+            with for_small_work(len(token)):
+                return self.model.head(x)
+        self._prepare()
+        self.length += 1
+        assert self.tokens is not None  # of a model with a context
+        return self.compiled.logits(token, self.length - 1, [layer.kv for layer in self.layers], self.tokens)
 
     @without_gradients
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        self._prepare()
+        if self.compiled is None:
+            with for_small_work(len(token)):
+                x = self._step(token)
+        else:
+            assert self.tokens is not None  # of a model with a context
+            x = self.compiled.features(token, self.length, [layer.kv for layer in self.layers], self.tokens)
+        self.length += 1
+        return x
+
+    def _compiled(self) -> CompiledStep | None:
+        """The step as compiled code, where that is the faster way."""
+        slopes = None if self.slopes is None else self.slopes.flatten()
+        return compiled_step(self.model, len(self.layers[0].kv), self.cos_sin, slopes)
+
+    def _prepare(self) -> None:
         if self.layers[0].kv.is_inference() and not torch.is_inference_mode_enabled():
             self._leave_inference_mode()
         if self.length == self.capacity:
             self._make_room()
-        with for_small_work(len(token)):
-            x = self._step(token)
-        self.length += 1
-        return x
 
     def _step(self, token: Tensor) -> Tensor:
         index, first = self.length, max(0, self.length + 1 - self.window)
@@ -224,6 +243,9 @@ class GraphStepper(TransformerStepper):
         self.captured, self.taken = 0, 0  # the capacity that the graph has; steps so far
         self.eager: float = EAGER  # of them without a graph
         super().__init__(model, state)
+
+    def _compiled(self) -> None:
+        return None
 
     def _step(self, token: Tensor) -> Tensor:
         self.taken += 1

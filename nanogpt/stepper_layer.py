@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import Attention
+from makemore.compiled import NORMS
 from makemore.exact import note
 from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
 from nanogpt.attention import CausalSelfAttention
 from nanogpt.block import MLP, Block
-
-NORMS = (LayerNorm, RMSNorm, NoNorm, BatchNorm)
 
 note(Block, CausalSelfAttention, MLP, Attention, nn.Linear, nn.Dropout, *NORMS)
 

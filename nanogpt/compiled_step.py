@@ -1,0 +1,90 @@
+"""A Transformer's step on a CPU as one call of compiled code: the sum of stepper.py for a small model in float32."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.step.program import ACTIVATE, ATTEND, EMBED, GATE, Program
+from makemore.compiled import add_norm, compiled_function, number_of
+from nanogpt.attention import sinusoids
+from nanogpt.block import Block
+
+Transformer = Any  # its module imports this one
+FEWEST_ROWS = 8  # that there is room for
+
+
+def compiled_step(model: Transformer, rows: int, turns: Tensor | None, slopes: Tensor | None) -> "CompiledStep | None":
+    """The step of `rows` rows of `model` in one call; None where torch takes it. `turns`: RoPE's (context, 2, hs);
+    `slopes`: ALiBi's."""
+    if model.context is None or model.ngrams is not None:
+        return None
+    step = compiled_function(model, rows)
+    return None if step is None else CompiledStep(model, step, max(rows, FEWEST_ROWS), turns, slopes)
+
+
+class CompiledStep:
+    """token (B,) of up to `rows` rows of a model with a context -> logits (B, V) or features (B, C). The tables of
+    keys, values and tokens, which it writes to, are handed in."""
+
+    def __init__(self, model: Transformer, step: Any, rows: int, turns: Tensor | None, slopes: Tensor | None):
+        self.model, self.program, self.rows = model, Program(step, rows), rows
+        C, program = model.n_embd, self.program
+        x, self.hidden = program.buffer(C), program.buffer(C)
+        positions = None if model.wpe is None else model.wpe.weight.detach()
+        if model.positions == "sinusoidal":
+            positions = sinusoids(torch.arange(model.context), C)
+        program.add(EMBED, C, C, weight=model.wte.weight.detach(), bias=positions, capacity=model.context, out=x)
+        self.attends = [self._add_block(block, x, turns, slopes) for block in model.h]
+        add_norm(program, model.ln_f, x, self.hidden)
+        self.features_end = len(program.ops)
+        weight, bias = (model.wte.weight, None) if model.lm_head is None else (model.lm_head.weight, model.lm_head.bias)
+        program.product(self.hidden, weight, bias)
+
+    def logits(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> Tensor:
+        """The logits (B, V) after one more token of each row. Each of `tables` is (rows, 2 n_kv_head, capacity, hs) of
+        a block and has `lengths` of them; `tokens` (rows, context)."""
+        result = torch.empty(len(token), self.model.vocab_size)
+        self._point(token, lengths, tables, tokens)
+        self.program.call(token, result)
+        cap = self.model.logit_cap
+        return result if cap is None else cap * torch.tanh(result / cap)
+
+    def features(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> Tensor:
+        """The features (B, C) that the head reads."""
+        self._point(token, lengths, tables, tokens)
+        self.program.call(token, None, self.features_end)
+        return self.hidden[: len(token)].clone()
+
+    def _point(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> None:
+        self.program.at[: len(token)] = lengths
+        self.program.point(0, tokens=tokens)
+        for number, table in zip(self.attends, tables, strict=True):
+            self.program.point(number, state=table, capacity=table.shape[2])
+
+    def _add_block(self, block: Block, x: Tensor, turns: Tensor | None, slopes: Tensor | None) -> int:
+        program, attn, mlp = self.program, block.attn, block.mlp
+        C, n_head, n_kv_head = x.shape[1], attn.n_head, attn.n_kv_head
+        normed, heads, y = (program.buffer(n) for n in (C, attn.c_attn.out_features, C))
+        add_norm(program, block.ln_1, x, normed)
+        program.product(normed, attn.c_attn.weight, attn.c_attn.bias, heads)
+        window = self.model.window or self.model.context
+        number = program.add(
+            ATTEND, heads.shape[1], C, variant=int(attn.qk_norm), x=heads, out=y, heads=n_head, kv_heads=n_kv_head,
+            window=window, eps=torch.finfo(torch.float32).eps, cap=float(attn.attend.softcap or 0), turns=turns,
+            slopes=slopes, scratch=torch.zeros(self.model.context),
+        )  # fmt: skip
+        program.product(y, attn.c_proj.weight, attn.c_proj.bias, x, adds=True)
+        add_norm(program, block.ln_2, x, normed)
+        inner = program.buffer(mlp.c_fc.out_features)
+        program.product(normed, mlp.c_fc.weight, mlp.c_fc.bias, inner)
+        variant = number_of(mlp.activation)
+        if mlp.gated:
+            width = inner.shape[1] // 2
+            acted = program.buffer(width)
+            program.add(GATE, 2 * width, width, variant=variant, x=inner, out=acted)
+        else:
+            acted = inner
+            program.add(ACTIVATE, inner.shape[1], inner.shape[1], variant=variant, x=inner, out=inner)
+        program.product(acted, mlp.c_proj.weight, mlp.c_proj.bias, x, adds=True)
+        return number
