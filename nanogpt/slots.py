@@ -2,7 +2,7 @@
 
 A row is a slot of the tables of keys and values. Where all rows are of one length, a step is that of
 `TransformerStepper`, so that one text alone is decoded as fast as ever; else each row writes at its own place, and what
-it has not is masked. A row whose table is full is encoded anew alone, when it would be alone.
+it has not is masked. A row whose table is full is encoded anew when it would be alone.
 """
 
 from typing import Any
@@ -102,9 +102,8 @@ class Slots:
 
     def _prepare(self) -> None:
         """See to room for one more token of each row."""
-        for row, length in enumerate(self.lengths):
-            if length == self.max_len:
-                self._shorten(row)
+        if full := [row for row, length in enumerate(self.lengths) if length == self.max_len]:
+            self._shorten(full)
         self._make_room(len(self), max(self.lengths) + 1, self.tables[0].dtype)
 
     def _read(self, token: Tensor) -> Tensor:
@@ -195,31 +194,33 @@ class Slots:
             slopes = None if self.slopes is None else self.slopes.flatten()
             self.compiled = compiled_step(self.model, more, self.cos_sin, slopes)
 
-    def _put(self, row: int, state: State) -> None:
-        """Write a text's keys, values and tokens into its slot."""
+    def _put(self, row: int, state: State, number: int = 0) -> None:
+        """Write the keys, values and tokens of a text, row `number` of `state`, into its slot."""
         length = state["k0"].shape[2]
         for n, table in enumerate(self.tables):
-            table[row, :, :length] = torch.cat([state[f"k{n}"], state[f"v{n}"]], 1)[0]
+            table[row, :, :length] = torch.cat([state[f"k{n}"][number], state[f"v{n}"][number]])
         if self.tokens is not None:
-            self.tokens[row, :length] = state["tokens"][0]
+            self.tokens[row, :length] = state["tokens"][number]
 
-    def _shorten(self, row: int) -> None:
-        """Make room in a full row, as `Transformer.read` does: with a context its last half is encoded anew; without,
-        what the window still sees moves to the front."""
+    def _shorten(self, full: list[int]) -> None:
+        """Make room in full rows, as `Transformer.read` does: with a context the last half of each is encoded anew,
+        all of them together; without, what the window still sees moves to the front."""
         if self.context is None:
             kept = self.window - 1
-            for table in self.tables:
-                table[row, :, :kept] = table[row, :, self.max_len - kept : self.max_len].clone()
-            self.firsts[row] += self.max_len - kept
-            self.lengths[row] = kept
+            for row in full:
+                for table in self.tables:
+                    table[row, :, :kept] = table[row, :, self.max_len - kept : self.max_len].clone()
+                self.firsts[row] += self.max_len - kept
+                self.lengths[row] = kept
             return
         assert self.tokens is not None  # of a model with a context
-        state = self.model.keep_half(self.tokens[row : row + 1])
-        self.lengths[row] = 0 if state is None else state["k0"].shape[2]
-        if state is not None:
-            self._put(row, state)
-        if self.history is not None:
-            self.history[row] = self.model.special.pad if state is None else state["history"][0]
+        state = self.model.keep_half(self.tokens[torch.tensor(full, device=self.tokens.device)])
+        for number, row in enumerate(full):
+            self.lengths[row] = 0 if state is None else state["k0"].shape[2]
+            if state is not None:
+                self._put(row, state, number)
+            if self.history is not None:
+                self.history[row] = self.model.special.pad if state is None else state["history"][number]
 
 
 def _cos_sin(positions: Tensor, head_size: int) -> Tensor:

@@ -138,7 +138,8 @@ class Company:
             log_p = (self._logits + self._banned).log_softmax(-1)
         drawn = []
         for row, (member, id_) in enumerate(zip(self.members, tokens.tolist(), strict=True)):
-            member.limits.count(tokens[row : row + 1])
+            if member.limits.are_open:
+                member.limits.count(tokens[row : row + 1])
             text = member.writer.write(id_)
             if log_p is None or member.logprobs is None:
                 drawn.append((member, Drawn(id_, text)))

@@ -161,7 +161,8 @@ def draw(
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits.topk(1).indices[:, 0]
-    logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
+    if sampling.temperature != 1.0:
+        logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         top = logits.topk(sampling.top_k)  # exactly k, also among equals
         logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
@@ -178,8 +179,11 @@ def draw(
     # number of 0, however rare, would make 0 / 0 for a token that must not be drawn.
     race = torch.empty_like(probabilities)
     generators = [generators] if isinstance(generators, torch.Generator) else generators
-    for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
-        rows.exponential_(generator=generator)
+    if len(generators) == 1:
+        race.exponential_(generator=generators[0])
+    else:
+        for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
+            rows.exponential_(generator=generator)
     return (probabilities / race.clamp_min_(torch.finfo(race.dtype).tiny)).argmax(-1)
 
 
