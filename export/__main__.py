@@ -16,6 +16,7 @@ from engine.config.settings import flat
 FORMATS = {
     "hf": "Transformers, for transformers",
     "onnx": "a graph, of any family",
+    "web": "a page that computes the model in a browser",
     "int8": "a run with weights of 8 bits",
     "int4": "... of 4 bits",
     "bf16": "... of 16 bits",
@@ -47,7 +48,7 @@ def main() -> int:
         if kind in KINDS:
             print(to_rounded(run, kind, folder, args.data))
         else:
-            print({"hf": to_hub, "onnx": to_onnx}[kind](run, folder))
+            print({"hf": to_hub, "onnx": to_onnx, "web": to_web}[kind](run, folder))
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     return 0
@@ -58,6 +59,13 @@ def to_rounded(run: Any, kind: str, folder: Path, data: str | None) -> str:
     from export import quantised
 
     return quantised.save(run, kind, folder, data)
+
+
+def to_web(run: Any, folder: Path) -> str:
+    """Write the run as a page."""
+    from export import web
+
+    return web.save(run, folder)
 
 
 def refuse_counts(run: Any, kind: str) -> None:

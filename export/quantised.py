@@ -20,11 +20,14 @@ def save(run: Run, kind: str, path: Path, data: str | None) -> str:
     measured on the run's own validation text, or on that of the text `data`.
 
     Raises UserError for what is no run directory, or has rounded weights already."""
-    if not run.folder.joinpath("config.json").is_file():
-        raise UserError(f"{run.folder} is no run directory, and --to {kind} writes one; --to takes hf or onnx here")
     if "weights" in run.facts:
         raise UserError(f"{run.folder} is rounded to {run.facts['weights']}: take the run that it was made from")
-    facts = read_facts(run.folder)
+    try:
+        facts = read_facts(run.folder)
+    except UserError as error:  # gpt2:PATH
+        raise UserError(
+            f"{run.folder} is no run directory, and --to {kind} writes one: start a run with --init"
+        ) from error
     store, why_not = _text(run, facts, data)
     before = validation_loss(run, store, run.config) if store else None
     rounded = quantise(run.model.state_dict(), kind, run.tokenizer.vocab_size)

@@ -33,7 +33,7 @@ def quantise(weights: dict[str, Tensor], kind: str, vocab_size: int) -> dict[str
     for name, weight in weights.items():
         weight, bits = weight.detach().cpu(), KINDS[kind]
         if not weight.is_floating_point():
-            found |= _narrowed(name, weight)
+            found |= narrow(name, weight)
         elif bits < 16 and weight.ndim == 2:
             is_table = len(weight) == vocab_size or weight.shape[1] % 2
             found |= _rounded(name, weight.float(), 8 if is_table else bits)
@@ -123,7 +123,7 @@ def _restored(tensor: Tensor, form: str, scale: Tensor | None, what: str) -> Ten
     return (_in_groups(tensor).float() * scale.float()[..., None]).flatten(1)[:, : tensor.shape[1]].contiguous()
 
 
-def _narrowed(name: str, keys: Tensor) -> dict[str, Tensor]:
+def narrow(name: str, keys: Tensor) -> dict[str, Tensor]:
     """Integers: sorted ones as the steps between them, others as they are."""
     if keys.ndim != 1 or not len(keys):
         return {name: keys}
