@@ -84,8 +84,7 @@ def _rounded(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
     numbers, scale = torch.zeros_like(groups), torch.ones(*groups.shape[:2], 1)
     least = torch.full_like(scale, torch.inf)
     for tried in _scales(groups, limit) if bits == 4 else [groups.abs().amax(-1, keepdim=True) / (limit - 1)]:
-        tried = tried.bfloat16().float()
-        tried = torch.where(tried == 0, 1.0, tried)  # of zeros alone
+        tried = tried.bfloat16().float()  # 0 for zeros alone: its error, NaN, is no better
         rounded = (groups / tried).round().clamp(-limit, limit - 1)
         error = (rounded * tried - groups).square().sum(-1, keepdim=True)
         better = error < least
