@@ -25,6 +25,7 @@ from engine.config.flags import parse
 from engine.registry import build_model
 from engine.run.generate import Sampling, generate
 from engine.run.writing import Writer
+from makemore.base import LanguageModel
 
 VOCAB, CONTEXT, WIDTH, LAYERS, HEADS, INNER = 71, 256, 128, 4, 4, 344
 FLAGS = [
@@ -69,7 +70,7 @@ def theirs(folder: Path, build: str, length: int, seed: int) -> float:
         seed += 1000
 
 
-def ours(model: torch.nn.Module, length: int, seed: int) -> float:
+def ours(model: LanguageModel, length: int, seed: int) -> float:
     """Tokens a second of one text."""
     tokenizer = CharTokenizer([chr(40 + n) for n in range(VOCAB - 6)])
     writer = Writer(tokenizer)

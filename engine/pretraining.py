@@ -23,7 +23,7 @@ from engine.run.load import Run, load_parent, load_run
 from engine.task import Batches, Session, Task
 from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
 from engine.training import extend
-from engine.training.progress import Progress
+from engine.training.progress import Evaluation, Progress
 from makemore.base import LanguageModel, count_parameters
 from makemore.config import Mark
 from makemore.counts.mixture import Mixture
@@ -103,10 +103,8 @@ class Pretraining(Task):
         refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
         backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
         run = load_run(path, config.run.checkpoint or "best", config.machine.device, **backends)
-        store = _store_to_evaluate(config, explicit, facts, run)
-        batches = eval_batches(store.val, run.config.net.context, config.text.eval_tokens, run.model.history)
-        with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
-            loss = evaluate(run.model, batches, store.characters(), run.device)
+        store = store_to_evaluate(config, explicit, facts, run)
+        loss = validation_loss(run, store, config)
         known = results.read_summary(path)
         summary = results.describe(run.config.model, count_parameters(run.model), Progress())
         summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
@@ -117,7 +115,14 @@ class Pretraining(Task):
         } | results.by_the_byte(store, loss.bits_per_char)  # fmt: skip
 
 
-def _store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:
+def validation_loss(run: Run, store: Store, config: Config) -> Evaluation:
+    """The loss of `run` over the validation split of `store`, with the dtype and the number of tokens of `config`."""
+    batches = eval_batches(store.val, run.config.net.context, config.text.eval_tokens, run.model.history)
+    with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
+        return evaluate(run.model, batches, store.characters(), run.device)
+
+
+def store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any], run: Run) -> Store:
     """The text whose validation split `--eval-only` takes: the run's own, or the one given."""
     if not explicit & {"data", "val_data"}:
         return store_of_run(config, facts, run.tokenizer)

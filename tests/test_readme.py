@@ -28,12 +28,13 @@ TRAIN = [
     c for c in COMMANDS if "train.py" in c and "--resume" not in c and "--eval-only" not in c and "--init" not in c
 ]
 FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8").splitlines()}
-FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c]  # what a reader does after the very first one
+EXPORT = [c for c in COMMANDS if c.startswith("python -m export")]
+FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c and c not in EXPORT]  # after the very first one
 BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and "finetune." not in c]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
-MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c]
+MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in EXPORT]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]  # these set up .venv from an index
 # What a test run adds so that a command ends at once; what counts takes no steps.
 SHORT = ["--steps", "2", "--batch-size", "2", "--eval-tokens", "200"]
@@ -44,7 +45,7 @@ def test_the_readme_is_short():
 
 
 def test_every_command_is_run_by_a_test_below():
-    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *BUNDLED, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
+    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *BUNDLED, *EXPORT, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
 
 
 def heading_links(page: Path) -> set[str]:
@@ -178,6 +179,14 @@ def test_the_first_commands(cli):
 
 def test_the_command_that_needs_no_training(cli):
     assert len(BUNDLED) == 1 and cli(*shlex.split(BUNDLED[0])[1:]).out.count("\n") == 10
+
+
+def test_the_commands_that_export_a_run(cli, texts):
+    assert cli("train.py", *SHORT).code == 0
+    assert len(EXPORT) == 3
+    for command in EXPORT:
+        ended = cli("-m export", *shlex.split(command)[3:])
+        assert ended.code == 0, (command, ended.err)
 
 
 def test_the_commands_that_go_on_with_a_run(cli, texts):

@@ -24,7 +24,7 @@ from engine.run.tensor_files import Index, Part, files_of, index_name
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 BELONGS_TO = "belongs_to.json"  # the identity of the run, by engine/run/identity.py
-FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None)}
+FACTS = {"step?": Whole(), "val_loss?": (float, None), "val_bits_per_char?": (float, None), "weights?": str}
 READS = 5  # attempts of a reader, while a training run replaces the checkpoint
 
 

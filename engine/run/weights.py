@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from data.errors import UserError
-from engine.run import checkpoint
+from engine.run import checkpoint, quantised
 from engine.training.lora import LoRALinear, fold
 
 
@@ -44,11 +44,12 @@ def keep_frozen(model: nn.Module, path: Path, belongs_to: dict[str, Any] | None)
 
 
 def load_state(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load `weights`, of checkpoint `folder` of a run, and those of the run's `base/` into `model`. LoRA updates are
-    added to the weights of a model without LoRA. Raises UserError, with `folder`, where the weights are of another
-    model, or not finite."""
+    """Load `weights`, of checkpoint `folder` of a run, and those of the run's `base/` into `model`; rounded
+    ones become float32, and LoRA updates are added to the weights of a model without LoRA. Raises UserError, with
+    `folder`, where the weights are of another model, damaged, or not finite."""
     if checkpoint.find(folder.parent / "base"):
         weights = checkpoint.load(folder.parent / "base", ("model",))[0]["model"] | weights
+    weights = quantised.dequantise(weights, folder)
     check_finite(weights, folder)
     if not any(isinstance(module, LoRALinear) for module in model.modules()):
         weights = fold(weights)
@@ -77,7 +78,7 @@ def check_finite(weights: dict[str, Tensor], folder: Path) -> None:
 def check_sizes(build: Callable[[], nn.Module], n_layer: int | None, folder: Path) -> None:
     """Raise UserError where the model that `build` makes has other shapes than checkpoint `folder` and its `base/`, by
     the headers of the files, before memory is allocated for it. `n_layer`: its number of layers, if it has any."""
-    stored = checkpoint.shapes(folder.parent / "base") | checkpoint.shapes(folder)
+    stored = quantised.shapes(checkpoint.shapes(folder.parent / "base") | checkpoint.shapes(folder))
     config = folder.parent / "config.json"
     if not stored:
         return  # loading it raises the error
