@@ -30,6 +30,27 @@ def hold(path: Path, name: str, wait: bool = False) -> Iterator[None]:
         _release(handle, path)
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file `path`, as far as can be seen without touching it: of a process of this host
+    that was killed it stays, and does not count."""
+    try:
+        holder = json.loads(path.read_bytes()[:1000])
+        pid, host = int(holder["pid"]), holder["host"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):  # not signed yet
+        return path.is_file()
+    if os.name != "posix" or host != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
 def _acquire(path: Path, name: str, wait: bool) -> int:
     warned = False
     while True:

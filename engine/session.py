@@ -31,6 +31,7 @@ from engine.task import Batches, Session, Task
 from engine.training.metrics import Metrics, check_log
 from engine.training.progress import Progress
 from engine.training.trainer import Trainer
+from engine.watch.server import watching
 from makemore.config import Mark
 
 
@@ -52,9 +53,10 @@ def train(task: Task, config: Any, explicit: set[str]) -> Path:
     started. Returns its folder."""
     with together(runtime.Interrupted) as task.ranks:
         check_processes(config, explicit, task.ranks)
-        if config.run.go_on:
-            return go_on(task, config, explicit)
-        return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
+        with watching(config.run.watch if task.ranks.is_first else None, config.run.out):
+            if config.run.go_on:
+                return go_on(task, config, explicit)
+            return resume(task, config, explicit) if config.run.resume else start(task, config, explicit)
 
 
 def go_on(task: Task, config: Any, explicit: set[str]) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,8 +11,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, Response
 
 from data.program import version
-from serve import answers, errors, prometheus, reading
-from serve.bodies import Classification, Completion, Conversation, Embeddings, Scoring
+from engine.watch import page
+from engine.watch.curves import Follower
+from serve import answers, curves, errors, maps, prometheus, reading
+from serve.bodies import Attention, Classification, Completion, Conversation, Embeddings, Scoring
 from serve.errors import Refused
 from serve.guard import Guard
 from serve.served import Served
@@ -19,10 +22,11 @@ from serve.settings import MOST_BODY, Settings
 
 
 class Deliverer:
-    """Has functions called in the event loop, from any thread."""
+    """Has functions called in the event loop, from any thread. `ending`: set once the server ends."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.ending = asyncio.Event()
 
     def __call__(self, give: Callable[[], None]) -> None:
         if self.loop is not None:
@@ -46,6 +50,7 @@ def make_app(
     errors.install(app)
     every: list[Any] = [*served, *labels]
     names = [each.name for each in every]
+    followed = {each.name: Path(each.run.folder) for each in served} | {each.name: each.folder for each in labels}
 
     def find(name: str | None, among: list[Any]) -> Any:
         """Of these runs the one of this name; without one the first."""
@@ -59,7 +64,11 @@ def make_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "models": len(names)}
+        return {"status": "ok", "models": len(names), "key": bool(keys)}
+
+    @app.get("/")
+    async def show() -> Response:
+        return Response(page.html(), media_type="text/html", headers={"Cache-Control": "no-cache"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -84,6 +93,14 @@ def make_app(
     @app.post("/v1/score")
     async def score(asked: Scoring) -> dict[str, Any]:
         return await reading.score(find(asked.model, served), asked)
+
+    @app.post("/v1/attention")
+    async def attention(asked: Attention) -> dict[str, Any]:
+        return await maps.attention(find(asked.model, served), asked)
+
+    @app.get("/v1/curves")
+    async def follow() -> Response:
+        return curves.stream(Follower(followed, settings.curves), deliverer.ending)
 
     @app.post("/v1/classify")
     async def classify(asked: Classification) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class Scoring(_Body):
     text: str = Field(min_length=1)
 
 
+class Attention(_Body):
+    model: str | None = None
+    text: str = Field(min_length=1)
+
+
 class Classification(_Body):
     model: str | None = None
     input: str | list[str]

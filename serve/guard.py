@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from engine.watch import page
 from serve.errors import Refused, answer
 
 Scope = MutableMapping[str, Any]
@@ -19,13 +20,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 DRAINED_FOR, MOST_DRAINED = 1.0, 64 << 20  # seconds, bytes
-OPEN = {"/health"}  # what needs no key
-POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+OPEN = {"/", "/health"}  # what needs no key: the page holds nothing, and asks for one
 HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
+    (b"content-security-policy", page.policy().encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]

@@ -14,6 +14,7 @@ from engine.run.healing import heal
 from engine.run.run import Run
 from engine.run.samples import Request
 from finetune.instruct.chat import Chat
+from nanogpt.model import Transformer
 from serve.bodies import MOST_STOPS, Completion, Conversation
 from serve.errors import Refused
 from serve.worker import Job, Worker
@@ -32,13 +33,19 @@ class Served:
     def can_chat(self) -> bool:
         return self.run.template is not None
 
+    @property
+    def transformer(self) -> Transformer | None:
+        """The run's Transformer, also that inside a mixture; None where it is of another family."""
+        model: Any = getattr(self.run.model, "neural", self.run.model)
+        return model if isinstance(model, Transformer) else None
+
     def card(self) -> dict[str, Any]:
         """What /v1/models says of it."""
         config = self.run.config
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "charlm", "family": config.model,
-            "chat": self.can_chat, "kind": config.text.kind, "context": config.net.context,
-            "val_loss": self.run.facts.get("val_loss"),
+            "chat": self.can_chat, "attention": self.transformer is not None, "kind": config.text.kind,
+            "context": config.net.context, "val_loss": self.run.facts.get("val_loss"),
         }  # fmt: skip
 
     def completion_jobs(self, body: Completion, sink: Callable[[int], Callable]) -> list[Job]:

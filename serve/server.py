@@ -1,5 +1,6 @@
 """The server's process: loading the runs, listening, and ending well."""
 
+import gc
 import json
 import logging
 import signal
@@ -7,6 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -29,18 +31,32 @@ def serve(settings: Settings, keys: list[str]) -> int:
     deliverer = Deliverer()
     served, labels = load(settings, deliverer)
     app = make_app(served, labels, settings, keys, deliverer)
+    gc.freeze()  # what stays need not be walked through while serving, and not for a second at the end
     listening = _listen(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
-    names = ", ".join([each.name for each in served] + [each.name for each in labels])
-    print(f"serving {names} on http://{host}:{port} (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=max(1, round(settings.grace)), lifespan="on"
     )
     logging.getLogger("uvicorn.error").addHandler(_handler(settings.log_json))
-    for signum in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them, and raises them again once it has ended
-        signal.signal(signum, lambda *_: None)
-    uvicorn.Server(config).run([listening])
+    server = _Server(config, deliverer)
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them, and when it raises them again at its end
+        signal.signal(signum, server.handle_exit)
+    names = ", ".join([each.name for each in served] + [each.name for each in labels])
+    print(f"serving {names} on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    server.run([listening])
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Tells streams that never end by themselves when the server is to end: it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, deliverer: Deliverer):
+        super().__init__(config)
+        self.deliverer = deliverer
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.deliverer(self.deliverer.ending.set)
+        super().handle_exit(sig, frame)
 
 
 def load(settings: Settings, deliverer: Deliverer) -> tuple[list[Served], list[Labels]]:
@@ -68,6 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # whoever comes between the message and the first answer waits
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; another --port, or 0 for any") from error
     return listening

@@ -39,10 +39,15 @@ class Settings:
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     checkpoint: Annotated[str, tyro.conf.arg(help="best or last")] = "best"
+    curves: tuple[Path, ...] = ()
+    """Folders of runs, as runs, whose loss curves the page shows besides those of the runs that are served."""
     log_json: bool = False
     """Write a line of JSON for each request to standard error, instead of words."""
 
     def __post_init__(self) -> None:
+        for folder in self.curves:
+            if not folder.is_dir():
+                raise UserError(f"--curves {folder} is no folder")
         for name, least in (("max_streams", 1), ("queue", 0), ("max_tokens", 1), ("grace", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it may be {least} or more")

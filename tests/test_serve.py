@@ -2,89 +2,30 @@
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import openai
 import pytest
+import torch
 
 from engine import load_run
-from serve.bodies import Completion
-from serve.errors import Refused
-from serve.served import Served
-from serve.worker import Failed, Full, Job, Worker
+from nanogpt.maps import attention_maps
 from tests.conftest import NAMES, Forked
-from tests.helpers import LINES, STREAM, TINY, ok, quick, refused, trained
+from tests.helpers import ok, refused
+from tests.serve_helpers import Server, train_runs
 
 FOREVER = {"prompt": "a", "max_tokens": 4000, "temperature": 1.0}
-
-
-class Server:
-    """A server process over runs, and a client of it."""
-
-    def __init__(self, folder: Path, *words, key: str = "any"):
-        self.process = Forked(folder, "-m serve", *words, "--port", 0)
-        out = self.process.streams[1]
-        end = time.monotonic() + 60
-        while not (out.exists() and out.read_text().endswith("(Ctrl-C ends it)\n")):
-            assert time.monotonic() < end, out.read_text() + self.process.streams[2].read_text()
-            time.sleep(0.02)
-        self.url = next(word for word in out.read_text().split() if word.startswith("http://"))
-        self.port = int(self.url.rpartition(":")[2])
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
-
-    def get(self, path: str, body: dict | None = None, **headers: str) -> tuple[int, dict, str]:
-        """The status, headers and text that a path answers with; with a body it is posted."""
-        data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
-        try:
-            with urllib.request.urlopen(asked, timeout=60) as answer:
-                return answer.status, dict(answer.headers), answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read().decode()
-
-    def count(self, name: str, model: str) -> int:
-        """A number of /metrics."""
-        lines = dict(line.rsplit(" ", 1) for line in self.get("/metrics")[2].splitlines())
-        return int(lines[f'charlm_{name}{{model="{model}"}}'])
-
-    def wait_for(self, name: str, model: str, is_there) -> None:
-        end = time.monotonic() + 30
-        while not is_there(self.count(name, model)):
-            assert time.monotonic() < end, self.get("/metrics")[2]
-            time.sleep(0.01)
-
-    def end(self, signum: int = signal.SIGTERM):
-        self.process.kill(signum)
-        return self.process.wait()
-
-
-def write_texts(folder: Path) -> None:
-    (folder / "names.txt").write_text("\n".join(NAMES))
-    (folder / "text.txt").write_text("the cat sat on the mat; a dog and a rat\n" * 40)
-    lines = [{"prompt": f"Greet.\n{name}", "completion": f"hi {name}"} for name in NAMES]
-    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (folder / "labels.tsv").write_text("".join(f"{'long' if len(name) > 5 else 'short'}\t{name}\n" for name in NAMES))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Four runs: names, a stream, conversations, labels."""
     folder, before = tmp_path_factory.mktemp("served"), Path.cwd()
-    write_texts(folder)
     os.chdir(folder)
-    tuned = ["--steps", 4, "--eval-interval", 2, "--batch-size", 4, "--warmup", 2, "--model", "gru", *TINY["gru"]]
-    for script, words in (
-        ("train.py", quick("gru", **LINES, out="names")),
-        ("train.py", quick("transformer", **STREAM, out="stream")),
-        ("-m finetune.instruct", [*tuned, "--data", "chat.jsonl", "--out", "chat"]),
-        ("-m finetune.classify", [*tuned, "--data", "labels.tsv", "--ngrams", 0, "--out", "labels"]),
-    ):
-        ok(Forked(folder, script, *words).wait())
+    train_runs(folder)
     yield folder
     os.chdir(before)
 
@@ -103,7 +44,7 @@ def test_the_models_are_listed_with_what_they_are(server):
     assert (
         models["labels"].labels == ["long", "short"] and server.client.models.retrieve("stream").family == "transformer"
     )
-    assert json.loads(server.get("/health")[2]) == {"status": "ok", "models": 4}
+    assert json.loads(server.get("/health")[2]) == {"status": "ok", "models": 4, "key": False}
 
 
 @pytest.mark.parametrize("name", ["names", "stream"])
@@ -172,6 +113,27 @@ def test_scores_labels_and_vectors(server, runs):
     )
 
 
+def test_what_the_heads_of_a_transformer_look_at(server, runs):
+    status, _, text = server.get("/v1/attention", {"model": "stream", "text": "the cat"})
+    found, run = json.loads(text), load_run(runs / "stream")
+    assert status == 200 and found["tokens"] == [*"the cat"]
+    maps = attention_maps(run.model, torch.tensor(run.prompt_ids("the cat")))
+    weights = [[[row[: n + 1].tolist() for n, row in enumerate(head)] for head in layer] for layer in maps]
+    for layer, rounded in zip(weights, found["weights"], strict=True):
+        for head, rows in zip(layer, rounded, strict=True):
+            assert all(row == pytest.approx(told, abs=1e-4) for row, told in zip(head, rows, strict=True))
+    cards = {model.id: model for model in server.client.models.list()}
+    assert cards["stream"].attention and not cards["names"].attention
+
+
+def test_the_page_needs_no_key_and_runs_nothing_but_its_own_script(server):
+    status, headers, text = server.get("/")
+    policy = headers["content-security-policy"]
+    assert status == 200 and headers["content-type"].startswith("text/html") and len(text.encode()) < 30_000
+    assert "unsafe" not in policy and "default-src 'none'" in policy and "script-src 'sha256-" in policy
+    assert "://" not in text.replace("http://www.w3.org/2000/svg", "")  # no other host
+
+
 SAID = [{"role": "user", "content": "a"}]
 BAD = [
     ("/v1/completions", {"model": "nope"}, 404, "model", "no model 'nope'; there are: names, stream, chat, labels"),
@@ -191,6 +153,8 @@ BAD = [
     ("/v1/chat/completions", {"model": "chat", "messages": 2 * SAID}, 400, "messages", "take turns"),
     ("/v1/chat/completions", {"messages": [SAID[0] | {"name": "b"}]}, 400, "messages.0.name", "means nothing here"),
     ("/v1/score", {"text": ""}, 400, "text", "text: string should have at least 1 character"),
+    ("/v1/attention", {"model": "names", "text": "a"}, 400, "model", "names is no Transformer"),
+    ("/v1/attention", {"model": "stream", "text": "a cat sat on the mat"}, 400, "text", "20 tokens; at"),
     ("/v1/nothing", {}, 404, None, "there is no POST /v1/nothing"),
 ]  # fmt: skip
 
@@ -256,7 +220,8 @@ def test_a_key_is_asked_for_and_cors_is_given_where_it_was_said(runs):
     refused(Forked(runs, "-m serve", *words).wait(), "may be read by other users", "chmod 600")
     (runs / "keys").chmod(0o600)
     server = Server(runs, *words, "--cors", "https://a.example", "--log-json", key="other")
-    assert server.get("/health")[0] == 200 and [model.id for model in server.client.models.list()] == ["names"]
+    assert server.get("/")[0] == 200 and json.loads(server.get("/health")[2])["key"] is True
+    assert server.get("/v1/curves")[0] == 401 and [model.id for model in server.client.models.list()] == ["names"]
     for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic other"}):
         status, headers, text = server.get("/v1/models", **given)
         assert status == 401 and json.loads(text)["error"]["code"] == "invalid_api_key"
@@ -294,77 +259,36 @@ def test_a_signal_lets_open_answers_end_within_the_grace(runs, grace, is_whole):
         assert "the server is ending" in str(found[0]) or isinstance(found[0], openai.APIConnectionError)
 
 
+def stream_of_curves(port: int) -> socket.socket:
+    """An open stream of curves, of which the first event has come."""
+    wire = socket.create_connection(("127.0.0.1", port), timeout=30)
+    wire.sendall(b"GET /v1/curves HTTP/1.1\r\nHost: x\r\n\r\n")
+    seen = b""
+    while b"data: " not in seen:
+        assert (part := wire.recv(1 << 16))
+        seen += part
+    return wire
+
+
+def test_streams_that_never_end_by_themselves_end_with_the_server(runs):
+    """With a grace of a minute: open ones, and ones that were left before, beside an answer that ends whole."""
+    server = Server(runs, "stream", "--grace", 60)
+    stream_of_curves(server.port).close()
+    with stream_of_curves(server.port):
+        with socket.create_connection(("127.0.0.1", server.port)) as wire:  # a page that is closed while it writes
+            body = json.dumps(FOREVER | {"stream": True}).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:"
+            wire.sendall(f"{head} {len(body)}\r\n\r\n".encode() + body)
+            server.wait_for("drawing", "stream", lambda n: n == 1)
+        server.wait_for("drawing", "stream", lambda n: n == 0)
+        started = time.monotonic()
+        assert server.end().code == 0 and time.monotonic() - started < 20  # not the grace
+
+
 def test_what_cannot_be_served_is_refused_at_once(runs, server):
     serve = lambda *words: Forked(runs, "-m serve", *words).wait()  # noqa: E731
     refused(serve("nowhere"), "nowhere")
     refused(serve("names", "names"), "names is named twice")
     refused(serve("names", "--port", server.port), f"cannot listen on 127.0.0.1:{server.port}", "another --port")
+    refused(serve("names", "--curves", "nowhere"), "--curves nowhere is no folder")
     refused(serve("names", "--max-streams", 0), "--max-streams is 0; it may be 1 or more")
-
-
-class Heard:
-    """What a worker gave to a sink."""
-
-    def __init__(self) -> None:
-        self.drawn: list = []
-        self.end: object = None
-        self.calls, self.is_over = 0, threading.Event()
-
-    def __call__(self, drawn, end) -> None:
-        self.drawn += drawn
-        self.calls += 1
-        self.end = end
-        if end is not None:
-            self.is_over.set()
-
-
-@pytest.fixture
-def worker(cli, names, text):
-    trained(cli, "transformer", **STREAM)
-    worker = Worker(load_run("run"), 2, 3, lambda give: give())
-    yield worker
-    worker.close()
-
-
-def job(worker: Worker, heard: Heard, **how) -> Job:
-    return Job(worker.run.prompt_ids("a"), worker.run.request(**{"max_new_tokens": 20} | how), heard)
-
-
-def test_a_text_that_nobody_wants_costs_at_most_two_steps(worker):
-    heard, stays = Heard(), Heard()
-    left = job(worker, heard, max_new_tokens=100_000)
-    worker.submit([left, job(worker, stays, max_new_tokens=300)])
-    while worker.counts.steps < 20:
-        time.sleep(0.001)
-    worker.cancel([left])
-    steps = worker.counts.steps
-    assert stays.is_over.wait(30)
-    drawn = worker.counts.tokens - 300
-    assert drawn <= steps + 2 and worker.counts.cancelled == 1 and stays.end == "length"
-
-
-def test_the_queue_is_bounded_and_parcels_are_few(worker):
-    heard = [Heard() for _ in range(5)]
-    worker.submit([job(worker, each, max_new_tokens=400) for each in heard])
-    with pytest.raises(Full):
-        worker.submit([job(worker, Heard())])
-    assert all(each.is_over.wait(60) for each in heard) and worker.counts.refused == 1
-    assert [len(each.drawn) for each in heard] == [400] * 5 and all(each.calls < 200 for each in heard)
-
-
-@pytest.mark.parametrize("where", ["step", "join"])
-def test_a_worker_that_fails_says_so_and_goes_on(worker, monkeypatch, where):
-    heard = Heard()
-    with monkeypatch.context() as patch:
-        patch.setattr(f"engine.run.company.Company.{where}", lambda *_: 1 / 0)
-        worker.submit([job(worker, heard)])
-        assert heard.is_over.wait(30) and isinstance(heard.end, Failed)
-    again = Heard()
-    worker.submit([job(worker, again)])
-    assert again.is_over.wait(30) and again.end == "length" and worker.counts.failures == 1
-
-
-def test_a_request_is_bounded_before_it_is_queued(worker):
-    served = Served("run", worker.run, worker, 10)
-    with pytest.raises(Refused, match="max_tokens is 11; at most 10"):
-        served.completion_jobs(Completion(prompt="a", max_tokens=11), lambda n: Heard())

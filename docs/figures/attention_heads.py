@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from docs import figures
 from engine.run.load import load_run
+from nanogpt.maps import attention_maps
 
 TEXT = "my lord, the king"
 
@@ -15,25 +15,14 @@ TEXT = "my lord, the king"
 def main(argv: list[str]) -> None:
     (folder,), out = figures.arguments(__spec__.name, __doc__, argv, model="transformer")
     run = load_run(folder, device="cpu")
-    layers: Any = run.model.h
-    blocks = {1: layers[0], len(layers): layers[-1]}  # the first and the last, by number
-    read: list[tuple[Tensor, ...]] = []  # queries, keys and values of each, (1, H, T, D)
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read.append(inputs)
-
-    for block in blocks.values():
-        block.attn.attend.register_forward_pre_hook(keep)
-    with torch.inference_mode():
-        run.model(torch.from_numpy(run.tokenizer.encode(TEXT, "mask").astype(np.int64))[None])
+    model: Any = run.model
+    maps = attention_maps(model, torch.from_numpy(run.tokenizer.encode(TEXT, "mask").astype(np.int64))).numpy()
+    blocks = {1: maps[0], len(maps): maps[-1]}  # the first and the last, by number: (H, T, T)
     letters = ["␣" if letter == " " else letter for letter in TEXT]
     later = np.triu(np.ones((len(TEXT), len(TEXT)), bool), 1)
-    n_head = read[0][0].shape[1]
     figure = figures.new(8, 4.6)
-    grid = figure.subplots(len(blocks), n_head, sharex=True, sharey=True, squeeze=False)
-    for row, number, (q, k, *_) in zip(grid, blocks, read, strict=True):
-        scores = (q @ k.transpose(-1, -2))[0] * q.shape[-1] ** -0.5  # (H, T, T)
-        p = scores.masked_fill(torch.from_numpy(later), -torch.inf).softmax(-1).numpy()
+    grid = figure.subplots(len(blocks), maps.shape[1], sharex=True, sharey=True, squeeze=False)
+    for row, (number, p) in zip(grid, blocks.items(), strict=True):
         for head, axes in enumerate(row):
             shown = axes.imshow(np.ma.masked_where(later, p[head]), cmap="Blues", vmin=0, vmax=0.6)
             axes.set_title(f"block {number}, head {head + 1}", fontsize=9)

@@ -136,6 +136,9 @@ class RunFlags:
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
     seed: Annotated[int, Range(0, MAX_SEED, says=f"from 0 to {MAX_SEED}")] = 1337
     """Seed of everything random."""
+    watch: Annotated[int | None, Range(0, 65535, says="from 0 to 65535"), Mark.CALL, Mark.TRAINING, UNSET] = None
+    """Show the loss curves of this run, and of those beside it, on a page at this port while it trains (0: a free
+    one)."""
     config: Annotated[str | None, Mark.CALL, UNSET] = None
     """Take defaults from this config.json."""
     preset: Annotated[str | None, Mark.CALL, UNSET] = None
