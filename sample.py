@@ -51,8 +51,8 @@ class Options:
     """Draw from those at least this fraction as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that occurred before less likely."""
-    stop: str | None = None
-    """End a sample before this text."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End a sample before this text; given several times (up to 4), before the first of these texts."""
     seed: int | None = None
     """Same seed, same samples (default: different ones each time)."""
     unknown: Literal["error", "skip"] = "error"
@@ -112,7 +112,7 @@ def check(options: Options) -> None:
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
     check_seed(options.seed)
-    check_stop(options.stop)
+    check_stop(options.stop or None)
     for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
         if getattr(options, one) and getattr(options, other):
             raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
@@ -162,9 +162,9 @@ def naming_line(n: int, file: str) -> Iterator[None]:
         raise UserError(f"line {n:,} of {file}: {error}") from error
 
 
-def stop_of(options: Options) -> str | None:
-    """The text that ends a sample."""
-    return None if options.stop is None else whole_characters(options.stop)
+def stop_of(options: Options) -> tuple[str, ...] | None:
+    """The texts that end a sample."""
+    return tuple(map(whole_characters, options.stop)) or None
 
 
 def sample(run, options: Options, sampling) -> int:

@@ -11,6 +11,7 @@ from engine.config.sections import MAX_SEED
 MAX_NUM = 10_000_000
 MAX_TOKENS = 100_000_000  # new ones of one sample
 UNKNOWN = ("error", "skip", "mask")
+MOST_STOPS = 4  # as many as OpenAI's API has
 
 
 def demand(valid: bool, name: str, value: Any, expected: str) -> None:
@@ -56,6 +57,9 @@ def check_stop(stop: Any) -> None:
         )
     valid = stop is None or bool(stops and all(isinstance(each, str) for each in stops))
     demand(valid, "stop", stop, "a text, or several")
+    if len(stops) > MOST_STOPS:
+        problem = f"has {len(stops)} texts; it may have {MOST_STOPS}"
+        raise UserError(f"--stop {problem}", neutral=f"stop {problem}", field="stop")
 
 
 def check_text(name: str, text: Any, unknown: Any) -> None:

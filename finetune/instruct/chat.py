@@ -38,7 +38,7 @@ class Chat:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         seed: int | None = None,
-        stop: str | None = None,
+        stop: str | tuple[str, ...] | None = None,
         unknown: str = "error",
     ):
         if run.template is None:
