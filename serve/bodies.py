@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.run.arguments import MOST_STOPS
+from engine.run.arguments import MOST_LOGPROBS, MOST_STOPS
 
 Stop = Annotated[str | list[str] | None, Field(description=f"where the text ends; up to {MOST_STOPS} texts")]
-MOST_LOGPROBS, MOST_CHOICES = 20, 128
+MOST_CHOICES = 128
 
 
 class _Body(BaseModel):

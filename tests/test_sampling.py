@@ -292,6 +292,8 @@ def test_drawing_takes_plain_keyword_arguments(cli):
     for wrong, near in (("temprature", "temperature"), ("max_tokens", "max_new_tokens")):
         with pytest.raises(TypeError, match=f"no option '{wrong}'. Did you mean '{near}'\\? There are: {names}$"):
             run.generate("emma", **{wrong: 1})
+    with pytest.raises(TypeError, match="no option 'logprobs'"):  # which texts alone cannot have
+        run.generate("emma", logprobs=3)
     with pytest.raises(TypeError, match="no option 'num'"):
         run.pieces("emma", num=3)
     assert repr(run) == f"Run('{run.folder}', mlp, step {run.facts['step']})"

@@ -152,6 +152,16 @@ def test_a_conversation(server, runs):
         Forked(runs, "sample.py", "chat", "--chat", "--message", messages[0]["content"], "--max-new-tokens", 12).wait()
     )
     assert said.out.rstrip("\n") == text.rstrip("\n")
+    words = ["--chat", "--message", messages[0]["content"], "--max-new-tokens", 12, "--logprobs", 2]
+    one = json.loads(ok(Forked(runs, "sample.py", "chat", *words, "--json").wait()).out)
+    told = whole.choices[0].logprobs.content
+    assert [each["token"] for each in one["logprobs"]] == [each.token for each in told]
+    assert [each["logprob"] for each in one["logprobs"]] == pytest.approx([each.logprob for each in told], abs=1e-5)
+    assert [len(each["top_logprobs"]) for each in one["logprobs"]] == [2] * len(told)
+    lines = ok(Forked(runs, "sample.py", "chat", *words).wait()).out.splitlines()
+    assert len([line for line in lines if line.startswith("  ")]) == 1 + len(told)
+    words = [*words[:3], "--stop", text[4:6], "--stop", text[1:3], "--max-new-tokens", 12]
+    assert ok(Forked(runs, "sample.py", "chat", *words).wait()).out == text[: text.index(text[1:3])] + "\n"
 
 
 def test_scores_labels_and_vectors(server, runs):
