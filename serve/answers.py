@@ -197,9 +197,8 @@ async def _left(http: HttpRequest) -> None:
 
 
 def _token_text(served: Served, id_: int) -> str:
-    """A token as a text; of one that is part of a character its bytes, as OpenAI writes them."""
-    text = served.run.tokenizer.decode([id_])
-    return f"token:{id_}" if "\ufffd" in text or not text else text
+    """A token as a text."""
+    return served.run.token_text(id_)
 
 
 def _completion_logprobs(served: Served, drawn: list[Drawn], offset: int) -> tuple[dict[str, Any], int]:

@@ -106,3 +106,7 @@ def test_what_cannot_be_drawn_is_not_among_the_likeliest(cli, tmp_path):
     run = load_run(trained(cli, "bigram", data="ab.txt", kind="lines", context=8))
     (one,) = run.samples("a", seed=1, logprobs=20)
     assert {text for token in one.tokens for text, _ in token.likeliest} == {"a", "b", "\n"}
+    company = Company(run)
+    company.join(run.prompt_ids("a"), run.request(seed=1), logprobs=20)
+    ((_, drawn),) = company.step()
+    assert len(drawn.likeliest) == 3 and all(math.isfinite(p) for _, p in drawn.likeliest)
