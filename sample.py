@@ -16,7 +16,8 @@ from data.program import command
 from data.reading import file_or_text, whole_characters
 from data.terminal import show
 from engine.config.sections import MAX_SEED
-from engine.run.arguments import check_max_new_tokens, check_num, check_seed, check_stop
+from engine.run.arguments import check_logprobs, check_max_new_tokens, check_num, check_seed, check_stop
+from engine.run.token_scores import as_json, as_table, total_as_json
 
 
 @dataclasses.dataclass
@@ -52,8 +53,8 @@ class Options:
     """Draw from those at least this fraction as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that occurred before less likely."""
-    stop: str | None = None
-    """End a sample before this text."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End a sample before this text; given several times (up to 4), before the first of these texts."""
     seed: int | None = None
     """Same seed, same samples (default: different ones each time)."""
     unknown: Literal["error", "skip"] = "error"
@@ -61,7 +62,11 @@ class Options:
     stream: bool = False
     """Print each sample while it is drawn."""
     json: bool = False
-    """One JSON line a sample (or for --score or --message): the text, why it ended, and what of it was copied."""
+    """One JSON line a sample (or for --score or --message): the text, why it ended, and what of it was copied; for
+    --score the log-probability of each token."""
+    logprobs: int | None = None
+    """Show each token of a sample, of --score or of --message with its log-probability and this many (0 to 20) of the
+    likeliest in its place: the model's own, before temperature and what else shapes a draw."""
     score: str | None = None
     """Print this text's bits per character instead of sampling; @FILE reads it from a file, @@ stands for an @."""
     score_lines: str | None = None
@@ -81,11 +86,15 @@ class Options:
 
 
 _ALWAYS = {"run", "unknown", "json", "checkpoint", "device", "attention", "norm_kernel"}
-_SCORE_TAKES = _ALWAYS | {"score"}
+_SCORE_TAKES = _ALWAYS | {"score", "logprobs"}
 _LINES_TAKE = _ALWAYS | {"score_lines"}
 _CHAT_TAKES = _ALWAYS | {
     "chat", "message", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
+    "logprobs",
 }  # fmt: skip
+_EXCLUDE_EACH_OTHER = (
+    ("stream", "json"), ("stream", "only_new"), ("stream", "logprobs"), ("prompt", "prompts"), ("score", "score_lines"),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -115,9 +124,13 @@ def check(options: Options) -> None:
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
     check_seed(options.seed)
-    check_stop(options.stop)
-    for one, other in (("stream", "json"), ("stream", "only_new"), ("prompt", "prompts"), ("score", "score_lines")):
-        if getattr(options, one) and getattr(options, other):
+    check_stop(options.stop or None)
+    check_logprobs(options.logprobs)
+    plain = Options(run=options.run)
+    names = [field.name for field in dataclasses.fields(Options)]
+    given = [name for name in names if getattr(options, name) != getattr(plain, name)]
+    for one, other in _EXCLUDE_EACH_OTHER:
+        if one in given and other in given:
             raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
     if options.message is not None and not options.chat:
         raise UserError("--message goes with --chat")
@@ -125,17 +138,17 @@ def check(options: Options) -> None:
         raise UserError("--message is empty; leave it out to talk in the terminal")
     if options.score == "":
         raise UserError("--score is empty: there is nothing to score")
-    if options.chat and options.json and options.message is None:
-        raise UserError("--json goes with --message here")
+    for name in ("json", "logprobs"):
+        if options.chat and name in given and options.message is None:
+            raise UserError(f"{flag(name)} goes with --message here")
     modes = {
         "--score": (options.score is not None, _SCORE_TAKES),
         "--score-lines": (options.score_lines is not None, _LINES_TAKE),
         "--chat": (options.chat, _CHAT_TAKES),
     }
     for mode, (chosen, takes) in modes.items():
-        plain = Options(run=options.run)
-        for name in {field.name for field in dataclasses.fields(Options)} - takes if chosen else ():
-            if getattr(options, name) != getattr(plain, name):
+        for name in given:
+            if chosen and name not in takes:
                 raise UserError(f"{flag(name)} is for sampling; with {mode} leave it out")
 
 
@@ -165,9 +178,9 @@ def naming_line(n: int, file: str) -> Iterator[None]:
         raise UserError(f"line {n:,} of {file}: {error}") from error
 
 
-def stop_of(options: Options) -> str | None:
-    """The text that ends a sample."""
-    return None if options.stop is None else whole_characters(options.stop)
+def stop_of(options: Options) -> tuple[str, ...] | None:
+    """The texts that end a sample."""
+    return tuple(map(whole_characters, options.stop)) or None
 
 
 def sample(run, options: Options, sampling) -> int:
@@ -199,13 +212,15 @@ def batch(run, options: Options, prompts: list[str], num: int, drawn: dict) -> N
     if options.only_new:
         novelty.check()
         accept = lambda sample: not novelty.is_known(sample.text)  # noqa: E731
-    for one in run.samples(prompts, num, accept=accept, **drawn):
+    for one in run.samples(prompts, num, accept=accept, logprobs=options.logprobs, **drawn):
         count += 1
         if options.json:
             fields = {} if options.prompts is None else {"prompt": one.prompt}
-            show(json.dumps(fields | {"text": one.text, "end": one.end} | novelty.of(one), ensure_ascii=False))
+            facts = fields | {"text": one.text, "end": one.end} | novelty.of(one) | told(one.tokens, options)
+            show(json.dumps(facts, ensure_ascii=False))
             continue
         show(one.text)
+        show_tokens(one.tokens)
         if (run.is_documents or not run.is_lines) and num * len(prompts) > 1:
             print("-" * 60)
     if missing := num * len(prompts) - count:
@@ -227,25 +242,32 @@ def chat(run, options: Options, sampling) -> int:
     """Talk in the terminal, or answer the one message."""
     from finetune.instruct.chat import Chat, converse
 
-    partner = Chat(run, sampling, options.max_new_tokens, options.seed, stop_of(options), options.unknown)
+    drawn = (options.max_new_tokens, options.seed, stop_of(options), options.unknown, options.logprobs)
+    partner = Chat(run, sampling, *drawn)
     if options.message is None:
         return converse(partner)
     pieces = partner.ask(text_of(options.message, "--message"))
     if options.json:
-        show(json.dumps({"text": "".join(pieces), "end": partner.end}, ensure_ascii=False))
+        said = "".join(pieces)
+        show(json.dumps({"text": said, "end": partner.end} | told(partner.tokens, options), ensure_ascii=False))
         return 0
     for piece in pieces:
         show(piece, end="", flush=True)
     print()
+    show_tokens(partner.tokens)
     return 0
 
 
 def score(run, options: Options) -> int:
-    """The likelihood of the text."""
-    evaluation = run.score(text_of(options.score or "", "--score"), options.unknown)
+    """The likelihood of the text, and of each of its tokens where they are shown."""
+    text = text_of(options.score or "", "--score")
+    evaluation, tokens = run.score(text, options.unknown), ()
+    if options.json or options.logprobs is not None:
+        tokens = run.token_scores(text, options.unknown, options.logprobs)
     if options.json:
-        print(json.dumps(facts_of(evaluation)))
+        show(json.dumps(total_as_json(evaluation) | {"logprobs": as_json(tokens)}, ensure_ascii=False))
     else:
+        show_tokens(tokens)
         print(f"{evaluation.bits_per_char:.4f} bits per character over {evaluation.n_characters} characters")
     return 0
 
@@ -257,17 +279,21 @@ def score_lines(run, options: Options) -> int:
         with naming_line(n, options.score_lines):
             evaluation = run.score_or_nothing(line, options.unknown)
         if options.json:
-            show(json.dumps({"text": line} | facts_of(evaluation), ensure_ascii=False))
+            show(json.dumps({"text": line} | total_as_json(evaluation), ensure_ascii=False))
         else:
             show(f"{'-' if evaluation.bits_per_char is None else format(evaluation.bits_per_char, '.4f')}\t{line}")
     return 0
 
 
-def facts_of(evaluation) -> dict:
-    """A score as JSON."""
-    loss = evaluation.loss if evaluation.n_tokens else None
-    facts = {"bits_per_char": evaluation.bits_per_char, "nats_per_token": loss, "tokens": evaluation.n_tokens}
-    return facts | {"characters": evaluation.n_characters}
+def told(tokens, options: Options) -> dict[str, Any]:
+    """The probabilities of a sample's tokens as JSON, where they were asked for."""
+    return {} if options.logprobs is None else {"logprobs": as_json(tokens)}
+
+
+def show_tokens(tokens) -> None:
+    """A line a token below its text; none where the tokens are not shown."""
+    for line in as_table(tokens) if tokens else ():
+        show(line)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,14 @@ class Tokenizer:
         """A new incremental decoder, which never returns part of a character."""
         raise NotImplementedError
 
+    def token_text(self, id_: int) -> str:
+        """The text of one token: of a special its name, of one with only a part of a character `token:ID`."""
+        for name, special in self.specials.items():
+            if id_ == special:
+                return name
+        text = self.decode([id_])
+        return f"token:{id_}" if "\ufffd" in text or not text else text
+
     def start_ids(self, start: str) -> list[int]:
         """The ids of an empty prompt of a stream: those of its start text, or `<eos>` for AFTER_EOS."""
         return [self.special.eos] if start == AFTER_EOS else self.encode(start).tolist()

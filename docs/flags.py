@@ -99,7 +99,7 @@ def _spelled(row: Row) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value in ("", dataclasses.MISSING):
+    if value is None or value in ("", (), dataclasses.MISSING):
         return ""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"`{value}`"
 

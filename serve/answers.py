@@ -196,12 +196,6 @@ async def _left(http: HttpRequest) -> None:
         pass
 
 
-def token_text(served: Served, id_: int) -> str:
-    """A token as a text; of one that is part of a character its bytes, as OpenAI writes them."""
-    text = served.run.tokenizer.decode([id_])
-    return f"token:{id_}" if "\ufffd" in text or not text else text
-
-
 def _completion_logprobs(served: Served, drawn: list[Drawn], offset: int) -> tuple[dict[str, Any], int]:
     """The probabilities of tokens as /v1/completions tells them, and where the next token's text begins."""
     offsets = []
@@ -209,9 +203,9 @@ def _completion_logprobs(served: Served, drawn: list[Drawn], offset: int) -> tup
         offsets.append(offset)
         offset += len(each.text)
     return {
-        "tokens": [token_text(served, each.id) for each in drawn],
+        "tokens": [served.run.token_text(each.id) for each in drawn],
         "token_logprobs": [each.logprob for each in drawn],
-        "top_logprobs": [{token_text(served, id_): value for id_, value in each.likeliest} for each in drawn],
+        "top_logprobs": [{served.run.token_text(id_): value for id_, value in each.likeliest} for each in drawn],
         "text_offset": offsets,
     }, offset
 
@@ -220,7 +214,7 @@ def _chat_logprobs(served: Served, drawn: list[Drawn]) -> list[dict[str, Any]]:
     """The same as /v1/chat/completions tells them."""
 
     def one(id_: int, value: float | None) -> dict[str, Any]:
-        text = token_text(served, id_)
+        text = served.run.token_text(id_)
         return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
     return [

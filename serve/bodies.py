@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Stop = Annotated[str | list[str] | None, Field(description="where the text ends; up to 4 texts")]
-MOST_STOPS, MOST_LOGPROBS, MOST_CHOICES = 4, 20, 128
+from engine.run.arguments import MOST_LOGPROBS, MOST_STOPS
+
+Stop = Annotated[str | list[str] | None, Field(description=f"where the text ends; up to {MOST_STOPS} texts")]
+MOST_CHOICES = 128
 
 
 class _Body(BaseModel):

@@ -7,7 +7,6 @@ import torch
 
 from nanogpt.maps import attention_maps
 from nanogpt.model import Transformer
-from serve.answers import token_text
 from serve.bodies import Attention
 from serve.errors import Refused
 from serve.served import Served
@@ -26,7 +25,7 @@ async def attention(served: Served, asked: Attention) -> dict[str, Any]:
         raise Refused(400, f"text has {len(ids)} tokens; at most {most} are shown", "text")
     weights = await asyncio.to_thread(_weights, model, torch.tensor(ids, device=served.run.device))
     names = {id_: name for name, id_ in served.run.tokenizer.specials.items()}
-    tokens = [names.get(id_) or token_text(served, id_) for id_ in ids]
+    tokens = [names.get(id_) or served.run.token_text(id_) for id_ in ids]
     return {"object": "attention", "model": served.name, "tokens": tokens, "weights": weights}
 
 

@@ -15,7 +15,7 @@ from engine.run.run import Run
 from engine.run.samples import Request
 from finetune.instruct.chat import Chat
 from nanogpt.model import Transformer
-from serve.bodies import MOST_STOPS, Completion, Conversation
+from serve.bodies import Completion, Conversation
 from serve.errors import Refused
 from serve.worker import Job, Worker
 
@@ -90,8 +90,6 @@ class Served:
         if most > self.most_tokens:
             raise Refused(400, f"max_tokens is {most}; at most {self.most_tokens} are drawn here", "max_tokens")
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        if len(stops) > MOST_STOPS:
-            raise Refused(400, f"stop has {len(stops)} texts; it may have {MOST_STOPS}", "stop")
         return self.run.request(
             max_new_tokens=most, stop=tuple(stops) or None, seed=body.seed, sampling=sampling, **knobs
         )

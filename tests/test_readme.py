@@ -170,7 +170,7 @@ def test_commands_of_several_processes_run(ranks, texts, command):
 
 def test_the_first_commands(cli):
     assert cli("train.py", *SHORT).code == 0
-    assert len(FIRST) == 2
+    assert len(FIRST) == 3
     for command in FIRST:
         _, script, *words = shlex.split(command)
         ended = cli(script, *words)

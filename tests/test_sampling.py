@@ -113,6 +113,28 @@ def test_stop_text_ends_a_sample_before_it(cli, flag):
     assert ok(cli("sample.py", "run", "--seed", 5, "--stop", "never said", *flag)).out == whole
 
 
+@pytest.mark.parametrize("flag", [[], ["--stream"]], ids=["batch", "stream"])
+def test_of_several_stop_texts_the_first_in_the_text_ends_it(cli, flag):
+    trained_any(cli, **STREAM)
+    whole = ok(cli("sample.py", "run", "--seed", 5, *flag)).out
+    late, early = whole[60:64], whole[31:33]
+    for stops in ([late, early], [early, late], ["never said", late, early, "never either"]):
+        words = [word for stop in stops for word in ("--stop", stop)]
+        cut = ok(cli("sample.py", "run", "--seed", 5, *words, *flag)).out
+        assert cut == whole[: whole.index(early)] + "\n"
+    new = max(whole.index(character) for character in set(whole.rstrip("\n")))  # where two stop texts end at once
+    words = ["--stop", whole[new], "--stop", whole[new - 1 : new + 1]]
+    assert ok(cli("sample.py", "run", "--seed", 5, *words, *flag)).out == whole[: new - 1] + "\n"
+    (one,) = load_run("run").samples("", seed=5, stop=(late, early))
+    assert (one.text, one.end) == (whole[: whole.index(early)], "stop")
+
+
+def test_stop_texts_end_new_names_too(cli):
+    trained_any(cli, "ngram", **LINES)
+    drawn = sample(cli, "--only-new", "--num", 30, "--stop", "a", "--stop", "e")
+    assert len(drawn) == 30 and not set(drawn) & set(NAMES) and not set("".join(drawn)) & {"a", "e"}
+
+
 def test_bytes_are_never_shown_as_half_a_character(cli, tmp_path):
     (tmp_path / "emoji.txt").write_text("🙂🙃猫é\n" * 40, "utf-8")
     run = load_run(trained_any(cli, "ngram", data="emoji.txt", tokenizer="byte"))
@@ -270,6 +292,8 @@ def test_drawing_takes_plain_keyword_arguments(cli):
     for wrong, near in (("temprature", "temperature"), ("max_tokens", "max_new_tokens")):
         with pytest.raises(TypeError, match=f"no option '{wrong}'. Did you mean '{near}'\\? There are: {names}$"):
             run.generate("emma", **{wrong: 1})
+    with pytest.raises(TypeError, match="no option 'logprobs'"):  # which texts alone cannot have
+        run.generate("emma", logprobs=3)
     with pytest.raises(TypeError, match="no option 'num'"):
         run.pieces("emma", num=3)
     assert repr(run) == f"Run('{run.folder}', mlp, step {run.facts['step']})"
@@ -282,6 +306,8 @@ WRONG = [
     ({"seed": True}, "--seed is True; it has to be"),
     ({"stop": ""}, "--stop is empty"),
     ({"stop": ["a"]}, "--stop is ['a']; it has to be a text, or several"),
+    ({"stop": ("a", "")}, "--stop is empty"),
+    ({"stop": tuple("abcde")}, "--stop has 5 texts; it may have 4"),
     ({"top_k": 2.5}, "--top-k is 2.5; it has to be a whole number"),
     ({"top_p": "x"}, "--top-p is 'x'; it has to be a number"),
     ({"min_p": [1]}, "--min-p is [1]; it has to be a number"),

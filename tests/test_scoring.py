@@ -72,11 +72,55 @@ def test_a_stream_scores_as_it_evaluates_within_one_window(cli, tmp_path, model)
     assert score(cli, content)["bits_per_char"] == pytest.approx(evaluated["val_bits_per_char"], rel=1e-5)
 
 
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("kind", [LINES, STREAM], ids=["lines", "stream"])
+def test_each_character_has_its_part_of_the_score(cli, model, kind):
+    trained_any(cli, model, **kind)
+    text = "emma\nava" if kind is LINES else "emma met ava; they spoke of noah"  # past the context
+    found = score(cli, text)
+    each = found["logprobs"]
+    assert "".join(one["token"] for one in each) == text + ("\n" if kind is LINES else "")
+    assert {one["characters"] for one in each} == {1} and set(each[0]) == {"token", "logprob", "bits", "characters"}
+    assert sum(one["bits"] for one in each) / found["characters"] == pytest.approx(found["bits_per_char"])
+    assert [one["bits"] for one in each] == pytest.approx([-one["logprob"] / math.log(2) for one in each])
+    shown = score(cli, text, "--logprobs", 2)
+    assert [one["logprob"] for one in shown["logprobs"]] == pytest.approx([one["logprob"] for one in each], rel=1e-5)
+    assert shown["bits_per_char"] == found["bits_per_char"] and all(
+        len(one["top_logprobs"]) == 2 for one in shown["logprobs"]
+    )
+
+
+def test_the_score_of_each_token_is_a_line_above_the_total(cli):
+    trained_any(cli, "ngram", **LINES)
+    total = ok(cli("sample.py", "run", "--score", "emma")).out
+    for count in (0, 2):
+        heading, *lines, last = ok(cli("sample.py", "run", "--score", "emma", "--logprobs", count)).out.splitlines()
+        assert heading.split() == ["logprob", "bits", "p", "token"] + ["likeliest"] * bool(count)
+        assert last + "\n" == total
+        each = score(cli, "emma", "--logprobs", count)["logprobs"]
+        for line, one in zip(lines, each, strict=True):
+            quoted = [json.dumps(one["token"])]
+            for top in one.get("top_logprobs", []):
+                quoted += [json.dumps(top["token"]), f"{math.exp(top['logprob']):.1%}"]
+            numbers = [f"{one['logprob']:.4f}", f"{one['bits']:.3f}", f"{math.exp(one['logprob']):.1%}"]
+            assert line.startswith("  ") and line.split() == numbers + quoted
+
+
+def test_tokens_of_several_characters_say_how_many(cli):
+    trained(cli, "gru", **STREAM, tokenizer="bpe:300")
+    text = "the cat sat on the mat"
+    each = score(cli, text, "--unknown", "skip")["logprobs"]
+    assert "".join(one["token"] for one in each) == text and max(one["characters"] for one in each) > 1
+    assert [one["characters"] for one in each] == [len(one["token"]) for one in each]
+
+
 def test_bytes_are_scored_by_the_character(cli, tmp_path):
     (tmp_path / "emoji.txt").write_text("🙂🙃猫é\n" * 40, "utf-8")
     trained(cli, data="emoji.txt", context=16, tokenizer="byte")
     found = score(cli, "🙂猫é")
     assert (found["characters"], found["tokens"]) == (3, 9)
+    parts = [(f"token:{6 + byte}", int(byte & 0xC0 != 0x80)) for byte in "🙂猫é".encode()]
+    assert [(one["token"], one["characters"]) for one in found["logprobs"]] == parts
     assert found["bits_per_char"] == pytest.approx(found["nats_per_token"] / math.log(2) * 3)
 
 
@@ -113,7 +157,10 @@ def test_each_line_of_a_file_is_scored_by_itself(cli, tmp_path, kind):
     (tmp_path / "some.txt").write_text("emma\n\nava\n")
     lines = ok(cli("sample.py", "run", "--score-lines", "some.txt", "--json")).out.splitlines()
     empty = {"bits_per_char": None, "nats_per_token": None, "tokens": 0, "characters": 0}
-    texts = {"emma": score(cli, "emma"), "": empty, "ava": score(cli, "ava")}
+    texts = {text: score(cli, text) for text in ("emma", "ava")}
+    for facts in texts.values():
+        del facts["logprobs"]
+    texts = {"emma": texts["emma"], "": empty, "ava": texts["ava"]}
     assert [json.loads(line) for line in lines] == [{"text": text} | facts for text, facts in texts.items()]
     plain = ok(cli("sample.py", "run", "--score-lines", "some.txt")).out
     shown = ["-" if facts is empty else f"{facts['bits_per_char']:.4f}" for facts in texts.values()]

@@ -80,6 +80,25 @@ def test_stop_texts_and_probabilities(server):
         assert value <= max(top.values()) + 1e-6 and top.get(token, value) == pytest.approx(value)
 
 
+def test_sample_py_tells_the_same(server, runs):
+    """Texts, ends, probabilities and the likeliest tokens of a seed, with several stop texts."""
+    asked = {"prompt": "a", "seed": 4, "max_tokens": 25, "temperature": 0.9, "stop": ["q", "er"], "logprobs": 3}
+    flags = ["--prompt", "a", "--seed", 4, "--max-new-tokens", 25, "--temperature", 0.9, "--stop", "q", "--stop", "er"]
+    for name in ("names", "stream"):
+        choice = server.client.completions.create(model=name, echo=True, **asked).choices[0]
+        one = json.loads(ok(Forked(runs, "sample.py", name, *flags, "--num", 1, "--logprobs", 3, "--json").wait()).out)
+        assert one["text"] == choice.text and one["end"] in (choice.finish_reason, "eos")
+        told = choice.logprobs
+        assert [each["token"] for each in one["logprobs"]] == told.tokens
+        assert [each["logprob"] for each in one["logprobs"]] == pytest.approx(told.token_logprobs, abs=1e-5)
+        for each, top in zip(one["logprobs"], told.top_logprobs, strict=True):
+            assert {one["token"]: one["logprob"] for one in each["top_logprobs"]} == pytest.approx(top, abs=1e-5)
+        score = json.loads(server.get("/v1/score", {"model": name, "text": "emma"})[2])
+        scored = json.loads(ok(Forked(runs, "sample.py", name, "--score", "emma", "--json").wait()).out)["logprobs"]
+        assert [each["token"] for each in scored] == score["tokens"]
+        assert [each["logprob"] for each in scored] == pytest.approx(score["logprobs"], abs=1e-6)
+
+
 def test_a_conversation(server, runs):
     messages = [{"role": "user", "content": f"Greet.\n{NAMES[0]}"}]
     asked = {"model": "chat", "messages": messages, "max_tokens": 12}
@@ -93,6 +112,16 @@ def test_a_conversation(server, runs):
         Forked(runs, "sample.py", "chat", "--chat", "--message", messages[0]["content"], "--max-new-tokens", 12).wait()
     )
     assert said.out.rstrip("\n") == text.rstrip("\n")
+    words = ["--chat", "--message", messages[0]["content"], "--max-new-tokens", 12, "--logprobs", 2]
+    one = json.loads(ok(Forked(runs, "sample.py", "chat", *words, "--json").wait()).out)
+    told = whole.choices[0].logprobs.content
+    assert [each["token"] for each in one["logprobs"]] == [each.token for each in told]
+    assert [each["logprob"] for each in one["logprobs"]] == pytest.approx([each.logprob for each in told], abs=1e-5)
+    assert [len(each["top_logprobs"]) for each in one["logprobs"]] == [2] * len(told)
+    lines = ok(Forked(runs, "sample.py", "chat", *words).wait()).out.splitlines()
+    assert len([line for line in lines if line.startswith("  ")]) == 1 + len(told)
+    words = [*words[:3], "--stop", text[4:6], "--stop", text[1:3], "--max-new-tokens", 12]
+    assert ok(Forked(runs, "sample.py", "chat", *words).wait()).out == text[: text.index(text[1:3])] + "\n"
 
 
 def test_scores_labels_and_vectors(server, runs):

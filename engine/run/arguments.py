@@ -11,6 +11,7 @@ from engine.config.sections import MAX_SEED
 MAX_NUM = 10_000_000
 MAX_TOKENS = 100_000_000  # new ones of one sample
 UNKNOWN = ("error", "skip", "mask")
+MOST_STOPS, MOST_LOGPROBS = 4, 20  # as many as OpenAI's API has
 
 
 def demand(valid: bool, name: str, value: Any, expected: str) -> None:
@@ -56,6 +57,15 @@ def check_stop(stop: Any) -> None:
         )
     valid = stop is None or bool(stops and all(isinstance(each, str) for each in stops))
     demand(valid, "stop", stop, "a text, or several")
+    if len(stops) > MOST_STOPS:
+        problem = f"has {len(stops)} texts; it may have {MOST_STOPS}"
+        raise UserError(f"--stop {problem}", neutral=f"stop {problem}", field="stop")
+
+
+def check_logprobs(count: Any) -> None:
+    """Raise UserError for a value that is neither a number of likeliest tokens nor None."""
+    valid = count is None or is_whole(count, 0, MOST_LOGPROBS)
+    demand(valid, "logprobs", count, f"a whole number from 0 to {MOST_LOGPROBS}")
 
 
 def check_text(name: str, text: Any, unknown: Any) -> None:

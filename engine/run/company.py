@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.run.generate import Limits, Sampling, draw
 from engine.run.healing import Healing
+from engine.run.likeliest import largest
 from engine.run.run import Run
 from engine.run.samples import Request, seeded
 from engine.run.writing import Writer
@@ -144,7 +145,6 @@ class Company:
             if log_p is None or member.logprobs is None:
                 drawn.append((member, Drawn(id_, text)))
                 continue
-            top = log_p[row].topk(min(member.logprobs, log_p.shape[1]))
-            likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            likeliest = tuple(largest(log_p[row], member.logprobs))
             drawn.append((member, Drawn(id_, text, float(log_p[row, id_]), likeliest)))
         return drawn

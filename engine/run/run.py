@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +14,18 @@ from torch import Tensor
 from data.errors import UserError
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
-from engine.run.arguments import check_names, check_num, check_text, demand
+from engine.run.arguments import check_logprobs, check_names, check_num, check_text, demand
 from engine.run.generate import Sampling, generate, score, token_nll
 from engine.run.healing import Healing, heal
+from engine.run.likeliest import log_probabilities
 from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
+from engine.run.token_scores import TokenScore
 from engine.training.progress import Evaluation
 from makemore.base import LanguageModel
 
 STREAM_TOKENS, DOCUMENT_TOKENS = 500, 2000  # of a sample by default
 NOTHING = "there is nothing to score: the text is empty, or nothing of it is in the vocabulary"
 OPTIONS = {field.name for cls in (Request, Sampling) for field in dataclasses.fields(cls)}  # of `Run.request`
-
-
-class TokenScore(NamedTuple):
-    """A token of a text: its own text (a line end for the end of a line or document), its negative log-likelihood in
-    nats, and how many characters it stands for."""
-
-    text: str
-    nll: float
-    characters: int
 
 
 @dataclass(repr=False)
@@ -108,6 +101,7 @@ class Run:
 
     def generate(self, prompt: str | Iterable[str] = "", num: int = 1, **options: Any) -> list[str]:
         """The texts of `samples`, which begin with their prompts."""
+        check_names(options, OPTIONS | {"prompt", "num", "unknown", "accept"})
         return [sample.text for sample in self.samples(prompt, num, **options)]
 
     def samples(
@@ -117,17 +111,19 @@ class Run:
         *,
         unknown: str = "error",
         accept: Callable[[Sample], bool] | None = None,
+        logprobs: int | None = None,
         **options: Any,
     ) -> Iterator[Sample]:
         """`num` samples that continue `prompt`, or each of several prompts in order. The samples of a prompt are the
         same alone and among others. They are drawn in batches that fit into memory.
 
-        `unknown`: as in `Tokenizer.encode`, for characters outside the vocabulary. `accept`: as in `Drawing`. Other
-        options as in `request`."""
-        check_names(options, OPTIONS | {"prompt", "num", "unknown", "accept"})
+        `unknown`: as in `Tokenizer.encode`, for characters outside the vocabulary. `accept`: as in `Drawing`.
+        `logprobs`: each sample has its `tokens`, with this many of the likeliest in the place of each (at most 20) and
+        the model's own probabilities, before temperature, penalty and cuts. Other options as in `request`."""
+        check_names(options, OPTIONS | {"prompt", "num", "unknown", "accept", "logprobs"})
         check_num(num)
         demand(isinstance(prompt, Iterable), "prompt", prompt, "a text, or several")
-        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, self.request(**options), accept)
+        drawing = self._drawing(self.request(**options), accept, logprobs)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return drawing.draw(self._prompt(drawing, text, unknown, num) for text in prompts)
 
@@ -135,12 +131,14 @@ class Run:
         """Yield the text of one sample after `prompt` in pieces, as soon as each is final: no incomplete character,
         nothing of the stop text. Options as in `request`."""
         check_names(options, OPTIONS | {"prompt", "unknown"})
-        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, self.request(**options))
+        drawing = self._drawing(self.request(**options))
         return drawing.pieces(self._prompt(drawing, prompt, unknown, 1))
 
-    def answer(self, ids: list[int], request: Request, healing: Healing | None = None) -> Generator[str, None, str]:
-        """Yield the text of one sample after `ids` in pieces. Returns the reason of its end."""
-        drawing = Drawing(self.model, self.tokenizer, self.suppressed, self.device, request)
+    def answer(
+        self, ids: list[int], request: Request, healing: Healing | None = None, logprobs: int | None = None
+    ) -> Generator[str, None, Sample]:
+        """Yield the text of one sample after `ids` in pieces. Returns the sample; `logprobs`: as in `samples`."""
+        drawing = self._drawing(request, logprobs=logprobs)
         return drawing.pieces(drawing.prompt("", ids, 1, healing))
 
     def request(
@@ -169,6 +167,13 @@ class Run:
         length = self.longest if max_new_tokens is None else max_new_tokens
         return Request(length, sampling, seed, stop, min_new_tokens, heal)
 
+    def _drawing(
+        self, request: Request, accept: Callable[[Sample], bool] | None = None, logprobs: int | None = None
+    ) -> Drawing:
+        check_logprobs(logprobs)
+        tell = None if logprobs is None else functools.partial(self._scores_after, count=logprobs, drawn=True)
+        return Drawing(self.model, self.tokenizer, self.suppressed, self.device, request, accept, tell)
+
     def _prompt(self, drawing: Drawing, text: str, unknown: str, num: int) -> Prompt:
         ids, empty = self.prompt_ids(text, unknown), self.prompt_ids()
         healing = heal(self.tokenizer, ids, empty) if drawing.request.heal and text else None
@@ -191,23 +196,41 @@ class Run:
                 total = total + self._score(ids)
         return total
 
-    def token_scores(self, text: str, unknown: str = "error") -> list[TokenScore]:
-        """The negative log-likelihood of each token of `text`, in order; of lines the end of each is a token too. Their
-        sum is that of `score`. Raises UserError where there is nothing to score."""
+    def token_scores(self, text: str, unknown: str = "error", logprobs: int | None = None) -> list[TokenScore]:
+        """The negative log-likelihood of each token of `text`, in order; of lines and documents the end of each is a
+        token too. Their sum is that of `score`. `logprobs`: with this many of the likeliest tokens in the place of each
+        (at most 20). Raises UserError where there is nothing to score."""
         check_text("score", text, unknown)
+        check_logprobs(logprobs)
         found: list[TokenScore] = []
         for part in text.split("\n") if self.is_single_lines else [text]:
             if ids := self.tokenizer.encode(part, unknown).tolist():
                 tokens, targets = self._scored(ids)
+                if logprobs:
+                    found += self._scores_after(tokens[:1].tolist(), targets.tolist(), logprobs)
+                    continue
                 nll = token_nll(self.model, tokens, targets).tolist()
                 found += [self._token_score(*pair) for pair in zip(targets.tolist(), nll, strict=True)]
         if not found:
             raise UserError(NOTHING)
         return found
 
-    def _token_score(self, id_: int, nll: float) -> TokenScore:
-        is_end = id_ == self.tokenizer.special.eos
-        return TokenScore("\n" if is_end else self.tokenizer.decode([id_]), nll, int(self._characters[id_]))
+    def token_text(self, id_: int) -> str:
+        """The text of a token, see `Tokenizer.token_text`; for the end of a line "\\n"."""
+        is_line_end = self.is_single_lines and id_ == self.tokenizer.special.eos
+        return "\n" if is_line_end else self.tokenizer.token_text(id_)
+
+    def _scores_after(self, read: list[int], ids: list[int], count: int, drawn: bool = False) -> tuple[TokenScore, ...]:
+        """The scores of `ids` after those `read`, each with the `count` likeliest; if `drawn`, among what may be."""
+        after, given = (torch.tensor(part, device=self.device) for part in (read, ids))
+        found = log_probabilities(self.model, after, given, count, self.suppressed if drawn else ())
+        return tuple(
+            self._token_score(id_, -each.logprob, tuple((self.token_text(i), p) for i, p in each.likeliest))
+            for id_, each in zip(ids, found, strict=True)
+        )
+
+    def _token_score(self, id_: int, nll: float, likeliest: tuple[tuple[str, float], ...] = ()) -> TokenScore:
+        return TokenScore(self.token_text(id_), nll, int(self._characters[id_]), likeliest)
 
     def _scored(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         """The tokens (T,) that are read and the targets (T,) that are scored, of the ids of a text."""

@@ -12,6 +12,7 @@ from data.tokenizers import Tokenizer
 from engine.run.arguments import check_max_new_tokens, check_seed, check_stop, demand, is_whole
 from engine.run.generate import Sampling, generate
 from engine.run.healing import Healing
+from engine.run.token_scores import TokenScore
 from engine.run.writing import Writer
 from makemore.base import LanguageModel
 
@@ -23,11 +24,14 @@ REDRAWS = 20  # draws for each sample at most, where some are not accepted
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample: its prompt, the new text, and the reason of its end: 'eos', 'stop' or 'length'."""
+    """A sample: its prompt, the new text, and the reason of its end: 'eos', 'stop' or 'length'. Where probabilities
+    were asked for, its `tokens` too: all that were drawn, with its end or stop text, and of a healed prompt with the
+    end that was drawn again."""
 
     prompt: str
     new: str
     end: str
+    tokens: tuple[TokenScore, ...] = ()
 
     @property
     def text(self) -> str:
@@ -76,12 +80,44 @@ class Prompt:
         return self.missing > 0 and self.draws_left > 0
 
 
+class Draft:
+    """A sample that is being drawn: the ids so far, and their text."""
+
+    def __init__(self, prompt: Prompt, writer: Writer):
+        self.prompt, self.ids = prompt, list[int]()
+        self._writer, self._pieces = writer, list[str]()
+
+    @property
+    def end(self) -> str | None:
+        """The reason of its end; None while it goes on."""
+        return self._writer.end
+
+    def write(self, id_: int) -> str:
+        """The text that one more id makes final; after the end there is none, and the id is not its own."""
+        if self.end:
+            return ""
+        self.ids.append(id_)
+        return self._note(self._writer.write(id_))
+
+    def close(self) -> str:
+        """The rest of the text, after the last id."""
+        return self._note(self._writer.close())
+
+    def sample(self, tokens: tuple[TokenScore, ...] = ()) -> Sample:
+        return Sample(self.prompt.text, "".join(self._pieces), self.end or "length", tokens)
+
+    def _note(self, piece: str) -> str:
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+
 class Drawing:
     """Draws samples of `model` as `request` says, as many rows at a time as fit into memory.
 
     Prompts of one length are drawn together, each with its own generator, so that its samples do not depend on the
     other prompts. Samples that `accept` rejects are drawn again, up to REDRAWS draws for each sample; then some are
-    missing."""
+    missing. `tell` gives the scores of the ids that were drawn after those of a prompt; None: samples have none."""
 
     def __init__(
         self,
@@ -91,9 +127,10 @@ class Drawing:
         device: torch.device,
         request: Request,
         accept: Callable[[Sample], bool] | None = None,
+        tell: Callable[[list[int], list[int]], tuple[TokenScore, ...]] | None = None,
     ):
         self.model, self.tokenizer, self.suppressed, self.device = model, tokenizer, suppressed, device
-        self.request, self.accept = request, accept
+        self.request, self.accept, self.tell = request, accept, tell
 
     @functools.cached_property
     def rows(self) -> int:
@@ -122,34 +159,36 @@ class Drawing:
                         break
                     batch.pop(0)
 
-    def pieces(self, prompt: Prompt) -> Generator[str, None, str]:
-        """Yield the new text of one sample in pieces, as soon as each is final. Returns the reason of its end."""
-        writer = self._writer(prompt)
+    def pieces(self, prompt: Prompt) -> Generator[str, None, Sample]:
+        """Yield the new text of one sample in pieces, as soon as each is final. Returns the sample."""
+        draft = Draft(prompt, self._writer(prompt))
         for token in self._tokens([prompt], [1]):
-            yield writer.write(int(token))
-            if writer.end:
-                return writer.end
-        yield writer.close()
-        return writer.end or "length"
+            yield draft.write(int(token))
+            if draft.end:
+                break
+        else:
+            yield draft.close()
+        return self._told(draft)
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
         """Draw one batch of the samples that prompts of one length are missing."""
         counts = [min(prompt.missing, prompt.draws_left, self.rows) for prompt in prompts]
         rows = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        writers = [self._writer(prompt) for prompt in rows]
-        texts: list[list[str]] = [[] for _ in rows]
+        drafts = [Draft(prompt, self._writer(prompt)) for prompt in rows]
         for token in self._tokens(prompts, counts):
-            for text, writer, id_ in zip(texts, writers, token.tolist(), strict=True):
-                if piece := writer.write(id_):
-                    text.append(piece)
-            if all(writer.end for writer in writers):
+            for draft, id_ in zip(drafts, token.tolist(), strict=True):
+                draft.write(id_)
+            if all(draft.end for draft in drafts):
                 break
-        for prompt, text, writer in zip(rows, texts, writers, strict=True):
-            sample = Sample(prompt.text, "".join(text), writer.end or "length")
+        for prompt, draft in zip(rows, drafts, strict=True):
             prompt.draws_left -= 1
-            if self.accept is None or self.accept(sample):
+            if self.accept is None or self.accept(draft.sample()):
                 prompt.missing -= 1
-                prompt.samples.append(sample)
+                prompt.samples.append(self._told(draft))
+
+    def _told(self, draft: Draft) -> Sample:
+        """The sample of a draft that has ended, with its scores where they are told."""
+        return draft.sample(self.tell(draft.prompt.ids, draft.ids) if self.tell else ())
 
     def _tokens(self, prompts: list[Prompt], counts: list[int]) -> Iterator[Tensor]:
         request = self.request

@@ -18,7 +18,8 @@ from engine.run.arguments import check_text
 from engine.run.generate import Sampling
 from engine.run.healing import Healing, heal
 from engine.run.load import Run
-from engine.run.samples import Request
+from engine.run.samples import Request, Sample
+from engine.run.token_scores import TokenScore
 from engine.runtime import may_handle
 from finetune.instruct.templates import Template, without_oldest
 
@@ -29,7 +30,8 @@ REPLY_ROOM = 4  # at least this fraction of the context is free for a reply
 class Chat:
     """Asks `run` and keeps what was said; what no longer fits into the context is forgotten, oldest first.
 
-    `end` says why the last reply ended: 'eos', 'stop' or 'length'; None where it did not end by itself.
+    `end` says why the last reply ended: 'eos', 'stop' or 'length'; None where it did not end by itself. `tokens` are
+    its scores, with `logprobs` as in `Run.samples`.
 
     Raises UserError for a run that was not trained on conversations."""
 
@@ -39,14 +41,16 @@ class Chat:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         seed: int | None = None,
-        stop: str | None = None,
+        stop: str | tuple[str, ...] | None = None,
         unknown: str = "error",
+        logprobs: int | None = None,
     ):
         if run.template is None:
             raise UserError(f"{run.folder} never learned to answer; {command('instruct')} with --init teaches it")
         self.run, self.template = run, Template(run.template, run.tokenizer)
         longest = run.config.net.context + 1 if max_new_tokens is None else max_new_tokens
         self.request, self.unknown = Request(longest, sampling or Sampling(temperature=0), seed, stop), unknown
+        self.logprobs = logprobs
         self.reset()
 
     def reset(self) -> None:
@@ -54,6 +58,7 @@ class Chat:
         self.turns: tuple[Turn, ...] = ()
         self.asked = 0
         self.end: str | None = None
+        self.tokens: tuple[TokenScore, ...] = ()
 
     def ask(self, message: str) -> Generator[str, None, None]:
         """The reply, piece by piece. What has been said when the caller stops listening is remembered as the reply.
@@ -71,17 +76,18 @@ class Chat:
         seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
         request = dataclasses.replace(self.request, max_new_tokens=length, seed=seed)
         self.asked += 1
-        said, self.end = "", None
+        said, self.end, self.tokens = "", None, ()
         try:
-            for piece in self._noting_end(self.run.answer(ids, request, self.healing(ids))):
+            for piece in self._noting_end(self.run.answer(ids, request, self.healing(ids), self.logprobs)):
                 said += piece
                 yield piece
         finally:
             if said:
                 self.turns = (*turns, Turn("assistant", said))
 
-    def _noting_end(self, pieces: Generator[str, None, str]) -> Iterator[str]:
-        self.end = yield from pieces
+    def _noting_end(self, pieces: Generator[str, None, Sample]) -> Iterator[str]:
+        sample = yield from pieces
+        self.end, self.tokens = sample.end, sample.tokens
 
     def healing(self, ids: list[int]) -> Healing | None:
         """Only white space is healed: answers were learned to begin where their question's last token ends. Where a
