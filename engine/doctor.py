@@ -16,6 +16,7 @@ from data.program import command
 from data.sources import cache_folder
 from engine import runtime, threads
 from kernels import auto
+from makemore import compiled
 
 PURPOSE = "What this machine has, what every `auto` will choose here, and why."
 
@@ -36,6 +37,10 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "MPS", "yes" if torch.backends.mps.is_available() else "no"
     yield "bfloat16", "native" if _has_bfloat16() else "not native here"
     yield "C++ compiler", runtime.c_compiler() or "none (torch.compile on CPU needs one)"
+    yield (
+        "decoding",
+        "compiled code, for small models on a CPU" if compiled.is_here() else "torch: nothing compiles C here",
+    )
     yield "cache", _cache()
     yield "$CHARLM_DATA", os.environ.get("CHARLM_DATA") or "not set (data sets by name are downloaded)"
 

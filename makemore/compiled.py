@@ -30,6 +30,11 @@ def compiled_function(model: nn.Module, rows: int) -> Callable[..., None] | None
     return _function() if sum(each.numel() for each in parameters) <= MOST_PARAMETERS else None
 
 
+def is_here() -> bool:
+    """Whether this machine has a compiler for it, and a folder to keep what it makes."""
+    return _function() is not None
+
+
 @functools.cache
 def _function() -> Callable[..., None] | None:
     try:

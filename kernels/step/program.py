@@ -38,6 +38,7 @@ class Program:
         self.step, self.rows = step, rows
         self.ops: list[Op] = []
         self.at = np.zeros(rows, np.int64)  # the place of each row's token, where operations need it
+        self._at_pointer = self.at.ctypes.data  # asking numpy for it takes microseconds
         self._kept: list[dict[str, Tensor]] = []
         self._all: Any = None  # the operations as one array
 
@@ -82,7 +83,7 @@ class Program:
             self._all = (Op * len(self.ops))(*self.ops)
         token = token.contiguous()
         self.step(
-            self._all, len(self.ops) if count is None else count, len(token), token.data_ptr(), self.at.ctypes.data,
+            self._all, len(self.ops) if count is None else count, len(token), token.data_ptr(), self._at_pointer,
             None if result is None else result.data_ptr(),
         )  # fmt: skip
 
