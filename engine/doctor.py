@@ -39,7 +39,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "C++ compiler", runtime.c_compiler() or "none (torch.compile on CPU needs one)"
     yield (
         "decoding",
-        "compiled code, for small models on a CPU" if compiled.is_here() else "torch: nothing compiles C here",
+        "compiled code, for small models on a CPU" if compiled.functions() else "torch: nothing compiles C here",
     )
     yield "cache", _cache()
     yield "$CHARLM_DATA", os.environ.get("CHARLM_DATA") or "not set (data sets by name are downloaded)"

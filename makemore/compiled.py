@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from data.sources import cache_folder
-from kernels.step.library import step_function
+from kernels.step import library
 from kernels.step.program import ACTIVATIONS, LAYER_NORM, RMS_NORM, SCALE, Program
 from makemore.layers import ACTIVATIONS as FUNCTIONS
 from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
@@ -27,20 +27,29 @@ def compiled_function(model: nn.Module, rows: int) -> Callable[..., None] | None
     parameters = [*model.parameters()]
     if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in parameters):
         return None
-    return _function() if sum(each.numel() for each in parameters) <= MOST_PARAMETERS else None
-
-
-def is_here() -> bool:
-    """Whether this machine has a compiler for it, and a folder to keep what it makes."""
-    return _function() is not None
+    if sum(each.numel() for each in parameters) > MOST_PARAMETERS or (found := functions()) is None:
+        return None
+    return found.step
 
 
 @functools.cache
-def _function() -> Callable[..., None] | None:
+def functions() -> library.Library | None:
+    """What is compiled for this machine; None where no compiler is, or no folder to keep what it makes."""
     try:
-        return step_function(Path(cache_folder()))
-    except UserError:  # there is no folder for it
+        return library.load(Path(cache_folder()))
+    except UserError:  # there is no folder
         return None
+
+
+def draw_compiled(logits: Tensor, race: Tensor) -> Tensor | None:
+    """The tokens (B,) for which softmax(logits) / race is the largest, both (B, V); `race` is overwritten. None where
+    torch has to find them."""
+    if logits.dtype != torch.float64 or logits.device.type != "cpu" or (found := functions()) is None:
+        return None
+    logits = logits.contiguous()
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    found.draw(logits.data_ptr(), race.data_ptr(), *logits.shape, tokens.data_ptr())
+    return tokens
 
 
 def number_of(activation: Callable[[Tensor], Tensor]) -> int:

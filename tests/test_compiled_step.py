@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import makemore.compiled
+from engine.run.generate import Sampling, draw
 from kernels.step import library
 from makemore.base import Stepper
 from makemore.recurrent_step import CompiledStepper
@@ -85,8 +86,8 @@ def test_what_is_changed_is_not_compiled():
 
 def test_without_a_compiler_torch_takes_the_step(monkeypatch, tmp_path):
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
-    assert library.step_function.__wrapped__(tmp_path) is None
-    monkeypatch.setattr(makemore.compiled, "_function", lambda: None)
+    assert library.load.__wrapped__(tmp_path) is None
+    monkeypatch.setattr(makemore.compiled, "functions", lambda: None)
     for name in FAMILIES:
         model = build(name).float()
         with torch.inference_mode():
@@ -100,8 +101,25 @@ def test_without_a_compiler_torch_takes_the_step(monkeypatch, tmp_path):
 
 
 @needs_compiler
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.3), Sampling(2.0, top_k=3)])
+def test_compiled_code_draws_what_torch_draws(sampling, monkeypatch):
+    for seed in range(200):
+        logits = 5 * torch.randn(1 + seed % 4, 2 + seed, dtype=torch.float64, generator=torch.manual_seed(seed))
+        logits[:, seed % 2] = -torch.inf
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+
+        def drawn(logits=logits, seen=seen, seed=seed):
+            return draw(logits, sampling, torch.Generator().manual_seed(seed), seen)
+
+        by_code = drawn()
+        with monkeypatch.context() as patch:
+            patch.setattr(makemore.compiled, "functions", lambda: None)
+            assert torch.equal(by_code, drawn()), seed
+
+
+@needs_compiler
 def test_a_library_that_others_may_write_is_not_run(tmp_path):
-    find = library.step_function.__wrapped__
+    find = library.load.__wrapped__
     assert find(tmp_path) is not None
     (made,) = (tmp_path / "step").glob("*.so")
     made.chmod(0o666)
@@ -114,5 +132,5 @@ def test_a_library_that_others_may_write_is_not_run(tmp_path):
 @needs_compiler
 def test_a_compiler_that_fails_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "COMPILE", ["--no-such-flag"])
-    assert library.step_function.__wrapped__(tmp_path) is None
+    assert library.load.__wrapped__(tmp_path) is None
     assert not [*(tmp_path / "step").iterdir()]

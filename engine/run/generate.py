@@ -12,6 +12,7 @@ from engine.run.healing import Healing
 from engine.runtime import widest
 from engine.training.progress import Evaluation
 from makemore.base import LanguageModel, State
+from makemore.compiled import draw_compiled
 
 MAX_TEMPERATURE = 1000.0  # nearly uniform
 SCORED_AT_ONCE = 1 << 20  # tokens of a text
@@ -166,6 +167,18 @@ def draw(
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         top = logits.topk(sampling.top_k)  # exactly k, also among equals
         logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
+    race = _random(logits, generators, sizes)
+    if sampling.min_p is None and sampling.top_p is None:
+        token = draw_compiled(logits, race)
+        if token is not None:
+            return token
+    # One draw a row as in torch.multinomial: p over an exponential random number is the largest with probability p. A
+    # number of 0, however rare, would make 0 / 0 for a token that must not be drawn.
+    return (_probabilities(logits, sampling) / race.clamp_min_(torch.finfo(race.dtype).tiny)).argmax(-1)
+
+
+def _probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """softmax(logits) (B, V), with zeros for what `min_p` and `top_p` leave out."""
     probabilities = logits.softmax(-1)
     if sampling.min_p is not None:
         unlikely = probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True)
@@ -175,16 +188,21 @@ def draw(
         enough = ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)
         enough[:, 0] = False  # however small p is, the likeliest stays
         probabilities = probabilities.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
-    # One draw a row as in torch.multinomial: p over an exponential random number is the largest with probability p. A
-    # number of 0, however rare, would make 0 / 0 for a token that must not be drawn.
-    race = torch.empty_like(probabilities)
-    generators = [generators] if isinstance(generators, torch.Generator) else generators
+    return probabilities
+
+
+def _random(
+    logits: Tensor, generators: torch.Generator | Sequence[torch.Generator], sizes: Sequence[int] | None
+) -> Tensor:
+    """Exponential random numbers, as many as `logits` (B, V)."""
+    race = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    if isinstance(generators, torch.Generator):
+        return race.exponential_(generator=generators)
     if len(generators) == 1:
-        race.exponential_(generator=generators[0])
-    else:
-        for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
-            rows.exponential_(generator=generator)
-    return (probabilities / race.clamp_min_(torch.finfo(race.dtype).tiny)).argmax(-1)
+        return race.exponential_(generator=generators[0])
+    for rows, generator in zip(race.split(sizes or [len(race)]), generators, strict=True):
+        rows.exponential_(generator=generator)
+    return race
 
 
 @torch.inference_mode()

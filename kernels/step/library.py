@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 SOURCE = Path(__file__).with_name("step.c")
 # -ffast-math lets sums run in vectors. Linking is a step of its own, without it: with it gcc adds code that rounds the
@@ -19,9 +19,16 @@ COMPILE = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-c"]
 SECONDS = 60
 
 
+class Library(NamedTuple):
+    """The functions of step.c, which take addresses."""
+
+    step: Callable[..., None]
+    draw: Callable[..., None]
+
+
 @functools.cache
-def step_function(folder: Path) -> Callable[..., None] | None:
-    """The function of step.c, from `folder`, where what was compiled is kept; None where nothing compiles it. What a
+def load(folder: Path) -> Library | None:
+    """The functions of step.c, from `folder`, where what was compiled is kept; None where nothing compiles it. What a
     folder of other users holds is not run."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
@@ -32,12 +39,14 @@ def step_function(folder: Path) -> Callable[..., None] | None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (_is_ours(path.parent) and (path.exists() or _compile(compiler, path)) and _is_ours(path)):
             return None
-        step: Any = ctypes.CDLL(str(path)).charlm_step
+        library = ctypes.CDLL(str(path))
+        step, draw = library.charlm_step, library.charlm_draw
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
     whole, pointer = ctypes.c_int64, ctypes.c_void_p
     step.argtypes, step.restype = [pointer, whole, whole, pointer, pointer, pointer], None
-    return step
+    draw.argtypes, draw.restype = [pointer, pointer, whole, whole, pointer], None
+    return Library(step, draw)
 
 
 def _compile(compiler: str, path: Path) -> bool:

@@ -255,3 +255,24 @@ void charlm_step(const Op *ops, int64_t count, int64_t B, const int64_t *token, 
             for (int64_t b = 0; b < B; b++) row(op, b, token, at, out);
     }
 }
+
+// Draw a token of each row: where exp(logits - their largest) / noise is largest. `noise` is overwritten.
+void charlm_draw(const double *logits, double *noise, int64_t B, int64_t V, int64_t *tokens)
+{
+    for (int64_t b = 0; b < B; b++, logits += V, noise += V) {
+        double most = logits[0];
+        for (int64_t i = 1; i < V; i++) most = logits[i] > most ? logits[i] : most;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < V; i++) {
+            const double above = noise[i] > 2.2250738585072014e-308 ? noise[i] : 2.2250738585072014e-308;
+            noise[i] = logits[i] > -1e300 ? exp(logits[i] - most) / above : 0;
+        }
+        // Compared as whole numbers, whose order is the same: like that what is not a number wins, as in torch.
+        int64_t best = -1, bits;
+        for (int64_t i = 0; i < V; i++) {
+            memcpy(&bits, noise + i, sizeof bits);
+            bits &= INT64_MAX;
+            if (bits > best) best = bits, tokens[b] = i;
+        }
+    }
+}
