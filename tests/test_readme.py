@@ -31,7 +31,7 @@ FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8")
 EXPORT = [c for c in COMMANDS if c.startswith("python -m export")]
 FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c and c not in EXPORT]  # after the very first one
 BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
-GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and "finetune." not in c]
+GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and not c.startswith("python -m")]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
 MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in EXPORT]
@@ -183,7 +183,8 @@ def test_the_command_that_needs_no_training(cli):
 
 def test_the_commands_that_export_a_run(cli, texts):
     assert cli("train.py", *SHORT).code == 0
-    assert len(EXPORT) == 3
+    assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
+    assert len(EXPORT) == 4
     for command in EXPORT:
         ended = cli("-m export", *shlex.split(command)[3:])
         assert ended.code == 0, (command, ended.err)
