@@ -90,7 +90,7 @@ class _Run:
         try:
             if state is None:
                 raise FileNotFoundError
-            with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+            with open(path, "rb", opener=_open) as file:
                 file.seek(self.offset - len(self.tail))
                 if file.read(len(self.tail)) != self.tail:  # another file, or cut back
                     self.offset, self.tail, kept = 0, b"", 0
@@ -107,6 +107,11 @@ class _Run:
         self.tail = (self.tail + whole)[-TAIL:]
         self.seen = () if is_more else state
         return kept, [line for each in whole.split(b"\n") if (line := _line(each, path))]
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file, but no link, and without waiting where a pipe has come in its place."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def _about(path: Path) -> dict[str, Any] | None:
