@@ -1,6 +1,6 @@
 """A step of an RNN, LSTM or GRU on a CPU as one call of compiled code, for a small model in float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,14 +27,15 @@ def compiled_stepper(model: Recurrent, state: State) -> "CompiledStepper | None"
     return None if step is None else CompiledStepper(model, state, step)
 
 
-def _parts_of(model: Recurrent):
+def _parts_of(model: Recurrent) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of a step, each with the class that it has to be of: one that it is not of where it is none of ours."""
     yield model.wte, nn.Embedding
     yield model.lm_head, nn.Linear
     yield model.dropout, nn.Dropout
     for layer in model.layers:
-        yield layer, type(layer) if type(layer) in KINDS else nn.RNN
+        yield layer, type(layer) if type(layer) in KINDS else nn.Linear
     for norm in model.norms:
-        yield norm, type(norm) if type(norm) in NORMS else nn.RNN
+        yield norm, type(norm) if type(norm) in NORMS else nn.Linear
 
 
 class CompiledStepper:
@@ -90,9 +91,7 @@ class CompiledStepper:
             program.product(x, layer.weight_ih_l0, layer.bias_ih_l0, from_x)
             program.product(h, layer.weight_hh_l0, layer.bias_hh_l0, from_h)
             variant = ACTIVATIONS.index(model.activation)
-            number = program.add(
-                KINDS[type(layer)], gates, H, variant=variant, x=from_x, out=h, scratch=from_h
-            )  # fmt: skip
+            number = program.add(KINDS[type(layer)], gates, H, variant=variant, x=from_x, out=h, scratch=from_h)
             self.recurrences.append(number)
             x = program.buffer(H)
             self.reads.append(add_norm(program, norm, h, x))
