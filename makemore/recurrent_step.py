@@ -28,7 +28,7 @@ def compiled_stepper(model: Recurrent, state: State) -> "CompiledStepper | None"
 
 
 def _parts_of(model: Recurrent) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules of a step, each with the class that it has to be of: one that it is not of where it is none of ours."""
+    """The modules of a step, each with the class that it has to be of: for a strange one a class that it is not."""
     yield model.wte, nn.Embedding
     yield model.lm_head, nn.Linear
     yield model.dropout, nn.Dropout
