@@ -3,7 +3,7 @@
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -80,38 +80,6 @@ class Prompt:
         return self.missing > 0 and self.draws_left > 0
 
 
-class Draft:
-    """A sample that is being drawn: the ids so far, and their text."""
-
-    def __init__(self, prompt: Prompt, writer: Writer):
-        self.prompt, self.ids = prompt, list[int]()
-        self._writer, self._pieces = writer, list[str]()
-
-    @property
-    def end(self) -> str | None:
-        """The reason of its end; None while it goes on."""
-        return self._writer.end
-
-    def write(self, id_: int) -> str:
-        """The text that one more id makes final; after the end there is none, and the id is not its own."""
-        if self.end:
-            return ""
-        self.ids.append(id_)
-        return self._note(self._writer.write(id_))
-
-    def close(self) -> str:
-        """The rest of the text, after the last id."""
-        return self._note(self._writer.close())
-
-    def sample(self, tokens: tuple[TokenScore, ...] = ()) -> Sample:
-        return Sample(self.prompt.text, "".join(self._pieces), self.end or "length", tokens)
-
-    def _note(self, piece: str) -> str:
-        if piece:
-            self._pieces.append(piece)
-        return piece
-
-
 class Drawing:
     """Draws samples of `model` as `request` says, as many rows at a time as fit into memory.
 
@@ -161,34 +129,39 @@ class Drawing:
 
     def pieces(self, prompt: Prompt) -> Generator[str, None, Sample]:
         """Yield the new text of one sample in pieces, as soon as each is final. Returns the sample."""
-        draft = Draft(prompt, self._writer(prompt))
+        writer, text = self._writer(prompt), []
         for token in self._tokens([prompt], [1]):
-            yield draft.write(int(token))
-            if draft.end:
+            text.append(writer.write(int(token)))
+            yield text[-1]
+            if writer.end:
                 break
         else:
-            yield draft.close()
-        return self._told(draft)
+            text.append(writer.close())
+            yield text[-1]
+        return self._told(Sample(prompt.text, "".join(text), writer.end or "length"), prompt, writer)
 
     def _draw_once(self, prompts: list[Prompt]) -> None:
         """Draw one batch of the samples that prompts of one length are missing."""
         counts = [min(prompt.missing, prompt.draws_left, self.rows) for prompt in prompts]
         rows = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        drafts = [Draft(prompt, self._writer(prompt)) for prompt in rows]
+        writers = [self._writer(prompt) for prompt in rows]
+        texts: list[list[str]] = [[] for _ in rows]
         for token in self._tokens(prompts, counts):
-            for draft, id_ in zip(drafts, token.tolist(), strict=True):
-                draft.write(id_)
-            if all(draft.end for draft in drafts):
+            for text, writer, id_ in zip(texts, writers, token.tolist(), strict=True):
+                if piece := writer.write(id_):
+                    text.append(piece)
+            if all(writer.end for writer in writers):
                 break
-        for prompt, draft in zip(rows, drafts, strict=True):
+        for prompt, text, writer in zip(rows, texts, writers, strict=True):
+            sample = Sample(prompt.text, "".join(text), writer.end or "length")
             prompt.draws_left -= 1
-            if self.accept is None or self.accept(draft.sample()):
+            if self.accept is None or self.accept(sample):
                 prompt.missing -= 1
-                prompt.samples.append(self._told(draft))
+                prompt.samples.append(self._told(sample, prompt, writer))
 
-    def _told(self, draft: Draft) -> Sample:
-        """The sample of a draft that has ended, with its scores where they are told."""
-        return draft.sample(self.tell(draft.prompt.ids, draft.ids) if self.tell else ())
+    def _told(self, sample: Sample, prompt: Prompt, writer: Writer) -> Sample:
+        """The sample with its scores, where they are told."""
+        return replace(sample, tokens=self.tell(prompt.ids, writer.ids)) if self.tell else sample
 
     def _tokens(self, prompts: list[Prompt], counts: list[int]) -> Iterator[Tensor]:
         request = self.request

@@ -10,8 +10,8 @@ class Writer:
     """Turns the ids of one sample into the text that is final so far: no incomplete character, nothing that may become
     a stop text, and not the end of a healed prompt, which is shown already.
 
-    `end` is None while the sample goes on, then 'eos', 'stop' or 'length'. In the first `min_new_tokens` stop texts
-    are ignored."""
+    `end` is None while the sample goes on, then 'eos', 'stop' or 'length'; `ids` are those so far, an `<eos>` too. In
+    the first `min_new_tokens` stop texts are ignored."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Writer:
         self.stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         self.min_new_tokens, self.max_new_tokens, self.n_new = min_new_tokens, max_new_tokens, 0
         self.end: str | None = None
+        self.ids: list[int] = []
         self._pending = ""  # what may be the beginning of a stop text
         self._healing, self._required, self._hidden = healing, b"", 0
         if healing is not None:
@@ -35,6 +36,7 @@ class Writer:
         """The text that one more id makes final; empty after the end."""
         if self.end:
             return ""
+        self.ids.append(id_)
         if id_ == self.eos:
             return self.close("eos")
         self.n_new += self._count(id_)
