@@ -75,9 +75,9 @@ class Recurrent(LanguageModel):
 
     def stepper(self, state: State) -> Callable[[Tensor], Tensor]:
         """As the base class says: in one call of compiled code where that is known to compute the same."""
-        if not (type(self) in (RNN, LSTM, GRU) and has_methods_of(self, type(self))) or needs_gradients(self, state):
-            return super().stepper(state)
-        return compiled_stepper(self, state) or super().stepper(state)
+        is_known = type(self) in (RNN, LSTM, GRU) and has_methods_of(self, type(self))
+        fast = compiled_stepper(self, state) if is_known and not needs_gradients(self, state) else None
+        return fast or super().stepper(state)
 
     def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:

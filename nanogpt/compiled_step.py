@@ -43,20 +43,19 @@ class CompiledStep:
         weight, bias = (model.wte.weight, None) if model.lm_head is None else (model.lm_head.weight, model.lm_head.bias)
         program.product(self.hidden, weight, bias)
 
-    def logits(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> Tensor:
-        """The logits (B, V) after one more token of each row. Each of `tables` is (rows, 2 n_kv_head, capacity, hs) of
-        a block and has `lengths` of them; `tokens` (rows, context)."""
-        result = torch.empty(len(token), self.model.vocab_size)
+    def __call__(
+        self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor, want_logits: bool
+    ) -> Tensor:
+        """The logits (B, V) after one more token of each row, or the features (B, C) that the head reads. Each of
+        `tables` is (rows, 2 n_kv_head, capacity, hs) of a block and has `lengths` of them; `tokens` (rows, context)."""
         self._point(token, lengths, tables, tokens)
+        if not want_logits:
+            self.program.call(token, None, self.features_end)
+            return self.hidden[: len(token)].clone()
+        result = torch.empty(len(token), self.model.vocab_size)
         self.program.call(token, result)
         cap = self.model.logit_cap
         return result if cap is None else cap * torch.tanh(result / cap)
-
-    def features(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> Tensor:
-        """The features (B, C) that the head reads."""
-        self._point(token, lengths, tables, tokens)
-        self.program.call(token, None, self.features_end)
-        return self.hidden[: len(token)].clone()
 
     def _point(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> None:
         self.program.at[: len(token)] = lengths

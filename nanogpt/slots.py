@@ -77,26 +77,22 @@ class Slots:
 
     @without_gradients
     def step(self, token: Tensor) -> Tensor:
-        self._prepare()
-        if self.compiled is None:
-            with for_small_work(len(token)):
-                logits = self.model.head(self._read(token))
-        else:
-            assert self.tokens is not None  # of a model with a context
-            logits = self.compiled.logits(token, self.lengths, self.tables, self.tokens)
-        self.lengths = [length + 1 for length in self.lengths]
-        return logits
+        return self._take(token, True)
 
     @without_gradients
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        return self._take(token, False)
+
+    def _take(self, token: Tensor, want_logits: bool) -> Tensor:
         self._prepare()
-        if self.compiled is None:
+        if self.compiled is not None:
+            assert self.tokens is not None  # of a model with a context
+            x = self.compiled(token, self.lengths, self.tables, self.tokens, want_logits)
+        else:
             with for_small_work(len(token)):
                 x = self._read(token)
-        else:
-            assert self.tokens is not None  # of a model with a context
-            x = self.compiled.features(token, self.lengths, self.tables, self.tokens)
+                x = self.model.head(x) if want_logits else x
         self.lengths = [length + 1 for length in self.lengths]
         return x
 

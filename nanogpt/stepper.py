@@ -111,25 +111,23 @@ class TransformerStepper:
 
     @without_gradients
     def __call__(self, token: Tensor) -> Tensor:
-        if self.compiled is None:
-            x = self.features(token)
-            with for_small_work(len(token)):
-                return self.model.head(x)
-        self._prepare()
-        self.length += 1
-        assert self.tokens is not None  # of a model with a context
-        return self.compiled.logits(token, self.length - 1, [layer.kv for layer in self.layers], self.tokens)
+        return self._take(token, True)
 
     @without_gradients
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
+        return self._take(token, False)
+
+    def _take(self, token: Tensor, want_logits: bool) -> Tensor:
         self._prepare()
-        if self.compiled is None:
+        if self.compiled is not None:
+            assert self.tokens is not None  # of a model with a context
+            tables = [layer.kv for layer in self.layers]
+            x = self.compiled(token, self.length, tables, self.tokens, want_logits)
+        else:
             with for_small_work(len(token)):
                 x = self._step(token)
-        else:
-            assert self.tokens is not None  # of a model with a context
-            x = self.compiled.features(token, self.length, [layer.kv for layer in self.layers], self.tokens)
+                x = self.model.head(x) if want_logits else x
         self.length += 1
         return x
 
@@ -139,6 +137,7 @@ class TransformerStepper:
         return compiled_step(self.model, len(self.layers[0].kv), self.cos_sin, slopes)
 
     def _prepare(self) -> None:
+        """See to room for one more token."""
         if self.layers[0].kv.is_inference() and not torch.is_inference_mode_enabled():
             self._leave_inference_mode()
         if self.length == self.capacity:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 from data import bpe
 from data.errors import UserError
@@ -334,11 +335,10 @@ def test_the_command_writes_a_page_of_any_family(cli, tmp_path, names):
 @pytest.fixture
 def browser():
     """Chromium, which knows no host but this one."""
-    sync_api = pytest.importorskip("playwright.sync_api")
     rules = "MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--host-resolver-rules={rules}"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
         chromium.close()
