@@ -41,6 +41,7 @@ def test_instructions_are_dockers_and_nothing_runs_as_root():
     assert told("VOLUME") == ["/runs"] and len(told("FROM")) == 2
 
 
+@pytest.mark.exhaustive
 def test_what_is_copied_makes_the_wheel(wheel, tmp_path):
     for sources, target in copied():
         for source in sources:
@@ -81,6 +82,7 @@ def test_torch_comes_from_the_index_that_is_named(index, tmp_path):
     assert all(flag in help_text for flag in ("--no-cache-dir", "--index-url"))
 
 
+@pytest.mark.exhaustive
 def test_the_server_of_the_image_starts_is_healthy_and_ends(env, tmp_path):
     words = [*json.loads(told("ENTRYPOINT")[0]), *json.loads(told("CMD")[0])]
     assert words[:2] == ["charlm", "serve"]

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from engine import load_run
 from tests.conftest import NAMES
 from tests.helpers import ok, quick
+from tests.matrices import matrix
 from tests.serve_helpers import Server, train_runs
 
 SWITCHES = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
@@ -115,6 +116,7 @@ def test_the_playground_writes_what_the_seed_says_with_the_likeliest_beside(page
     assert tokens.nth(3).evaluate(background) != coloured
 
 
+@pytest.mark.exhaustive
 def test_stop_ends_the_work_and_names_come_by_the_dozen(page, server):
     panel = open_tab(page, "Playground")
     expect(panel.get_by_label("Texts")).to_have_value("12")  # the first run is one of lines
@@ -132,6 +134,7 @@ def test_stop_ends_the_work_and_names_come_by_the_dozen(page, server):
     server.wait_for("drawing", "stream", lambda n: n == 0)
 
 
+@pytest.mark.exhaustive
 def test_what_the_server_refuses_is_told(browser, server):
     page = browser.new_page()
     wrong = watch(page, server.url)
@@ -144,6 +147,7 @@ def test_what_the_server_refuses_is_told(browser, server):
     assert len(wrong) == 1 and "400 (Bad Request)" in wrong[0]  # which Chromium says of any such answer
 
 
+@pytest.mark.exhaustive
 def test_a_conversation(page, server):
     panel = open_tab(page, "Chat")
     slide(panel, "Most tokens", 10)
@@ -162,6 +166,7 @@ def test_a_conversation(page, server):
     expect(said).to_have_count(0)
 
 
+@pytest.mark.exhaustive
 def test_the_same_prompt_under_every_model(page):
     panel = open_tab(page, "Compare")
     panel.get_by_label("Prompt").fill("a")
@@ -172,6 +177,7 @@ def test_the_same_prompt_under_every_model(page):
     assert panel.locator(".card", has_text="gru").count() == 2 and panel.locator(".card p.soft >> text=token").count()
 
 
+@pytest.mark.exhaustive
 def test_curves_follow_the_runs(page, server):
     panel, others = open_tab(page, "Curves"), server.folder / "others"
     expect(status_of(panel)).to_have_text("4 runs, 0 training")
@@ -195,6 +201,7 @@ def test_curves_follow_the_runs(page, server):
     expect(rows).to_have_count(4)
 
 
+@pytest.mark.exhaustive
 def test_attention_by_layer_and_head(page):
     panel = open_tab(page, "Attention")
     panel.get_by_role("textbox").fill("the cat sat")
@@ -214,6 +221,7 @@ def test_attention_by_layer_and_head(page):
     assert panel.get_by_role("img").evaluate("map => map.getContext('2d').getImageData(4, 4, 1, 1).data[3]") > 200
 
 
+@pytest.mark.exhaustive
 def test_a_text_scored_character_by_character(page, server):
     panel = open_tab(page, "Score")
     panel.get_by_role("button", name="Score").click()
@@ -229,6 +237,7 @@ def test_a_text_scored_character_by_character(page, server):
     expect(page.get_by_role("tooltip")).to_contain_text("bits")
 
 
+@pytest.mark.exhaustive
 def test_labels(page):
     panel = open_tab(page, "Labels")
     panel.get_by_label("Text").fill("emma")
@@ -255,7 +264,7 @@ def test_tabs_by_the_keyboard_and_everything_has_a_name(page):
     expect(page.get_by_role("tabpanel", name="Labels")).to_be_visible()  # where it was
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", matrix(["light", "dark"], ["light"]))
 def test_a_telephone_needs_no_scrolling_sideways(browser, server, scheme):
     page = browser.new_page(viewport={"width": 360, "height": 700}, color_scheme=scheme)
     wrong = watch(page, server.url)
@@ -271,6 +280,7 @@ def test_a_telephone_needs_no_scrolling_sideways(browser, server, scheme):
     assert wrong == []
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_shown_is_said_and_a_key_is_asked_for(browser, server):
     keys = Path(server.folder, "keys")
     keys.write_text("secret\n")

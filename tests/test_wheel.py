@@ -62,6 +62,7 @@ def test_the_wheel_says_what_it_needs(env):
     assert said.metadata["License-Expression"] == "MIT" and (site / "licenses/LICENSE").exists()
 
 
+@pytest.mark.exhaustive
 def test_an_archive_of_the_source_builds_the_same_wheel(wheel, tmp_path):
     archive = build("sdist", ROOT, tmp_path / "sdist")
     with tarfile.open(archive) as tar:
@@ -71,6 +72,7 @@ def test_an_archive_of_the_source_builds_the_same_wheel(wheel, tmp_path):
     assert again.read_bytes() == wheel.read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_trained_listed_sampled_and_loaded(charlm, env, tmp_path):
     trained = charlm("train", "--model", "gru", "--n-hidden", 16, "--steps", 3, "--eval-tokens", 200)
     assert "more samples:  charlm sample runs/gru-names-1" in trained.stdout
@@ -112,6 +114,7 @@ for name in COMMANDS:
     assert "no command 'trian'" in (said := charlm("trian", code=2).stderr) and "Did you mean 'train'?" in said
 
 
+@pytest.mark.exhaustive
 def test_work_in_several_processes_and_without_triton(charlm, tmp_path):
     """A worker of the pool is a new interpreter: it has to find the package, from a folder with names of its own."""
     (tmp_path / "data.py").write_text("raise SystemExit('a file of the user')")
