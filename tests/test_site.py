@@ -171,6 +171,7 @@ def test_the_site_has_no_sources_and_no_data(site):
 
 @needs_mkdocs
 @needs_browser
+@pytest.mark.exhaustive
 def test_every_page_reads_well_in_a_browser_and_on_a_telephone(site, tmp_path):
     pages = pages_of(site)
     found = looked_at(site, pages, tmp_path / "profile")
