@@ -101,8 +101,8 @@ def main() -> int:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog=command("sample"))
     check(options)
     from engine.run.bundled import bundled
-    from engine.run.generate import Sampling
     from engine.run.load import load_run
+    from engine.run.sampling import Sampling
 
     temperature = (0.0 if options.chat else 1.0) if options.temperature is None else options.temperature
     sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)

@@ -19,7 +19,8 @@ from bench import peers
 from bench.nanogpt_cpu import FLAGS, nanogpt_model
 from engine.config.flags import parse
 from engine.registry import build_model
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
+from engine.run.sampling import Sampling
 from makemore.base import LanguageModel
 
 

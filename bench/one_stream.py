@@ -24,7 +24,8 @@ from bench import peers
 from data.tokenizers import CharTokenizer
 from engine.config.flags import parse
 from engine.registry import build_model
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
+from engine.run.sampling import Sampling
 from engine.run.writing import Writer
 from makemore.base import LanguageModel
 

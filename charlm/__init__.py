@@ -13,9 +13,9 @@ from data import program
 
 if TYPE_CHECKING:
     from engine.library import train as train
-    from engine.run.generate import Sampling as Sampling
     from engine.run.load import load_run as load_run
     from engine.run.run import Run as Run
+    from engine.run.sampling import Sampling as Sampling
 
 __all__ = ["Run", "Sampling", "load_run", "train"]
 

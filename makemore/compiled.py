@@ -1,5 +1,6 @@
 """Steps of small models as compiled code: where that is possible, and the parts that several families have."""
 
+import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.sources import cache_folder
 from kernels.step import library
+from kernels.step.draws import Sampling
 from kernels.step.program import ACTIVATIONS, LAYER_NORM, RMS_NORM, SCALE, Program
 from makemore.layers import ACTIVATIONS as FUNCTIONS
 from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
@@ -19,17 +21,15 @@ MOST_PARAMETERS = 4 << 20  # copying the weights of more takes longer than a tex
 MOST_ROWS = 64  # of more, torch's products are faster
 
 
-def compiled_function(model: nn.Module, rows: int) -> Callable[..., None] | None:
-    """The function that takes a step of `rows` rows of `model` in one call; None where there is none, or torch is the
+def compiled_functions(model: nn.Module, rows: int) -> library.Library | None:
+    """The functions that take a step of `rows` rows of `model` in one call; None where there are none, or torch is the
     faster way."""
     if rows > MOST_ROWS:
         return None
     parameters = [*model.parameters()]
     if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in parameters):
         return None
-    if sum(each.numel() for each in parameters) > MOST_PARAMETERS or (found := functions()) is None:
-        return None
-    return found.step
+    return None if sum(each.numel() for each in parameters) > MOST_PARAMETERS else functions()
 
 
 @functools.cache
@@ -41,14 +41,22 @@ def functions() -> library.Library | None:
         return None
 
 
-def draw_compiled(logits: Tensor, race: Tensor) -> Tensor | None:
-    """The tokens (B,) for which softmax(logits) / race is the largest, both (B, V); `race` is overwritten. None where
-    torch has to find them."""
+def draw_compiled(logits: Tensor, race: Tensor | None, sampling: Sampling, seen: Tensor) -> Tensor | None:
+    """The tokens (B,) that exponential random numbers `race` (B, V) choose from `logits` (B, V), both float64; without
+    them the likeliest. `seen` (B, V) bool: what a penalty applies to. None where torch has to find them."""
     if logits.dtype != torch.float64 or logits.device.type != "cpu" or (found := functions()) is None:
         return None
-    logits = logits.contiguous()
-    tokens = torch.empty(len(logits), dtype=torch.int64)
-    found.draw(logits.data_ptr(), race.data_ptr(), *logits.shape, tokens.data_ptr())
+    B, V = logits.shape
+    values, seen, tokens = (
+        torch.empty(B + 2, V, dtype=torch.float64),
+        seen.contiguous(),
+        logits.new_empty(B, dtype=torch.int64),
+    )
+    values[:B] = logits
+    found.draw(
+        ctypes.addressof(sampling), values.data_ptr(), None if race is None else race.data_ptr(), seen.data_ptr(), B, V,
+        values[B:].data_ptr(), tokens.data_ptr(),
+    )  # fmt: skip
     return tokens
 
 

@@ -1,15 +1,17 @@
 """A step of an RNN, LSTM or GRU on a CPU as one call of compiled code, for a small model in float32."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernels.step.program import ACTIVATIONS, EMBED, GRU, LSTM, RNN, Program
+from kernels.step.draws import Draws
+from kernels.step.library import Library
+from kernels.step.program import ACTIVATIONS, EMBED, GRU, LSTM, RNN, Decoded, Program
 from makemore.base import State
 from makemore.cells import GRUCell, LSTMCell, RNNCell
-from makemore.compiled import NORMS, add_norm, compiled_function
+from makemore.compiled import NORMS, add_norm, compiled_functions
 from makemore.exact import are_exact, note
 from makemore.small_work import without_gradients
 
@@ -23,8 +25,8 @@ def compiled_stepper(model: Recurrent, state: State) -> "CompiledStepper | None"
     """The stepper of `model` in compiled code; None where a part of it is not the known one, or torch takes it."""
     if model.training or model.ngrams is not None or model.written or not are_exact(_parts_of(model)):
         return None
-    step = compiled_function(model, len(state["h0"]))
-    return None if step is None else CompiledStepper(model, state, step)
+    functions = compiled_functions(model, len(state["h0"]))
+    return None if functions is None else CompiledStepper(model, state, functions)
 
 
 def _parts_of(model: Recurrent) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
@@ -42,8 +44,8 @@ class CompiledStepper:
     """token (B,) -> logits (B, V), after `state` and all tokens since, as `makemore.base.Stepper`. The rows of `state`
     may change between two tokens; for more than there is room for, what is called is built anew."""
 
-    def __init__(self, model: Recurrent, state: State, step: Callable[..., None]):
-        self.model, self.function = model, step
+    def __init__(self, model: Recurrent, state: State, functions: Library):
+        self.model, self.functions = model, functions
         self._rows = 0
         self.state = state
 
@@ -79,9 +81,14 @@ class CompiledStepper:
         self.program.call(token, None, self.features_end)
         return self.hidden[: len(token)].clone()
 
+    @without_gradients
+    def decode(self, token: Tensor, draws: Draws, steps: int) -> Decoded:
+        """Read `token` (B,) and draw up to `steps` tokens of each row, as `draws` says."""
+        return self.program.decode(token, self.model.vocab_size, draws, steps)
+
     def _build(self) -> None:
         model, H = self.model, self.model.n_hidden
-        self.program = program = Program(self.function, self._rows)
+        self.program = program = Program(self.functions, self._rows)
         x = program.buffer(model.wte.embedding_dim)
         program.add(EMBED, x.shape[1], x.shape[1], weight=model.wte.weight.detach(), out=x)
         self.recurrences, self.reads = [], []

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kernels.step.draws import Draws
+from kernels.step.program import Decoded
+
 State = dict[str, Tensor]  # of a family; every tensor has the batch first
 LanguageModel = Any  # its module imports this one
 
 
 class Rows(Protocol):
     """The states of some texts, each one token at a time. Those of a model with `hidden` have the method `features`
-    too, as a stepper has."""
+    too, as a stepper has; those in compiled code `decode`, which draws several tokens, or says None where it can't."""
 
     def __len__(self) -> int: ...
 
@@ -53,6 +56,9 @@ class StateRows:
 
     def features(self, token: Tensor) -> Tensor:
         return self.stepper.features(token)
+
+    def decode(self, token: Tensor, draws: Draws, steps: int) -> Decoded | None:
+        return self.stepper.decode(token, draws, steps) if hasattr(self.stepper, "decode") else None
 
     def _begin(self, state: State) -> None:
         if self.stepper is None:

@@ -3,16 +3,19 @@
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.step.program import ACTIVATE, ATTEND, EMBED, GATE, Program
-from makemore.compiled import add_norm, compiled_function, number_of
+from kernels.step.draws import Draws
+from kernels.step.library import Library
+from kernels.step.program import ACTIVATE, ATTEND, CAP, EMBED, GATE, Decoded, Program
+from makemore.compiled import add_norm, compiled_functions, number_of
 from nanogpt.attention import sinusoids
 from nanogpt.block import Block
 
 Transformer = Any  # its module imports this one
-FEWEST_ROWS = 8  # that there is room for
+FEWEST_ROWS = 32  # that there is room for: also those of one text that is encoded anew
 
 
 def compiled_step(model: Transformer, rows: int, turns: Tensor | None, slopes: Tensor | None) -> "CompiledStep | None":
@@ -20,16 +23,16 @@ def compiled_step(model: Transformer, rows: int, turns: Tensor | None, slopes: T
     `slopes`: ALiBi's."""
     if model.context is None or model.ngrams is not None:
         return None
-    step = compiled_function(model, rows)
-    return None if step is None else CompiledStep(model, step, max(rows, FEWEST_ROWS), turns, slopes)
+    functions = compiled_functions(model, rows)
+    return None if functions is None else CompiledStep(model, functions, max(rows, FEWEST_ROWS), turns, slopes)
 
 
 class CompiledStep:
     """token (B,) of up to `rows` rows of a model with a context -> logits (B, V) or features (B, C). The tables of
     keys, values and tokens, which it writes to, are handed in."""
 
-    def __init__(self, model: Transformer, step: Any, rows: int, turns: Tensor | None, slopes: Tensor | None):
-        self.model, self.program, self.rows = model, Program(step, rows), rows
+    def __init__(self, model: Transformer, functions: Library, rows: int, turns: Tensor | None, slopes: Tensor | None):
+        self.model, self.program, self.rows = model, Program(functions, rows), rows
         C, program = model.n_embd, self.program
         x, self.hidden = program.buffer(C), program.buffer(C)
         positions = None if model.wpe is None else model.wpe.weight.detach()
@@ -37,11 +40,14 @@ class CompiledStep:
             positions = sinusoids(torch.arange(model.context), C)
         program.add(EMBED, C, C, weight=model.wte.weight.detach(), bias=positions, capacity=model.context, out=x)
         self.attends = [self._add_block(block, x, turns, slopes) for block in model.h]
+        self.blocks_end = len(program.ops)
         add_norm(program, model.ln_f, x, self.hidden)
         self.features_end = len(program.ops)
         self._given: list[Tensor] = []  # the tables of the last call
         weight, bias = (model.wte.weight, None) if model.lm_head is None else (model.lm_head.weight, model.lm_head.bias)
         program.product(self.hidden, weight, bias)
+        if model.logit_cap is not None:
+            program.add(CAP, len(weight), len(weight), cap=model.logit_cap)
 
     def __call__(
         self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor, want_logits: bool
@@ -54,11 +60,32 @@ class CompiledStep:
             return self.hidden[: len(token)].clone()
         result = torch.empty(len(token), self.model.vocab_size)
         self.program.call(token, result)
-        cap = self.model.logit_cap
-        return result if cap is None else cap * torch.tanh(result / cap)
+        return result
+
+    def decode(
+        self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor, draws: Draws, steps: int
+    ) -> Decoded:
+        """Several tokens of each row, one after another: the tables have room for them."""
+        self._point(token, lengths, tables, tokens)
+        return self.program.decode(token, self.model.vocab_size, draws, steps)
+
+    def encode(self, rows: list[int], texts: Tensor, tables: list[Tensor], tokens: Tensor) -> None:
+        """Fill these rows of the tables with `texts` (len(rows), T), from position 0."""
+        T, program = texts.shape[1], self.program
+        self._point_at(tables, tokens)
+        slots, places = np.repeat(rows, T), np.tile(np.arange(T), len(rows))
+        for start in range(0, len(slots), self.rows):  # a text's tokens in their order: each sees those before it
+            part = slice(start, start + self.rows)
+            token = texts.flatten()[part]
+            program.slots[: len(token)], program.at[: len(token)] = slots[part], places[part]
+            program.call(token, None, self.blocks_end)
+        program.slots[:] = np.arange(self.rows)
 
     def _point(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> None:
         self.program.at[: len(token)] = lengths
+        self._point_at(tables, tokens)
+
+    def _point_at(self, tables: list[Tensor], tokens: Tensor) -> None:
         given = [tokens, *tables]
         if self._given and all(map(operator.is_, given, self._given)):
             return

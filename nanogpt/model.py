@@ -191,9 +191,13 @@ class Transformer(LanguageModel):
 
     def keep_half(self, tokens: Tensor) -> State | None:
         """The state that a full context of `tokens` leaves: their last half, encoded anew from position 0."""
-        assert self.context is not None
-        kept = tokens[:, self.context - self.context // 2 :]
+        kept = self.last_half(tokens)
         return self.hidden(kept, None, None, want_features=False)[1] if kept.shape[1] else None
+
+    def last_half(self, tokens: Tensor) -> Tensor:
+        """What is kept of a full context of `tokens`."""
+        assert self.context is not None
+        return tokens[:, self.context - self.context // 2 :]
 
     def last_hidden(self, tokens: Tensor) -> tuple[Tensor, State]:
         """As the base class says: with a context from where it was last encoded anew, without one as far back as the

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.step.draws import Draws
+from kernels.step.program import Decoded
 from makemore.base import State
 from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
@@ -83,6 +85,19 @@ class Slots:
     def features(self, token: Tensor) -> Tensor:
         """The features (B, C) that the head reads, instead of its logits; good until the next token."""
         return self._take(token, False)
+
+    @without_gradients
+    def decode(self, token: Tensor, draws: Draws, steps: int) -> Decoded | None:
+        """Read `token` (B,) and draw up to `steps` tokens of each row, as `draws` says: fewer where a row is full. None
+        where torch takes the step."""
+        self._prepare()
+        if self.compiled is None:
+            return None
+        assert self.tokens is not None  # of a model with a context
+        steps = min(steps, self.tables[0].shape[2] - max(self.lengths))
+        decoded = self.compiled.decode(token, self.lengths, self.tables, self.tokens, draws, steps)
+        self.lengths = [length + len(decoded.tokens) for length in self.lengths]
+        return decoded
 
     def _take(self, token: Tensor, want_logits: bool) -> Tensor:
         self._prepare()
@@ -210,7 +225,14 @@ class Slots:
                 self.lengths[row] = kept
             return
         assert self.tokens is not None  # of a model with a context
-        state = self.model.keep_half(self.tokens[torch.tensor(full, device=self.tokens.device)])
+        texts = self.tokens[torch.tensor(full, device=self.tokens.device)]
+        if self.compiled is not None:
+            kept = self.model.last_half(texts)
+            self.compiled.encode(full, kept, self.tables, self.tokens)
+            for row in full:
+                self.lengths[row] = kept.shape[1]
+            return
+        state = self.model.keep_half(texts)
         for number, row in enumerate(full):
             self.lengths[row] = 0 if state is None else state["k0"].shape[2]
             if state is not None:

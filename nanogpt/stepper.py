@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import warn
+from kernels.step.draws import Draws
+from kernels.step.program import Decoded
 from makemore.base import State
 from makemore.exact import are_exact, needs_gradients, note
 from makemore.hashing import HashedNGrams
@@ -131,6 +133,20 @@ class TransformerStepper:
         self.length += 1
         return x
 
+    @without_gradients
+    def decode(self, token: Tensor, draws: Draws, steps: int) -> Decoded | None:
+        """Read `token` (B,) and draw up to `steps` tokens of each row, as `draws` says: fewer where a table is full.
+        None where torch takes the step."""
+        self._prepare()
+        if self.compiled is None:
+            return None
+        assert self.tokens is not None  # of a model with a context
+        tables = [layer.kv for layer in self.layers]
+        steps = min(steps, self.capacity - self.length)
+        decoded = self.compiled.decode(token, self.length, tables, self.tokens, draws, steps)
+        self.length += len(decoded.tokens)
+        return decoded
+
     def _compiled(self) -> CompiledStep | None:
         """The step as compiled code, where that is the faster way."""
         slopes = None if self.slopes is None else self.slopes.flatten()
@@ -175,6 +191,12 @@ class TransformerStepper:
             self.capacity = min(2 * self.capacity, self.max_len)
             for layer in self.layers:
                 layer.grow(self.capacity)
+        elif self.compiled is not None:
+            assert self.tokens is not None  # of a model with a context
+            kept = self.model.last_half(self.tokens).clone()
+            rows = [*range(len(kept))]
+            self.compiled.encode(rows, kept, [layer.kv for layer in self.layers], self.tokens)
+            self.length = kept.shape[1]
         elif self.context is not None:
             self._load(self.model.keep_half(self.tokens))
         else:

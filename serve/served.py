@@ -9,10 +9,10 @@ from typing import Any
 from data.conversations import Turn
 from data.errors import UserError
 from engine.config.sections import MAX_SEED
-from engine.run.generate import Sampling
 from engine.run.healing import heal
 from engine.run.run import Run
 from engine.run.samples import Request
+from engine.run.sampling import Sampling
 from finetune.instruct.chat import Chat
 from nanogpt.model import Transformer
 from serve.bodies import Completion, Conversation

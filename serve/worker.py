@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from data.errors import UserError, warn
 from engine.run.company import Company, Drawn, Member
 from engine.run.healing import Healing
@@ -70,6 +72,7 @@ class Worker:
         self._waiting_tokens = 0
         self._drawing: dict[Member, Job] = {}
         self._joining = 0  # 1 while a prompt is read
+        self._hurry = np.zeros(1, np.int64)  # 1: somebody came or left
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name=f"worker of {run.folder}", daemon=True)
@@ -99,6 +102,7 @@ class Worker:
             self.counts.requests += 1
             self._waiting.extend(jobs)
             self._waiting_tokens += tokens
+            self._hurry[0] = 1
             self._changed.notify()
 
     def cancel(self, jobs: list[Job]) -> None:
@@ -106,12 +110,14 @@ class Worker:
         with self._changed:
             for job in jobs:
                 job.is_wanted = False
+            self._hurry[0] = 1
             self._changed.notify()
 
     def close(self) -> None:
         """End the thread after the step that it takes; what is left is given up."""
         with self._changed:
             self._is_closed = True
+            self._hurry[0] = 1
             self._changed.notify()
         self._thread.join()
 
@@ -124,26 +130,27 @@ class Worker:
                 self._fail(_failed(error))
 
     def _draw(self) -> None:
-        company, given = Company(self.run), time.monotonic()
+        company, most, given = Company(self.run, self._hurry), 1, time.monotonic()
         while self._wait():
+            self._hurry[0] = 0  # before looking who came and who left: what happens after that is seen by the step
             self._admit(company)
             for member, job in [*self._drawing.items()]:
                 if not job.is_wanted:
                     company.leave(member)
                     del self._drawing[member]
                     self.counts.cancelled += 1
-            if not company.members:
+            if not len(company):
                 continue
+            started, told = time.monotonic(), company.step(most)
+            for member, drawn in told:
+                self._drawing[member].drawn.append(drawn)
             ended: list[tuple[Job, str | Exception | None]] = []
-            for member, drawn in company.step():
-                job = self._drawing[member]
-                job.drawn.append(drawn)
-                if member.end:
-                    ended.append((job, member.end))
-                    del self._drawing[member]
-            self.counts.steps += 1
-            self.counts.tokens += len(self._drawing) + len(ended)
+            for member in dict.fromkeys(member for member, _ in told if member.end):
+                ended.append((self._drawing.pop(member), member.end))
+            self.counts.steps += company.taken
+            self.counts.tokens += len(told)
             now = time.monotonic()
+            most = max(1, int(EVERY / (now - started) * company.taken))
             if now - given >= EVERY:
                 given = now
                 parcels = [(job, None) for job in self._drawing.values() if job.in_parcels and job.drawn]

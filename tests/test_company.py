@@ -86,13 +86,13 @@ def in_company(run, wishes: list[tuple[str, dict]], most: int = 7) -> list[str]:
     """The texts of many samples, of which up to `most` are drawn together."""
     company, waiting = Company(run), list(enumerate(wishes))
     texts, members, draw = [prompt for prompt, _ in wishes], {}, random.Random(0)
-    while waiting or company.members:
-        while waiting and (not company.members or (len(company) < most and draw.random() < 0.4)):
+    while waiting or len(company):
+        while waiting and (not len(company) or (len(company) < most and draw.random() < 0.4)):
             n, (prompt, wish) = waiting.pop(0)
             ids = run.prompt_ids(prompt)
             healing = heal(run.tokenizer, ids, run.prompt_ids()) if prompt else None
             members[company.join(ids, run.request(**wish), healing)] = n
-        for member, drawn in company.step():
+        for member, drawn in company.step(draw.randint(1, 20)):
             texts[members[member]] += drawn.text
     return texts
 
@@ -123,7 +123,7 @@ def test_who_leaves_disturbs_nobody_and_probabilities_are_told(cli):
     company, request = Company(run), run.request(seed=3, max_new_tokens=30)
     stays = company.join(run.prompt_ids("a"), request, logprobs=4)
     text, others = "a", [company.join(run.prompt_ids("ba"), run.request(seed=n, max_new_tokens=9)) for n in range(5)]
-    while company.members:
+    while len(company):
         if others:
             company.leave(others.pop())
         for member, drawn in company.step():

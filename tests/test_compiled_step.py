@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import makemore.compiled
-from engine.run.generate import Sampling, draw
+from engine.run.noise import Noise
+from engine.run.sampling import Sampling, draw
 from kernels.step import library
 from makemore.base import Stepper
 from makemore.recurrent_step import CompiledStepper
@@ -101,15 +102,22 @@ def test_without_a_compiler_torch_takes_the_step(monkeypatch, tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.3), Sampling(2.0, top_k=3)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(), Sampling(0.3), Sampling(0), Sampling(2.0, top_k=3), Sampling(top_p=0.6), Sampling(min_p=0.1),
+        Sampling(0.7, 7, 0.8, 0.01, 1.4), Sampling(1.3, top_k=200, top_p=0.95), Sampling(0.7, top_k=1),
+    ],
+)  # fmt: skip
 def test_compiled_code_draws_what_torch_draws(sampling, monkeypatch):
     for seed in range(200):
         logits = 5 * torch.randn(1 + seed % 4, 2 + seed, dtype=torch.float64, generator=torch.manual_seed(seed))
         logits[:, seed % 2] = -torch.inf
-        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        seen = torch.rand(logits.shape, generator=torch.manual_seed(seed)) < 0.3
 
         def drawn(logits=logits, seen=seen, seed=seed):
-            return draw(logits, sampling, torch.Generator().manual_seed(seed), seen)
+            noise = Noise(torch.Generator().manual_seed(seed), *logits.shape)
+            return draw(logits, sampling, [noise], seen)
 
         by_code = drawn()
         with monkeypatch.context() as patch:

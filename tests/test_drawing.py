@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.run.generate import Sampling, draw
+from engine.run.noise import Noise
+from engine.run.sampling import Sampling, draw
 
 
 def frequencies(logits: list[float], seen: list[int] | None = None, **options) -> torch.Tensor:
@@ -16,7 +17,8 @@ def frequencies(logits: list[float], seen: list[int] | None = None, **options) -
     marks = torch.zeros(n, len(logits), dtype=torch.bool)
     marks[:, seen or []] = True
     generator = torch.Generator().manual_seed(0)
-    drawn = draw(torch.tensor(logits).double().repeat(n, 1), Sampling(**options), generator, marks)
+    noise = Noise(generator, n, len(logits))
+    drawn = draw(torch.tensor(logits).double().repeat(n, 1), Sampling(**options), [noise], marks)
     return torch.bincount(drawn, minlength=len(logits)) / n
 
 
@@ -81,7 +83,7 @@ def test_whatever_is_asked_for_something_possible_is_drawn(logits, temperature, 
     sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
     seen = torch.zeros_like(values, dtype=torch.bool)
     seen[1:, 0] = True
-    drawn = draw(values.clone(), sampling, torch.Generator().manual_seed(0), seen)
+    drawn = draw(values.clone(), sampling, [Noise(torch.Generator().manual_seed(0), *values.shape)], seen)
     assert all(math.isfinite(logits[i]) for i in drawn.tolist())
     if temperature == 0 or top_k == 1:
         assert logits[int(drawn[0])] == max(logits)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from data.rows import RowLoader
 from engine import load_run
-from engine.run.generate import Sampling
+from engine.run.sampling import Sampling
 from finetune.instruct.chat import Chat
 from tests.conftest import NAMES, ROOT
 from tests.helpers import TERM, at_call, left, metrics, ok, once, refused, summary, warnings_of

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 import kernels
 import makemore.base
 import nanogpt.attention
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
+from engine.run.sampling import Sampling
 from makemore.base import LanguageModel, Stepper
 from makemore.counts.mixture import Mixture
 from makemore.counts.ngram import NGram

@@ -13,7 +13,8 @@ from data.errors import UserError
 from data.tokenizers import EOS, N_SPECIALS, NEVER_PREDICTED
 from engine import load_run
 from engine.run import samples
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
+from engine.run.sampling import Sampling
 from tests.conftest import NAMES
 from tests.helpers import FAMILIES, LINES, STREAM, ok, trained, trained_any
 from tests.matrices import matrix

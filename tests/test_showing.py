@@ -127,15 +127,15 @@ def test_what_is_shown_at_the_end_of_a_run_and_of_its_mistakes_commands_none(cli
 
 
 def test_nor_do_answers_and_labels(cli, tmp_path):
-    asked = [{"prompt": f"say {n}", "completion": "\x1b[2J\x9b2J"} for n in range(12)]
+    asked = [{"prompt": f"say {n}", "completion": "\x1b[2J\x9b0K"} for n in range(12)]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, asked)))
     flags = ["--model", "bigram", "--lr", 1, "--out"]
     shown = at_terminal("-m finetune.instruct", "--data", "chat.jsonl", "--steps", 60, *flags, "run")
     assert "\\u001b[2J" in shown and not re.findall("\x1b\\[2J|\x9b", shown)
     shown = at_terminal("sample.py", "run", "--chat", "--message", "say 1")
-    assert shown.startswith("\\u001b[2J\\u009b2J") and not UNSAFE.findall(shown)
+    assert shown.startswith("\\u001b[2J\\u009b0K") and not UNSAFE.findall(shown)
     shown = at_terminal("sample.py", "run", "--chat")
-    assert "\\u001b[2J\\u009b2J" in shown and not re.findall("\x1b\\[2J|\x9b", shown)
+    assert "\\u001b[2J\\u009b0K" in shown and not re.findall("\x1b\\[2J|\x9b", shown)
     (tmp_path / "odd.tsv").write_text("".join(f"good\x9b2J\tsee {n}\nbad\tnot {n}\n" for n in range(30)), "utf-8")
     shown = at_terminal("-m finetune.classify", "--data", "odd.tsv", "--steps", 2, *flags[:2], *flags[4:], "odd")
     assert "good\\u009b2J" in shown and "\x9b" not in shown

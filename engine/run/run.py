@@ -15,10 +15,11 @@ from data.errors import UserError
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_logprobs, check_names, check_num, check_text, demand
-from engine.run.generate import Sampling, generate, score, token_nll
+from engine.run.generate import generate, score, token_nll
 from engine.run.healing import Healing, heal
 from engine.run.likeliest import log_probabilities
 from engine.run.samples import Drawing, Prompt, Request, Sample, seeded
+from engine.run.sampling import Sampling
 from engine.run.token_scores import TokenScore
 from engine.training.progress import Evaluation
 from makemore.base import LanguageModel

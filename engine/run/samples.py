@@ -10,14 +10,16 @@ from torch import Tensor
 
 from data.tokenizers import Tokenizer
 from engine.run.arguments import check_max_new_tokens, check_seed, check_stop, demand, is_whole
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
 from engine.run.healing import Healing
+from engine.run.noise import steps_at_once
+from engine.run.sampling import Sampling
 from engine.run.token_scores import TokenScore
 from engine.run.writing import Writer
 from makemore.base import LanguageModel
 
 BATCH_BYTES = 512 << 20  # of a batch of rows
-VOCABULARY_BYTES = 40  # of a row for each token of the vocabulary: logits, probabilities, random numbers, their order
+VOCABULARY_BYTES = 40  # of a row for each token of the vocabulary: logits, probabilities, their order
 FIRST_BATCH = 10  # rows that always fit into one batch
 REDRAWS = 20  # draws for each sample at most, where some are not accepted
 
@@ -198,7 +200,9 @@ class Drawing:
         """The bytes that a row takes: its longest state, numbers for each token of the vocabulary, its ids."""
         state = self.model.read_last(torch.full((1, 1), self.tokenizer.special.eos, device=self.device))[1]
         state_bytes = self.model.held * sum(part.numel() * part.element_size() for part in state.values())
-        return state_bytes + self.model.vocab_size * VOCABULARY_BYTES + self.request.max_new_tokens * 8
+        vocab_size = self.model.vocab_size
+        noise_bytes = 2 * 8 * steps_at_once(vocab_size)
+        return state_bytes + vocab_size * (VOCABULARY_BYTES + noise_bytes) + self.request.max_new_tokens * 8
 
 
 def seeded(seed: int | None, device: torch.device) -> torch.Generator:

@@ -1,5 +1,6 @@
 """Turning drawn ids into text: the text that is final so far, its end, and the reason for its end."""
 
+import sys
 from collections.abc import Sequence
 
 from data.tokenizers import Tokenizer
@@ -31,6 +32,11 @@ class Writer:
         if healing is not None:
             self._required, self._hidden = healing.dropped, healing.shown
             self.decoder.feed(healing.shortened[-CONTEXT:])
+
+    @property
+    def left(self) -> int:
+        """How many more tokens there may be."""
+        return sys.maxsize if self.max_new_tokens is None else self.max_new_tokens - self.n_new
 
     def write(self, id_: int) -> str:
         """The text that one more id makes final; empty after the end."""

@@ -15,7 +15,8 @@ from data.disk import replace_file
 from data.rows import Row, by_length, collate
 from data.tokenizers import Special
 from engine.evaluate import in_evaluation_mode
-from engine.run.generate import Sampling, generate
+from engine.run.generate import generate
+from engine.run.sampling import Sampling
 from engine.run.writing import until_end
 from finetune.instruct.templates import Template
 from makemore.base import LanguageModel

@@ -15,10 +15,10 @@ from data.program import command
 from data.terminal import for_stream, show
 from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_text
-from engine.run.generate import Sampling
 from engine.run.healing import Healing, heal
 from engine.run.load import Run
 from engine.run.samples import Request, Sample
+from engine.run.sampling import Sampling
 from engine.run.token_scores import TokenScore
 from engine.runtime import may_handle
 from finetune.instruct.templates import Template, without_oldest

@@ -1,1 +1,1 @@
-"""One token of a few rows through a small model in one call, in C: for CPUs, where a compiler is."""
+"""Tokens of a few rows through a small model in one call, in C: for CPUs, where a compiler is."""

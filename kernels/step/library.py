@@ -1,4 +1,4 @@
-"""step.c as a library: compiled at first use for this machine's CPU, and kept in a folder."""
+"""step.c and draw.c as a library: compiled at first use for this machine's CPU, and kept in a folder."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).with_name("step.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c")]
 # -ffast-math lets sums run in vectors. Linking is a step of its own, without it: with it gcc adds code that rounds the
 # smallest numbers to 0 in the whole process.
 COMPILE = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-c"]
@@ -20,42 +20,49 @@ SECONDS = 60
 
 
 class Library(NamedTuple):
-    """The functions of step.c, which take addresses."""
+    """The functions of the sources, which take addresses."""
 
     step: Callable[..., None]
     draw: Callable[..., None]
+    decode: Callable[..., int]
 
 
 @functools.cache
 def load(folder: Path) -> Library | None:
-    """The functions of step.c, from `folder`, where what was compiled is kept; None where nothing compiles it. What a
+    """The functions, from `folder`, where what was compiled is kept; None where nothing compiles it. What a
     folder of other users holds is not run."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
-    facts = (SOURCE.read_bytes(), compiler.encode(), _cpu().encode(), " ".join(COMPILE).encode())
+    facts = (
+        *(source.read_bytes() for source in SOURCES),
+        compiler.encode(),
+        _cpu().encode(),
+        " ".join(COMPILE).encode(),
+    )
     path = folder / "step" / f"{hashlib.sha256(b'/'.join(facts)).hexdigest()[:24]}.so"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (_is_ours(path.parent) and (path.exists() or _compile(compiler, path)) and _is_ours(path)):
             return None
         library = ctypes.CDLL(str(path))
-        step, draw = library.charlm_step, library.charlm_draw
+        step, draw, decode = library.charlm_step, library.charlm_draw, library.charlm_decode
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
     whole, pointer = ctypes.c_int64, ctypes.c_void_p
-    step.argtypes, step.restype = [pointer, whole, whole, pointer, pointer, pointer], None
-    draw.argtypes, draw.restype = [pointer, pointer, whole, whole, pointer], None
-    return Library(step, draw)
+    step.argtypes, step.restype = [pointer, whole, whole, *[pointer] * 4], None
+    draw.argtypes, draw.restype = [*[pointer] * 4, whole, whole, pointer, pointer], None
+    decode.argtypes, decode.restype = [pointer, *[whole] * 4, *[pointer] * 5], whole
+    return Library(step, draw, decode)
 
 
 def _compile(compiler: str, path: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        made, library = Path(work) / "step.o", Path(work) / "step.so"
-        for command in (
-            [compiler, *COMPILE, str(SOURCE), "-o", str(made)],
-            [compiler, "-shared", str(made), "-o", str(library), "-lm"],
-        ):
+        made = [Path(work) / f"{source.stem}.o" for source in SOURCES]
+        library = Path(work) / "step.so"
+        commands = [[compiler, *COMPILE, str(source), "-o", str(to)] for source, to in zip(SOURCES, made, strict=True)]
+        commands.append([compiler, "-shared", *map(str, made), "-o", str(library), "-lm"])
+        for command in commands:
             if subprocess.run(command, capture_output=True, timeout=SECONDS, cwd=work).returncode:
                 return False
         library.chmod(0o600)

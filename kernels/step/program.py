@@ -5,15 +5,17 @@ and contiguous.
 """
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU = range(11)
+from kernels.step.draws import Draws
+from kernels.step.library import Library
+
+EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP = range(12)
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2")  # by their numbers
 PANEL = 64  # columns of weights that are stored together
 _WHOLE = ("kind", "width_in", "width_out", "variant", "heads", "kv_heads", "capacity", "window")
@@ -30,15 +32,23 @@ class Op(ctypes.Structure):
     ]
 
 
+class Decoded(NamedTuple):
+    """What was drawn."""
+
+    tokens: Tensor  # (steps, B)
+    logits: Tensor  # (B, V): what the last of them were drawn from
+
+
 class Program:
     """The operations of a step of up to `rows` rows. `call` runs those added so far; a tensor that an operation was
     given is kept, and `point` gives it another."""
 
-    def __init__(self, step: Callable[..., None], rows: int):
-        self.step, self.rows = step, rows
+    def __init__(self, library: Library, rows: int):
+        self.library, self.rows = library, rows
         self.ops: list[Op] = []
         self.at = np.zeros(rows, np.int64)  # the place of each row's token, where operations need it
-        self._at_pointer = self.at.ctypes.data  # asking numpy for it takes microseconds
+        self.slots = np.arange(rows)  # the row of the tables that is each row's
+        self._pointers = self.at.ctypes.data, self.slots.ctypes.data  # asking numpy for them takes microseconds
         self._kept: list[dict[str, Tensor]] = []
         self._all: Any = None  # the operations as one array
 
@@ -79,13 +89,28 @@ class Program:
 
     def call(self, token: Tensor, result: Tensor | None, count: int | None = None) -> None:
         """Run the first `count` operations (None: all) for `token` (B,) int64; the result goes to `result`."""
+        token = token.contiguous()
+        self.library.step(
+            self._operations(), len(self.ops) if count is None else count, len(token), token.data_ptr(),
+            *self._pointers, None if result is None else result.data_ptr(),
+        )  # fmt: skip
+
+    def decode(self, token: Tensor, vocab_size: int, draws: Draws, steps: int) -> Decoded:
+        """Read `token` (B,) int64, draw the next one of each row, read that, and so on, `steps` times, or less often,
+        as `draws` says."""
+        result = torch.empty(len(token), vocab_size)
+        tokens = token.new_empty(steps + 1, len(token))
+        tokens[0] = token
+        done = self.library.decode(
+            self._operations(), len(self.ops), *result.shape, steps, tokens.data_ptr(), *self._pointers,
+            result.data_ptr(), draws.pointer,
+        )  # fmt: skip
+        return Decoded(tokens[1 : done + 1], result)
+
+    def _operations(self) -> Any:
         if self._all is None:
             self._all = (Op * len(self.ops))(*self.ops)
-        token = token.contiguous()
-        self.step(
-            self._all, len(self.ops) if count is None else count, len(token), token.data_ptr(), self._at_pointer,
-            None if result is None else result.data_ptr(),
-        )  # fmt: skip
+        return self._all
 
     def _point(self, number: int, name: str, tensor: Tensor) -> None:
         if not tensor.is_contiguous() or tensor.dtype != (torch.int64 if name == "tokens" else torch.float32):

@@ -15,13 +15,13 @@ enum { LANES = 8, TILE = 1 };
 enum { PANEL = 64, VECTORS = PANEL / LANES };  // columns of a panel of weights
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU };
+enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP };
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, RELU2 };
 
 typedef struct {
     int64_t kind, width_in, width_out, variant;  // variant: of an activation; of a product 1: add to `out`
     int64_t heads, kv_heads, capacity, window;   // of ATTEND
-    double eps, cap;
+    double eps, cap;        // CAP works in place on the result
     const float *in, *weight, *bias;
     float *out;            // NULL: the step's result
     float *state, *state2; // hidden vectors; the tables of keys and values (rows, 2 kv_heads, capacity, head size)
@@ -217,16 +217,16 @@ static void recur(const Op *op, const float *restrict x, const float *restrict f
     }
 }
 
-static void row(const Op *op, int64_t b, const int64_t *token, const int64_t *at, float *out)
+static void row(const Op *op, int64_t b, int64_t token, int64_t at, int64_t slot, float *out)
 {
     const int64_t N = op->width_out;
     const float *x = op->in + b * op->width_in;
     float *y = out + b * N;
     switch (op->kind) {
     case EMBED:
-        memcpy(y, op->weight + token[b] * N, N * sizeof(float));
-        if (op->bias) for (int64_t i = 0; i < N; i++) y[i] += op->bias[at[b] * N + i];
-        if (op->tokens) op->tokens[b * op->capacity + at[b]] = token[b];
+        memcpy(y, op->weight + token * N, N * sizeof(float));
+        if (op->bias) for (int64_t i = 0; i < N; i++) y[i] += op->bias[at * N + i];
+        if (op->tokens) op->tokens[slot * op->capacity + at] = token;
         break;
     case LAYER_NORM: layer_norm(op, x, y); break;
     case RMS_NORM: rms_norm(x, y, N, op->weight, (float)op->eps); break;
@@ -236,43 +236,24 @@ static void row(const Op *op, int64_t b, const int64_t *token, const int64_t *at
         activate(op->variant, x + N, y, N);
         for (int64_t i = 0; i < N; i++) y[i] *= x[i];
         break;
+    case CAP: for (int64_t i = 0; i < N; i++) y[i] = (float)op->cap * tanhf(y[i] / (float)op->cap); break;
     case ATTEND:
-        attend(op, (float *)x, y, op->state + b * 2 * op->kv_heads * op->capacity * (N / op->heads), at[b]);
+        attend(op, (float *)x, y, op->state + slot * 2 * op->kv_heads * op->capacity * (N / op->heads), at);
         break;
     default:
         recur(op, x, op->scratch + b * op->width_in, y, op->state2 ? op->state2 + b * N : 0);
     }
 }
 
-// Run `count` operations for `token` (B,), which each row reads at its place `at` (B,).
-void charlm_step(const Op *ops, int64_t count, int64_t B, const int64_t *token, const int64_t *at, float *result)
+// Run `count` operations for `token` (B,), which each row reads at its place `at` (B,) of the tables' row `slot` (B,).
+void charlm_step(const Op *ops, int64_t count, int64_t B, const int64_t *token, const int64_t *at, const int64_t *slot,
+                 float *result)
 {
     for (const Op *op = ops; op < ops + count; op++) {
         float *out = op->out ? op->out : result;
         if (op->kind == PRODUCT)
             product(op, B, out);
         else
-            for (int64_t b = 0; b < B; b++) row(op, b, token, at, out);
-    }
-}
-
-// Draw a token of each row: where exp(logits - their largest) / noise is largest. `noise` is overwritten.
-void charlm_draw(const double *logits, double *noise, int64_t B, int64_t V, int64_t *tokens)
-{
-    for (int64_t b = 0; b < B; b++, logits += V, noise += V) {
-        double most = logits[0];
-        for (int64_t i = 1; i < V; i++) most = logits[i] > most ? logits[i] : most;
-#pragma GCC ivdep
-        for (int64_t i = 0; i < V; i++) {
-            const double above = noise[i] > 2.2250738585072014e-308 ? noise[i] : 2.2250738585072014e-308;
-            noise[i] = logits[i] > -1e300 ? exp(logits[i] - most) / above : 0;
-        }
-        // Compared as whole numbers, whose order is the same: like that what is not a number wins, as in torch.
-        int64_t best = -1, bits;
-        for (int64_t i = 0; i < V; i++) {
-            memcpy(&bits, noise + i, sizeof bits);
-            bits &= INT64_MAX;
-            if (bits > best) best = bits, tokens[b] = i;
-        }
+            for (int64_t b = 0; b < B; b++) row(op, b, token[b], at[b], slot[b], out);
     }
 }
