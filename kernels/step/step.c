@@ -129,12 +129,19 @@ static void turn(const Op *op, float *x, int64_t hs, int64_t at)
     }
 }
 
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+
+// The sum of a vector's numbers: halves are added to halves.
 static inline float total(vector v)
 {
-    float sum = 0;
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
+    eight e[LANES / 8];
+    four f[2];
+    memcpy(e, &v, sizeof v);
+    if (LANES == 16) e[0] += e[LANES / 8 - 1];
+    memcpy(f, e, sizeof f);
+    f[0] += f[1];
+    return (f[0][0] + f[0][1]) + (f[0][2] + f[0][3]);
 }
 
 // p[t] = q . k[t] / sqrt(hs) for the keys from `first` to `last`, k (T, hs).
