@@ -18,13 +18,13 @@ from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
 
 NORMS = (LayerNorm, RMSNorm, NoNorm, BatchNorm)
 MOST_PARAMETERS = 4 << 20  # copying the weights of more takes longer than a text; their products gain little
-MOST_ROWS = 64  # of more, torch's products are faster
+MOST_ROWS = 1024  # over the threads: of more, torch's products are faster, since they run on all threads
 
 
 def compiled_functions(model: nn.Module, rows: int) -> library.Library | None:
     """The functions that take a step of `rows` rows of `model` in one call; None where there are none, or torch is the
     faster way."""
-    if rows > MOST_ROWS:
+    if rows > MOST_ROWS // torch.get_num_threads():
         return None
     parameters = [*model.parameters()]
     if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in parameters):

@@ -40,7 +40,6 @@ class CompiledStep:
             positions = sinusoids(torch.arange(model.context), C)
         program.add(EMBED, C, C, weight=model.wte.weight.detach(), bias=positions, capacity=model.context, out=x)
         self.attends = [self._add_block(block, x, turns, slopes) for block in model.h]
-        self.blocks_end = len(program.ops)
         add_norm(program, model.ln_f, x, self.hidden)
         self.features_end = len(program.ops)
         self._given: list[Tensor] = []  # the tables of the last call
@@ -78,7 +77,7 @@ class CompiledStep:
             part = slice(start, start + self.rows)
             token = texts.flatten()[part]
             program.slots[: len(token)], program.at[: len(token)] = slots[part], places[part]
-            program.call(token, None, self.blocks_end)
+            program.call(token, None, self.attends[-1] + 1)  # behind the last keys and values nothing is kept
         program.slots[:] = np.arange(self.rows)
 
     def _point(self, token: Tensor, lengths: int | list[int], tables: list[Tensor], tokens: Tensor) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import makemore.compiled
+from data.tokenizers import Special
+from engine.run.generate import generate
 from engine.run.noise import Noise
 from engine.run.sampling import Sampling, draw
 from kernels.step import library
@@ -16,6 +18,7 @@ from nanogpt.slots import Slots
 from nanogpt.stepper import TransformerStepper
 from tests.variants import VARIANTS, VOCAB, build
 
+EOS = Special().eos
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
 FAMILIES = ("transformer", "rnn", "lstm", "gru")
 # What stays with torch: hashed n-grams, a context without end, cells written out.
@@ -123,6 +126,26 @@ def test_compiled_code_draws_what_torch_draws(sampling, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(makemore.compiled, "functions", lambda: None)
             assert torch.equal(by_code, drawn()), seed
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(0), Sampling(0.8, top_k=5, repetition_penalty=1.5), Sampling(top_p=0.7)], ids=str
+)
+def test_texts_are_those_that_torch_draws(name, sampling, monkeypatch):
+    model, prompts = build(name).float(), torch.tensor([[7, 8, 9], [10, 11, 12]])
+
+    def drawn(seed: int, suppressed: list[int]) -> list[list[int]]:
+        generators = [torch.Generator().manual_seed(seed + n) for n in range(2)]
+        tokens = generate(model, prompts, 50, sampling, suppressed, EOS, generators, copies=[2, 1])
+        return [token.tolist() for token in tokens]
+
+    wishes = [(seed, [EOS] if seed % 2 else []) for seed in range(6)]
+    by_code = [drawn(*wish) for wish in wishes]
+    assert sampling != Sampling() or any(EOS in tokens for text in by_code for tokens in text)
+    monkeypatch.setattr(makemore.compiled, "functions", lambda: None)
+    assert by_code == [drawn(*wish) for wish in wishes]
 
 
 @needs_compiler
