@@ -87,3 +87,13 @@ def test_whatever_is_asked_for_something_possible_is_drawn(logits, temperature, 
     assert all(math.isfinite(logits[i]) for i in drawn.tolist())
     if temperature == 0 or top_k == 1:
         assert logits[int(drawn[0])] == max(logits)
+
+
+@given(steps=st.lists(st.integers(1, 16), min_size=1, max_size=12), rows=st.integers(1, 3))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_how_many_random_numbers_are_asked_for_at_a_time_makes_no_difference(steps, rows):
+    one, some = (Noise(torch.Generator().manual_seed(5), rows, 7) for _ in range(2))
+    for count in steps:
+        numbers, used = some.ahead(count).clone(), max(1, count // 2)  # compiled code may draw fewer steps than asked
+        some.use(used)
+        assert torch.equal(numbers[:used], torch.stack([one.next().clone() for _ in range(used)]))

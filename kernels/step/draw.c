@@ -6,6 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
+// Of a loop: its steps do not depend on each other.
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 typedef struct {
     double temperature, top_p, min_p, penalty; // 0: the likeliest token; 1, 0, 1: nothing is left out or penalised
     int64_t top_k;                             // at least V: all
@@ -96,10 +103,10 @@ static int64_t choose(const Sampling *sampling, double *x, const double *race, c
     double most = x[0];
     for (int64_t i = 1; i < V; i++) most = x[i] > most ? x[i] : most;
     const double temperature = sampling->temperature;
-#pragma GCC ivdep
+    INDEPENDENT
     for (int64_t i = 0; i < V; i++) x[i] = x[i] > -1e300 ? exp((x[i] - most) / temperature) : 0;
     if (sampling->top_k < V || sampling->top_p < 1 || sampling->min_p > 0) leave_likeliest(sampling, x, V, entries);
-#pragma GCC ivdep
+    INDEPENDENT
     for (int64_t i = 0; i < V; i++) x[i] /= race[i] > 2.2250738585072014e-308 ? race[i] : 2.2250738585072014e-308;
     return largest(x, V);
 }

@@ -15,7 +15,8 @@ from typing import NamedTuple
 SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c")]
 # -ffast-math lets sums run in vectors. Linking is a step of its own, without it: with it gcc adds code that rounds the
 # smallest numbers to 0 in the whole process.
-COMPILE = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-c"]
+COMPILE = ["-O3", "-ffast-math", "-fPIC", "-c"]
+TUNED = [["-march=native"], ["-mcpu=native"], []]  # Apple's clang knows the second; the first that works is taken
 SECONDS = 60
 
 
@@ -34,13 +35,8 @@ def load(folder: Path) -> Library | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
-    facts = (
-        *(source.read_bytes() for source in SOURCES),
-        compiler.encode(),
-        _cpu().encode(),
-        " ".join(COMPILE).encode(),
-    )
-    path = folder / "step" / f"{hashlib.sha256(b'/'.join(facts)).hexdigest()[:24]}.so"
+    facts = repr([*(source.read_bytes() for source in SOURCES), compiler, _cpu(), COMPILE, TUNED])
+    path = folder / "step" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (_is_ours(path.parent) and (path.exists() or _compile(compiler, path)) and _is_ours(path)):
@@ -58,13 +54,17 @@ def load(folder: Path) -> Library | None:
 
 def _compile(compiler: str, path: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        made = [Path(work) / f"{source.stem}.o" for source in SOURCES]
+        made = [str(Path(work) / f"{source.stem}.o") for source in SOURCES]
         library = Path(work) / "step.so"
-        commands = [[compiler, *COMPILE, str(source), "-o", str(to)] for source, to in zip(SOURCES, made, strict=True)]
-        commands.append([compiler, "-shared", *map(str, made), "-o", str(library), "-lm"])
-        for command in commands:
-            if subprocess.run(command, capture_output=True, timeout=SECONDS, cwd=work).returncode:
-                return False
+
+        def run(*words: str) -> bool:
+            return not subprocess.run([compiler, *words], capture_output=True, timeout=SECONDS, cwd=work).returncode
+
+        def compiled(tuned: list[str]) -> bool:
+            return all(run(*COMPILE, *tuned, str(c), "-o", o) for c, o in zip(SOURCES, made, strict=True))
+
+        if not (any(map(compiled, TUNED)) and run("-shared", *made, "-o", str(library), "-lm")):
+            return False
         library.chmod(0o600)
         os.replace(library, path)  # whole, or not there: others may compile it at the same time
     return True

@@ -92,12 +92,17 @@ static void rms_norm(const float *x, float *y, int64_t C, const float *weight, f
     for (int64_t i = 0; i < C; i++) y[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
 
-// Element by element, also in place: without the pragma the compiler would have to fear that `x` and `y` overlap.
-#define EACH(value)                                          \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) {   \
-        const float a = x[i];                                \
-        y[i] = value;                                        \
-    }                                                        \
+// Element by element, also in place: without INDEPENDENT the compiler would have to fear that `x` and `y` overlap.
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+#define EACH(value)                                   \
+    INDEPENDENT for (int64_t i = 0; i < n; i++) {     \
+        const float a = x[i];                         \
+        y[i] = value;                                 \
+    }                                                 \
     break
 
 static inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
@@ -190,10 +195,10 @@ static void attend(const Op *op, float *heads, float *out, float *kv, int64_t at
         memcpy(kv + (g * op->capacity + at) * hs, heads + (H + g) * hs, hs * sizeof(float));
     for (int64_t h = 0; h < H; h++) {
         const float *k = kv + h / (H / G) * op->capacity * hs, *v = k + G * op->capacity * hs;
-        float most = -INFINITY, sum = 0;
         scores(heads + h * hs, k, p, hs, first, at);
         if (cap) for (int64_t t = first; t <= at; t++) p[t] = cap * tanhf(p[t] / cap);
         if (op->slopes) for (int64_t t = first; t <= at; t++) p[t] -= op->slopes[h] * (at - t);
+        float most = p[first], sum = 0;
         for (int64_t t = first; t <= at; t++) most = p[t] > most ? p[t] : most;
         for (int64_t t = first; t <= at; t++) p[t] = expf(p[t] - most);
         for (int64_t t = first; t <= at; t++) sum += p[t];
