@@ -17,7 +17,6 @@ from makemore.base import LanguageModel, State
 SCORED_AT_ONCE = 1 << 20  # tokens of a text
 
 
-@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompt: Tensor,
@@ -38,18 +37,20 @@ def generate(
     for each prompt where P are given. The ids `suppressed` are never drawn, nor is `<eos>` among the first
     `min_new_tokens`. `healing`, for each prompt: tokens that only repeat the dropped end of the prompt do not count as
     new."""
-    logits, state = model.read_last(prompt)
-    counts = torch.tensor(copies or [1] * len(prompt), device=prompt.device)
-    logits, state = _copied(logits, counts), {name: _copied(part, counts) for name, part in state.items()}
-    generators = [generator] if isinstance(generator, torch.Generator) else generator
-    sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
-    seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
-    limits = Limits(len(logits), suppressed, eos, min_new_tokens, model.vocab_size, prompt.device)
-    if healing:
-        limits.require([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
-    noises = [Noise(each, n, model.vocab_size) for each, n in zip(generators, sizes, strict=True)]
-    rows = _Rows(model.stepper(state), sampling, limits, noises, _copied(seen, counts), eos not in suppressed)
-    drawn = rows.draw(logits)[None]
+    with torch.inference_mode():
+        logits, state = model.read_last(prompt)
+        counts = torch.tensor(copies or [1] * len(prompt), device=prompt.device)
+        logits, state = _copied(logits, counts), {name: _copied(part, counts) for name, part in state.items()}
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
+        sizes = counts.tolist() if len(generators) > 1 else [len(logits)]
+        seen = torch.zeros(len(prompt), model.vocab_size, dtype=torch.bool, device=prompt.device)
+        seen = _copied(seen.scatter_(1, prompt, True), counts)
+        limits = Limits(len(logits), suppressed, eos, min_new_tokens, model.vocab_size, prompt.device)
+        if healing:
+            limits.require([each for each, n in zip(healing, counts.tolist(), strict=True) for _ in range(n)])
+        noises = [Noise(each, n, model.vocab_size) for each, n in zip(generators, sizes, strict=True)]
+        rows = _Rows(model.stepper(state), sampling, limits, noises, seen, eos not in suppressed)
+        drawn = rows.draw(logits)[None].unbind()
     while True:
         for token in drawn:
             limits.count(token)
@@ -57,7 +58,8 @@ def generate(
         left = max_new_tokens - limits.fewest_new
         if not left or rows.have_ended:
             return
-        drawn = rows.decode(drawn[-1], left)
+        with torch.inference_mode():  # entering it costs a microsecond: so not for each token
+            drawn = rows.decode(drawn[-1], left).unbind()
 
 
 class _Rows:
