@@ -75,6 +75,8 @@ class Options:
     """Talk to a run that learned to answer."""
     message: str | None = None
     """With --chat: answer this and leave; @FILE reads it from a file, @@ stands for an @."""
+    system: str | None = None
+    """With --chat: the system message, which stands before everything that is said."""
     checkpoint: Literal["best", "last"] = "best"
     """Which weights."""
     device: str = "auto"
@@ -89,8 +91,8 @@ _ALWAYS = {"run", "unknown", "json", "checkpoint", "device", "attention", "norm_
 _SCORE_TAKES = _ALWAYS | {"score", "logprobs"}
 _LINES_TAKE = _ALWAYS | {"score_lines"}
 _CHAT_TAKES = _ALWAYS | {
-    "chat", "message", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
-    "logprobs",
+    "chat", "message", "system", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "stop", "seed", "logprobs",
 }  # fmt: skip
 _EXCLUDE_EACH_OTHER = (
     ("stream", "json"), ("stream", "only_new"), ("stream", "logprobs"), ("prompt", "prompts"), ("score", "score_lines"),
@@ -132,8 +134,9 @@ def check(options: Options) -> None:
     for one, other in _EXCLUDE_EACH_OTHER:
         if one in given and other in given:
             raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
-    if options.message is not None and not options.chat:
-        raise UserError("--message goes with --chat")
+    for name in ("message", "system"):
+        if name in given and not options.chat:
+            raise UserError(f"{flag(name)} goes with --chat")
     if options.message == "":
         raise UserError("--message is empty; leave it out to talk in the terminal")
     if options.score == "":
@@ -240,10 +243,11 @@ def stream(run, options: Options, prompts: list[str], num: int, drawn: dict) -> 
 
 def chat(run, options: Options, sampling) -> int:
     """Talk in the terminal, or answer the one message."""
-    from finetune.instruct.chat import Chat, converse
+    from finetune.instruct.chat import Chat
+    from finetune.instruct.terminal import converse
 
     drawn = (options.max_new_tokens, options.seed, stop_of(options), options.unknown, options.logprobs)
-    partner = Chat(run, sampling, *drawn)
+    partner = Chat(run, sampling, *drawn, system=options.system)
     if options.message is None:
         return converse(partner)
     pieces = partner.ask(text_of(options.message, "--message"))

@@ -1,5 +1,6 @@
 """Instruction following through the command line: train, evaluate, resume, adapters, preferences, and the chat."""
 
+import contextlib
 import json
 import os
 import pty
@@ -8,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.conversations import Turn
 from data.rows import RowLoader
 from engine import load_run
 from engine.run.sampling import Sampling
@@ -88,7 +91,9 @@ def test_it_learns_and_then_answers(cli, taught):
         cli("sample.py", "run", "--chat", stdin="Leave.\nemma\n/nonsense\n/reset\nLeave.é\n/quit\nLeave.\n".encode())
     )
     lines = talk.out.splitlines()
-    assert lines[2:4] == ["[there is no /nonsense; there are: /reset, /quit]", "[starting over]"] and len(lines) == 4
+    assert (
+        "[there is no /nonsense; there are: /system, " in lines[2] and lines[3] == "[starting over]" and len(lines) == 4
+    )
     assert "character 'é' (position 6) is not in this model's vocabulary" in talk.err
     kept = ok(cli("sample.py", "run", "--chat", "--unknown", "skip", stdin="Leave.é\nemma".encode())).out
     assert len(kept.splitlines()) == 2
@@ -113,6 +118,61 @@ def test_the_history_is_kept_forgotten_and_never_longer_than_the_context(cli, ta
     assert chat.turns == before
     chat.reset()
     assert chat.turns == ()
+
+
+def test_commands_of_the_chat(cli, taught, tmp_path):
+    said = b"/retry\n/save talks.jsonl\n/system Greet.\n/system\nLeave.\\\nemma\n/retry\n/save\n/save talks.jsonl\n"
+    talk = ok(cli("sample.py", "run", "--chat", "--system", "Leave.", stdin=said))
+    *shown, reply, again, saved = talk.out.splitlines()
+    assert shown == ["[system: Greet.]"] * 2 and reply == again and saved == "[added to talks.jsonl]"
+    wrong = ["nothing was asked yet", "nothing was said yet", "/save needs a file: /save talks.jsonl"]
+    assert [line.removeprefix("error: ") for line in talk.err.splitlines()] == wrong
+    (kept,) = map(json.loads, Path("talks.jsonl").read_text("utf-8").splitlines())
+    roles = [("system", "Greet."), ("user", "Leave.\nemma"), ("assistant", reply)]
+    assert kept == {"messages": [{"role": role, "content": text} for role, text in roles]}
+    refused(cli("sample.py", "run", "--system", "x"), "--system goes with --chat")
+    refused(cli("sample.py", "run", "--chat", "--system", "é"), "character 'é'")
+
+
+def test_what_no_longer_fits_is_told_and_the_system_message_stays(cli, taught):
+    chat = Chat(load_run("run"), system="Greet.")
+    talk = ok(cli("sample.py", "run", "--chat", "--system", "Greet.", stdin=b"Leave.\\\nemma\n" * 9))
+    told = [line for line in talk.out.splitlines() if line.startswith("[")]
+    assert told and set(told) == {"[the context is full: questions forgotten with their answers, the oldest: 1]"}
+    for _ in range(9):
+        "".join(chat.ask("Leave.\nemma"))
+    ids = chat.within_context((Turn("system", chat.system), *chat.turns[:-1]))[0]
+    assert chat.run.tokenizer.decode(ids[1:7]) == "Greet." and len(ids) <= chat.run.config.net.context
+
+
+def test_another_reply_takes_the_place_of_the_last(taught):
+    chat = Chat(load_run("run"), Sampling(temperature=20.0), 8, seed=5)
+    first = "".join(chat.ask("Greet.\nemma"))
+    replies = {first} | {"".join(chat.retry()) for _ in range(5)}
+    assert len(replies) > 3 and len(chat.turns) == 2 and chat.turns[-1].text in replies - {first}
+
+
+@pytest.mark.parametrize(
+    "typed", [b"\x1b[200~Leave.\nemma\x1b[201~\r", b"Leave.\\\remma\r"], ids=["pasted", "backslash"]
+)
+def test_a_text_of_several_lines_is_one_message_in_a_terminal(taught, typed):
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ |= {"TERM": "xterm", "HOME": "."}
+        os.execv(sys.executable, [sys.executable, str(ROOT / "sample.py"), "run", "--chat"])
+    for word, answer in ((b"> ", typed), (b"bye", b"/save talks.jsonl\r"), (b"[added", b"/quit\r")):
+        shown = b""
+        while word not in shown:
+            shown += os.read(terminal, 4096)
+        assert word != b"> " or b"\x1b[?2004h" in shown  # a terminal is asked to mark what is pasted
+        os.write(terminal, answer)
+    with contextlib.suppress(OSError):  # Linux says so when the other side is closed
+        while os.read(terminal, 4096):
+            pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    (kept,) = map(json.loads, Path("talks.jsonl").read_text("utf-8").splitlines())
+    assert [each["content"] for each in kept["messages"]] == ["Leave.\nemma", "bye"]
 
 
 def test_a_seed_makes_a_drawn_conversation_come_again(cli, taught):

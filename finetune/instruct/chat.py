@@ -1,18 +1,11 @@
-"""A conversation with a run of finetune.instruct: its history, one reply at a time, and the terminal around it."""
+"""A conversation with a run of finetune.instruct: its history, and one reply at a time."""
 
-import contextlib
 import dataclasses
-import io
-import re
-import signal
-import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 from data.conversations import Turn
 from data.errors import UserError
 from data.program import command
-from data.terminal import for_stream, show
 from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_text
 from engine.run.healing import Healing, heal
@@ -20,10 +13,8 @@ from engine.run.load import Run
 from engine.run.samples import Request, Sample
 from engine.run.sampling import Sampling
 from engine.run.token_scores import TokenScore
-from engine.runtime import may_handle
 from finetune.instruct.templates import Template, without_oldest
 
-COMMANDS = ("/reset", "/quit")
 REPLY_ROOM = 4  # at least this fraction of the context is free for a reply
 
 
@@ -31,7 +22,8 @@ class Chat:
     """Asks `run` and keeps what was said; what no longer fits into the context is forgotten, oldest first.
 
     `end` says why the last reply ended: 'eos', 'stop' or 'length'; None where it did not end by itself. `tokens` are
-    its scores, with `logprobs` as in `Run.samples`.
+    its scores, with `logprobs` as in `Run.samples`. `forgotten` counts the questions that had to be
+    forgotten for the last reply. `system` stands before everything, and stays.
 
     Raises UserError for a run that was not trained on conversations."""
 
@@ -44,6 +36,7 @@ class Chat:
         stop: str | tuple[str, ...] | None = None,
         unknown: str = "error",
         logprobs: int | None = None,
+        system: str | None = None,
     ):
         if run.template is None:
             raise UserError(f"{run.folder} never learned to answer; {command('instruct')} with --init teaches it")
@@ -51,12 +44,22 @@ class Chat:
         longest = run.config.net.context + 1 if max_new_tokens is None else max_new_tokens
         self.request, self.unknown = Request(longest, sampling or Sampling(temperature=0), seed, stop), unknown
         self.logprobs = logprobs
+        self.system = ""
         self.reset()
+        if system is not None:
+            self.be(system)
+
+    def be(self, system: str) -> None:
+        """Begin with this system message, also before what was said already; "": with none.
+
+        Raises UserError where it has characters the model does not know."""
+        check_text("system", system, self.unknown)
+        self.system = self._known(system)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything but the system message."""
         self.turns: tuple[Turn, ...] = ()
-        self.asked = 0
+        self.asked = self.forgotten = 0
         self.end: str | None = None
         self.tokens: tuple[TokenScore, ...] = ()
 
@@ -66,11 +69,13 @@ class Chat:
         Raises UserError, and forgets the message, where it is empty, too long, or has characters the model does not
         know."""
         check_text("message", message, self.unknown)
-        known = self.run.tokenizer.decode(self.run.tokenizer.encode(message, self.unknown).tolist())
+        known = self._known(message)
         if not known.strip():
             raise UserError("the message is empty, or the model knows none of its characters")
         turns = (*self.turns, Turn("user", known))
-        ids, turns = self.within_context(turns)
+        system = (Turn("system", self.system),) if self.system else ()
+        ids, kept = self.within_context((*system, *turns))
+        self.forgotten, turns = (len(system) + len(turns) - len(kept)) // 2, kept[len(system) :]
         room = self.run.config.net.context + 1 - len(ids)
         length, seed = min(self.request.max_new_tokens, room), self.request.seed
         seed = None if seed is None else (seed + self.asked) % (MAX_SEED + 1)
@@ -84,6 +89,27 @@ class Chat:
         finally:
             if said:
                 self.turns = (*turns, Turn("assistant", said))
+
+    def retry(self) -> Generator[str, None, None]:
+        """Another reply to the last message, in place of the one that was given. Raises UserError without a message."""
+        if not self.turns:
+            raise UserError("nothing was asked yet")
+        before, rest = self.turns, self.turns[:-2]
+        self.turns = rest
+        try:
+            yield from self.ask(before[-2].text)
+        finally:
+            if self.turns is rest:  # there was no other
+                self.turns = before
+
+    def saved(self) -> dict[str, list[dict[str, str]]]:
+        """The conversation as an example that `python -m finetune.instruct --data` reads."""
+        turns = [Turn("system", self.system)] * bool(self.system) + [*self.turns]
+        return {"messages": [{"role": turn.role, "content": turn.whole} for turn in turns]}
+
+    def _known(self, text: str) -> str:
+        """The text without what the model does not know."""
+        return self.run.tokenizer.decode(self.run.tokenizer.encode(text, self.unknown).tolist())
 
     def _noting_end(self, pieces: Generator[str, None, Sample]) -> Iterator[str]:
         sample = yield from pieces
@@ -105,61 +131,3 @@ class Chat:
         if len(ids) > context:
             raise UserError(f"the message has {len(ids)} tokens; the model's context holds {context}: shorten it")
         return ids, turns
-
-
-def converse(chat: Chat) -> int:
-    """Read messages from standard input and print the replies until /quit or the end of the input."""
-    if sys.stdin is None:
-        return 0
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    at_terminal = sys.stdin.isatty()
-    if at_terminal:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  input() then has a history and a cursor
-        print(f"{Path(chat.run.folder).name}: /reset starts over, /quit leaves, Ctrl-C stops a reply")
-    while True:
-        try:
-            message = input("> " if at_terminal else "").strip()
-            if message == "/quit":
-                return 0
-            if message:
-                _answer(chat, message)
-        except EOFError:
-            if at_terminal:
-                print()
-            return 0
-        except KeyboardInterrupt:
-            print("  [/quit leaves]")
-
-
-def _answer(chat: Chat, message: str) -> None:
-    if message == "/reset":
-        chat.reset()
-        print("[starting over]")
-    elif re.fullmatch(r"/\w*", message):
-        print(f"[there is no {message}; there are: {', '.join(COMMANDS)}]")
-    else:
-        try:
-            with _noticing_ctrl_c() as pressed, contextlib.closing(chat.ask(message)) as pieces:
-                for piece in pieces:
-                    show(piece, end="", flush=True)
-                    if pressed:
-                        break
-            print("  [stopped]" if pressed else "")
-        except UserError as error:
-            print(for_stream(f"error: {error}", sys.stderr), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _noticing_ctrl_c() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C is pressed: an exception in the midst of a model's step could get lost."""
-    pressed: list[int] = []
-    if not may_handle(signal.SIGINT):
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, lambda signum, frame: pressed.append(signum))
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
