@@ -25,7 +25,7 @@ class Options:
     """Sample from a run, score a text with it, or talk to it. Needs the run directory alone, never the data set."""
 
     run: tyro.conf.Positional[str | None] = None
-    """The run directory, or gpt2:PATH (default: the small run of names that comes with this program)."""
+    """The run directory, or gpt2:PATH, or hf:PATH (default: the small run of names that comes with this program)."""
     prompt: str | None = None
     """Text to go on from; @FILE reads it from a file, @@ stands for an @. Without it: <bos> for lines
     and documents, <eos> for a stream of documents, the start text for another."""

@@ -26,7 +26,7 @@ FORMATS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog=command("export"), description="Write a run for other programs.")
-    parser.add_argument("run", help="the run directory, or gpt2:PATH")
+    parser.add_argument("run", help="the run directory, or gpt2:PATH, or hf:PATH")
     parser.add_argument(
         "--to", nargs=2, metavar=("FORMAT", "DIR"), required=True,
         help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + "; and a folder that is not there yet",

@@ -48,7 +48,8 @@ class TuneRun(RunFlags):
     """The run directory, and what the run starts from."""
 
     init: Annotated[str | None, UNSET] = None
-    """Start from the weights and the vocabulary of this run, or of GPT-2 (gpt2:PATH); scratch: from nothing."""
+    """Start from the weights and the vocabulary of this run, or published ones (gpt2:PATH, hf:PATH); scratch: from
+    nothing."""
     preset: Fixed[None] = None
 
     def __post_init__(self):

@@ -8,10 +8,12 @@ import torch
 import transformers
 
 from data.errors import UserError
-from engine.run.load import load_gpt2, load_run
+from data.gpt2 import WRITTEN
+from engine.run.load import load_pretrained, load_run
 from nanogpt import pretrained
 from nanogpt.config import TransformerConfig
 from nanogpt.model import Transformer
+from tests.helpers import LINES, STREAM, once, quick, refused
 from tests.test_gpt2 import FILE
 
 SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 24}
@@ -32,10 +34,11 @@ def ours(folder, context: int = 24) -> Transformer:
     """The same model here, without a tokenizer."""
     settings = pretrained.read_settings(folder)
     sizes = {name: settings[name] for name in ("n_layer", "n_head", "n_embd", "activation")}
-    model = Transformer(
-        pretrained.vocab_size(folder) + 5, TransformerConfig(context=context, weight_init="torch", **sizes)
-    )
-    model.load_state_dict(pretrained.read_weights(folder, context))
+    weights = pretrained.read_weights(folder, context)
+    rows = [*range(len(weights["wte.weight"])), *[-1] * 5]
+    sizes["tie_head"] = settings["tie_head"]
+    model = Transformer(len(rows), TransformerConfig(context=context, weight_init="torch", **sizes))
+    model.load_state_dict(pretrained.with_ids(weights, rows))
     return model.eval()
 
 
@@ -73,7 +76,7 @@ def change(folder, **values):
 MISTAKES = {
     "activation": ({"activation_function": "swish"}, "activation_function is 'swish', which this Transformer"),
     "eps": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
-    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+    "untied": ({"tie_word_embeddings": False}, "has no lm_head.weight of the embedding's shape"),
     "size": ({"n_embd": "32"}, "n_embd is '32', not a number"),
     "shape": ({"vocab_size": 60}, r"wte.weight has the shape \(61, 32\), config.json asks for \(60, 32\)"),
     "missing": ({"n_layer": 4}, "lacks 12 of a GPT-2's weights: h.3.attn.c_attn.bias"),
@@ -91,7 +94,7 @@ def test_what_is_no_such_gpt2_is_refused_by_name(tmp_path, case):
 
 
 def test_files_that_are_missing_damaged_or_elsewhere_are_refused(tmp_path):
-    with pytest.raises(UserError, match="config.json.*names a folder in the Hub's layout"):
+    with pytest.raises(UserError, match="config.json.*name a folder in the Hub's layout"):
         pretrained.read_settings(tmp_path)
     make_gpt2(tmp_path)
     with pytest.raises(UserError, match="--context 25 is more than the 24 positions"):
@@ -162,5 +165,105 @@ def test_loading_one_keeps_its_untouched_rows(gpt2_folder):
     with pytest.raises(UserError, match="nowhere"):
         load_run("gpt2:nowhere")
     change(gpt2_folder, vocab_size=50_000)
-    with pytest.raises(UserError, match="50000 ids; GPT-2's vocabulary has 50257"):
-        load_gpt2(gpt2_folder, None)
+    with pytest.raises(UserError, match="wte.weight has the shape"):
+        load_pretrained(gpt2_folder, None)
+
+
+def own_vocabulary(folder, **options):
+    """A GPT-2 with a tokenizer of its own, and that tokenizer as `transformers` reads it."""
+    merges = ["s h", "sh e", "e l", "el l", "Ġ s", "Ġs e", "Ġse a"]
+    tokens = ["<|endoftext|>", *sorted(WRITTEN.values(), reverse=True), *(merge.replace(" ", "") for merge in merges)]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    written = {
+        "version": "1.0", "pre_tokenizer": level, "decoder": level, "normalizer": None, "post_processor": None,
+        "added_tokens": [{"id": 0, "content": tokens[0], "special": True, "single_word": False, "lstrip": False,
+                          "rstrip": False, "normalized": False}],
+        "model": {"type": "BPE", "vocab": {token: n for n, token in enumerate(tokens)}, "merges": merges},
+    }  # fmt: skip
+    theirs = make_gpt2(folder, len(tokens) + 3, eos_token_id=0, **options)  # three ids that nothing uses
+    (folder / "tokenizer.json").write_text(json.dumps(written), "utf-8")
+    return theirs, transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["silu", "tanh", "relu", "gelu"])
+def test_a_vocabulary_of_its_own_gives_the_same_probabilities(tmp_path, activation):
+    theirs, learned = own_vocabulary(tmp_path, activation_function=activation, tie_word_embeddings=activation != "silu")
+    run, text = load_run(f"gpt2:{tmp_path}"), "the sea ñ shells"
+    ids, there = run.tokenizer.encode(text), learned.encode(text)
+    rows = pretrained.read_vocabulary(tmp_path).rows
+    assert (
+        [rows[id_] for id_ in ids] == there
+        and run.tokenizer.decode(ids) == text
+        and rows[run.tokenizer.special.eos] == 0
+    )
+    ours = run.model(torch.from_numpy(ids.astype("int64"))[None]).logits[0]
+    known = [n for n, row in enumerate(rows) if row >= 0]
+    expected = theirs(torch.tensor([there])).logits[0][:, [rows[n] for n in known]]
+    assert torch.allclose(ours[:, known], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [50_258, 50_304])
+def test_a_gpt2_with_more_ids_is_read_without_them(gpt2_folder, size):
+    make_gpt2(gpt2_folder, size, n_layer=1, n_head=2, n_embd=8, n_positions=16)
+    run = load_run(f"gpt2:{gpt2_folder}")
+    stored = safetensors.torch.load_file(gpt2_folder / "model.safetensors")["transformer.wte.weight"]
+    assert run.model.vocab_size == 50_262 and torch.equal(run.model.wte.weight[:50_257], stored[:50_257])
+
+
+SHAPES = {
+    "qwen3": ("--norm", "layer", "--positions", "rope", "--qk-norm", "--activation", "relu2", "--no-bias"),
+    "llama": (
+        "--norm",
+        "rms",
+        "--positions",
+        "rope",
+        "--no-qk-norm",
+        "--activation",
+        "swiglu",
+        "--tokenizer",
+        "bpe:280",
+    ),
+    "gpt2": ("--preset", "gpt2", "--activation", "tanh", "--no-tie-head", "--no-bias", "--tokenizer", "byte"),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("of", ["text", "names"])
+def test_what_was_exported_comes_back(cli, names, text, kind, of):
+    once(cli, "train.py", *quick("transformer", **(STREAM if of == "text" else LINES)), *SHAPES[kind])
+    assert cli("-m export", "run", "--to", "hf", "out").code == 0
+    assert json.load(open("out/config.json"))["model_type"] == kind
+    for words in (["--prompt", "e", "--temperature", 0, "--num", 1], ["--score", "eea"]):
+        here, there = (cli("sample.py", run, *words) for run in ("run", "hf:out"))
+        assert here.code == there.code == 0 and here.out == there.out, there.err
+    tuned = cli("train.py", "--init", "hf:out", "--data", names, "--steps", 2, "--out", "tuned")
+    assert tuned.code == 0, tuned.err
+    before, after = (json.load(open(f"{run}/config.json"))["config"] for run in ("run", "tuned"))
+    assert [before[name] for name in ("tokenizer", "activation")] == [
+        after[name] for name in ("tokenizer", "activation")
+    ]
+
+
+def test_what_no_model_here_computes_is_refused(cli, names, text, tmp_path):
+    once(cli, "train.py", *quick("transformer", **STREAM), *SHAPES["qwen3"])
+    assert cli("-m export", "run", "--to", "hf", "out").code == 0
+    path = tmp_path / "out" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    for name, factor, message in (
+        ("model.layers.0.self_attn.q_norm.weight", 2.0, "learned weights of QK-norm"),
+        ("model.layers.0.mlp.gate_proj.weight", 2.0, "gates of ReLU"),
+        ("model.embed_tokens.weight", 0.0, "is not free of its mean"),
+    ):
+        safetensors.torch.save_file(weights | {name: weights[name] * factor + (not factor)}, path)
+        refused(cli("sample.py", "hf:out"), message)
+    safetensors.torch.save_file(weights, path)
+    stored = json.loads((tmp_path / "out" / "tokenizer.json").read_text("utf-8"))
+    for changed, message in (
+        ({"normalizer": {"type": "NFKC"}}, "changes texts before it splits them"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "no tokenizer here is"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "tokenizer.json"),
+        ({"added_tokens": [{"id": "x", "content": "<eos>"}]}, "added_tokens"),
+    ):
+        (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(stored | changed), "utf-8")
+        refused(cli("sample.py", "hf:out"), message)

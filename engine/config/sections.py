@@ -130,7 +130,8 @@ class RunFlags:
     checkpoint: Annotated[Literal["best", "last"] | None, Mark.CALL, UNSET] = None
     """Which checkpoint --resume (default last), --eval-only and --init (default best) take."""
     init: Annotated[str | None, UNSET] = None
-    """Start from the weights and the vocabulary of this run, or of GPT-2: gpt2:PATH, a folder in the Hub's layout."""
+    """Start from the weights and the vocabulary of this run, or published ones: gpt2:PATH or hf:PATH, in the
+    Hub's layout."""
     extend_vocabulary: Annotated[bool, Mark.SETTLED] = False
     """With --init: give characters of the training text that the run does not know ids and rows of their own, after
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""

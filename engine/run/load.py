@@ -1,9 +1,9 @@
-"""Loading a run, or GPT-2's published weights, for use."""
+"""Loading a run, or published weights, for use."""
 
 from pathlib import Path
 
-from data import gpt2
 from data.errors import UserError
+from data.tokenizers import AFTER_EOS
 from engine.backends import check_backends
 from engine.config.flags import config_of
 from engine.config.sections import Config
@@ -19,33 +19,32 @@ from makemore.base import LanguageModel
 from nanogpt import pretrained
 
 
-def load_gpt2(
+def load_pretrained(
     folder: Path, context: int | None, device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:
-    """GPT-2 from a folder in the Hub's layout, with its context cropped to `context`, and with the folder's own merges
-    where it has them. Raises UserError for weights that are not GPT-2's, or a larger context than theirs."""
+    """A GPT-2, Llama or Qwen3 from a folder in the Hub's layout, with its context cropped to `context` and its own
+    tokenizer. Raises UserError for weights that are none of these, or a larger context than theirs."""
     settings = pretrained.read_settings(folder)
     settings["context"] = context or settings["context"]
+    weights = pretrained.read_weights(folder, settings["context"])
+    check_finite(weights, folder)
+    tokenizer, rows, _ = pretrained.read_vocabulary(folder)  # last: it may be a download
     config = make(Config, settings | {"attention": attention, "norm_kernel": norm_kernel})
-    tokenizer = gpt2.load(folder / "merges.txt")
-    if pretrained.vocab_size(folder) != gpt2.VOCAB_SIZE:
-        raise UserError(f"{folder} has {pretrained.vocab_size(folder)} ids; GPT-2's vocabulary has {gpt2.VOCAB_SIZE}")
     target, _ = choose_device(device)
     check_backends(config, target)
     model = build_model(config, tokenizer.vocab_size, tokenizer.special)
-    weights = pretrained.read_weights(folder, config.net.context)
-    check_finite(weights, folder)
-    model.load_state_dict(weights)
+    model.load_state_dict(pretrained.with_ids(weights, rows))
     facts = {"step": 0, "val_loss": None, "val_bits_per_char": None}
-    return Run(folder, model.to(target).eval(), tokenizer, config, "\n", facts, target)
+    start = AFTER_EOS if tokenizer.special.unk in tokenizer.encode("\n", "mask") else "\n"
+    return Run(folder, model.to(target).eval(), tokenizer, config, start, facts, target)
 
 
 def load_parent(config: Config) -> Run:
-    """The run that `--init` names, or GPT-2 with the context of `config`, on the CPU."""
+    """The run that `--init` names, or published weights with the context of `config`, on the CPU."""
     init = config.run.init
     assert init is not None
     if (weights := pretrained.folder_of(init)) is not None:
-        return load_gpt2(weights, config.net.context, "cpu")
+        return load_pretrained(weights, config.net.context, "cpu")
     return load_run(init, config.run.checkpoint or "best", "cpu")
 
 
@@ -53,12 +52,12 @@ def load_run(
     folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:
     """Load a run for use: its model in evaluation mode, tokenizer and configuration. `which`: 'best' or 'last'. Device
-    and kernels are those given here, not those of the training. `folder` 'gpt2:PATH': GPT-2 itself, from a folder in
-    the Hub's layout.
+    and kernels are those given here, not those of the training. `folder` 'gpt2:PATH' or 'hf:PATH': published
+    weights, or an export, from a folder in the Hub's layout.
 
     Raises UserError, with the file, for one that is missing, damaged or of another run."""
     if (weights := pretrained.folder_of(str(folder))) is not None:
-        return load_gpt2(weights, None, device, attention, norm_kernel)
+        return load_pretrained(weights, None, device, attention, norm_kernel)
     folder = Path(folder)
     facts = read_facts(folder)
     task = facts.get(task_of(facts) or "", {})
