@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
 
 import gc
 import importlib
+import json
 import multiprocessing
 import runpy
 import signal
@@ -283,3 +284,23 @@ TINY = {
     "gru": ["--n-embd", 8, "--n-hidden", 12],
     "transformer": ["--n-layer", 2, "--n-head", 2, "--n-embd", 16],
 }
+
+
+@pytest.fixture
+def greetings(tmp_path):
+    """A task that is soon learned: greet by name."""
+    path = tmp_path / "greetings.json"
+    items = [{"instruction": "Greet.", "input": name, "output": f"hi {name[0]}", "task": "greet"} for name in NAMES]
+    items += [{"instruction": "Leave.", "input": name, "output": "bye", "task": "leave"} for name in NAMES]
+    path.write_text(json.dumps(items))
+    return path
+
+
+@pytest.fixture
+def taught(cli, greetings):
+    """A run that answers."""
+    from tests.helpers import once  # helpers import this module
+
+    flags = ("--steps", 250, "--eval-interval", 125, "--batch-size", 32, "--dropout", 0, "--lr", 1e-2)
+    sizes = ("--n-layer", 1, "--n-head", 2, "--n-embd", 16)
+    once(cli, "-m finetune.instruct", "--data", greetings.name, *sizes, *flags, "--out", "run")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -54,7 +55,8 @@ def _edit_lines() -> None:
     with contextlib.suppress(ImportError):
         import readline
 
-        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off; macOS's editor has none
+        if os.environ.get("TERM", "dumb") != "dumb":  # Python turns it off; macOS's editor has none
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def _message(prompt: str) -> str:
