@@ -18,7 +18,7 @@ from engine import load_run
 from engine.run.sampling import Sampling
 from finetune.instruct.chat import Chat
 from tests.conftest import NAMES, ROOT
-from tests.helpers import ok, refused
+from tests.helpers import ok, refused, warnings_of
 
 MODULE = "-m finetune.instruct"
 TINY = ("--n-layer", 1, "--n-head", 2, "--n-embd", 16)
@@ -62,8 +62,12 @@ def test_commands_of_the_chat(cli, taught, tmp_path):
 def test_what_no_longer_fits_is_told_and_the_system_message_stays(cli, taught):
     chat = Chat(load_run("run"), system="Greet.")
     talk = ok(cli("sample.py", "run", "--chat", "--system", "Greet.", stdin=b"Leave.\\\nemma\n" * 9))
-    told = [line for line in talk.out.splitlines() if line.startswith("[")]
-    assert told and set(told) == {"[the context is full: questions forgotten with their answers, the oldest: 1]"}
+    assert (
+        warnings_of(talk).count(
+            "warning: the context is full: 1 of the oldest questions and their answers are forgotten"
+        )
+        > 3
+    )
     for _ in range(9):
         "".join(chat.ask("Leave.\nemma"))
     ids = chat.within_context((Turn("system", chat.system), *chat.turns[:-1]))[0]

@@ -60,10 +60,8 @@ def test_it_learns_and_then_answers(cli, taught):
     talk = ok(
         cli("sample.py", "run", "--chat", stdin="Leave.\nemma\n/nonsense\n/reset\nLeave.é\n/quit\nLeave.\n".encode())
     )
-    lines = [line for line in talk.out.splitlines() if not line.startswith("[the context is full")]
-    assert (
-        "[there is no /nonsense; there are: /system, " in lines[2] and lines[3] == "[starting over]" and len(lines) == 4
-    )
+    lines = talk.out.splitlines()
+    assert "[there is no /nonsense; there are: /system, " in lines[2] and lines[3:] == ["[starting over]"]
     assert "character 'é' (position 6) is not in this model's vocabulary" in talk.err
     kept = ok(cli("sample.py", "run", "--chat", "--unknown", "skip", stdin="Leave.é\nemma".encode())).out
     assert len(kept.splitlines()) == 2

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from data.errors import UserError
+from data.errors import UserError, warn
 from data.terminal import for_stream, show
 from engine.runtime import may_handle
 from finetune.instruct.chat import Chat
@@ -119,7 +119,7 @@ def _reply(chat: Chat, pieces: Generator[str, None, None]) -> None:
     with _noticing_ctrl_c() as pressed, contextlib.closing(pieces):
         for n, piece in enumerate(pieces):
             if n == 0 and chat.forgotten:
-                print(f"[the context is full: questions forgotten with their answers, the oldest: {chat.forgotten}]")
+                warn(f"the context is full: {chat.forgotten} of the oldest questions and their answers are forgotten")
             show(piece, end="", flush=True)
             if pressed:
                 break
