@@ -75,20 +75,52 @@ def refuse_counts(run: Any, kind: str) -> None:
         raise UserError(f"{run.folder} mixes with counts (--mix-ngram), which --to {kind} has not")
 
 
-def to_hub(run: Any, folder: Path) -> str:
-    """Write the run for `transformers`; what to tell the user."""
-    from export import hub
+def refuse_other_families(run: Any, why: str) -> None:
+    """Raise UserError for a run that is no Transformer's."""
     from nanogpt.model import Transformer
 
-    refuse_counts(run, "hf")
     if not isinstance(run.model, Transformer):
-        raise UserError(
-            f"{run.folder} is a {run.config.model}: transformers has a class for Transformers alone; --to onnx takes it"
-        )
+        raise UserError(f"{run.folder} is a {run.config.model}: {why}")
+
+
+def to_hub(run: Any, folder: Path) -> str:
+    """Write the run for `transformers` and check it there; what to tell the user."""
+    from export import card, hub, hub_check
+
+    refuse_counts(run, "hf")
+    refuse_other_families(run, "transformers has a class for Transformers alone; --to onnx takes it")
     settings = flat(run.config)
-    start = "<bos>" if run.is_lines else "<eos>" if run.has_ends else ""
-    what = hub.save(run.model, run.tokenizer, settings, folder, start)
-    return f"wrote {folder}, a {what}: AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it"
+    try:
+        kind = hub.save(run.model, run.tokenizer, settings, folder, start_of(run), run.suppressed, run.template)
+        checked = hub_check.check(run.model, folder)
+    except BaseException:  # what was not checked is not left behind
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    relu2 = kind != "gpt2" and settings["activation"] == "relu2"
+    uses = [card.USE.format(folder=folder.name)] + ([card.CHAT.format(folder=folder.name)] if run.template else [])
+    card.write(folder, run, data_of(run), kind, uses, relu2=relu2)
+    lines = [f"wrote {folder}, a {kind}: AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it", checked]
+    if relu2:
+        lines.append(
+            "it is for transformers alone: llama.cpp, mlx-lm and vLLM compute SiLU where this model has ReLU²; "
+            "for them train with --activation swiglu"
+        )
+    return "\n".join(lines)
+
+
+def start_of(run: Any) -> str:
+    """The special that a text of the run begins with, or ''."""
+    return "<bos>" if run.is_lines else "<eos>" if run.has_ends else ""
+
+
+def data_of(run: Any) -> str:
+    """What the run was trained on, by its name."""
+    from engine.run.folder import read_facts
+
+    try:
+        return read_facts(run.folder)["data"]["name"]
+    except UserError:  # gpt2:PATH
+        return "WebText, as it is GPT-2 itself or was fine-tuned from it elsewhere"
 
 
 def to_onnx(run: Any, folder: Path) -> str:

@@ -14,6 +14,8 @@ from data.disk import write_parts
 from data.gpt2 import GPT2Tokenizer
 from data.tokenizers import Tokenizer
 from engine.run.tensor_files import files_of
+from export.hub_chat import chat_template
+from export.hub_check import check_weights
 from export.hub_tokenizer import tokenizer_json
 from export.hub_weights import counterpart
 from nanogpt.model import Transformer
@@ -22,9 +24,13 @@ GPT2_END = "<|endoftext|>"  # what GPT-2 calls its <eos>
 _NAMED = ("bos", "eos", "pad", "unk")
 
 
-def save(model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, starts: str) -> str:
+def save(
+    model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, starts: str,
+    suppressed: list[int] | None = None, template: str | None = None,
+) -> str:  # fmt: skip
     """Write the folder; returns what it holds, 'gpt2', 'llama' or 'qwen3'. `settings` are the flags the model was made
-    with, `starts` the special that a text begins with, or ''.
+    with, `starts` the special that a text begins with, or ''. `suppressed`: the ids that are never drawn (None: all
+    specials but `<eos>`); `template`: that of its conversations, for a model that answers.
 
     Raises UserError for what none of the three can be."""
     config, weights = counterpart(model, settings)
@@ -37,25 +43,32 @@ def save(model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], fol
     ids = {f"{name}_token_id": specials[special] for name, special in names.items() if name != "unk"}
     config |= {"vocab_size": len(table), "torch_dtype": "float32", **ids}
     folder.mkdir(parents=True, exist_ok=True)
-    never = [id_ for id_ in specials.values() if id_ != tokenizer.special.eos]
-    generation = ids | {"do_sample": True} | ({"suppress_tokens": never} if never else {})
+    never = [id_ for id_ in (suppressed or tokenizer.special.never_predicted) if id_ < len(table)]
+    generation = ids | {"do_sample": True, "max_length": settings["context"]}
+    # Answers are greedy, as in our chat: a pipeline takes `"do_sample": false` for not said, and samples.
+    generation |= {"top_k": 1} if template else {}
+    generation |= {"suppress_tokens": never} if never else {}
+    chat = {"chat_template": chat_template(template, names["bos"], names["eos"])} if template else {}
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     for file, parts in files_of("model", weights, {"format": "pt"}):
         write_parts(folder / file, parts)
     for name, content in {
         "config.json": config,
         "generation_config.json": generation,
-        "tokenizer.json": tokenizer_json(tokenizer, specials, starts),
+        "tokenizer.json": tokenizer_json(tokenizer, specials, starts, bool(template)),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            # What a user types is text, also where it spells a special.
-            "split_special_tokens": True,
+            # What a user types is text, also where it spells a special. A template's markers have to be found, and
+            # keep messages apart by themselves.
+            "split_special_tokens": template is None,
             "clean_up_tokenization_spaces": False,
             "model_max_length": settings["context"],
             **{f"{name}_token": special for name, special in names.items()},
+            **chat,
         },
     }.items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    check_weights(folder, weights)
     return config["model_type"]
 
 

@@ -55,6 +55,7 @@ def _gpt2(model: Transformer, settings: dict[str, Any]) -> Counterpart:
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": settings["n_layer"],
         "n_head": settings["n_head"], "n_embd": settings["n_embd"], "n_positions": settings["context"],
+        "n_ctx": settings["context"],
         "activation_function": OF_GPT2[settings["activation"]], "layer_norm_epsilon": model.ln_f.eps,
         "tie_word_embeddings": model.lm_head is None,
         "resid_pdrop": settings["dropout"], "embd_pdrop": settings["dropout"], "attn_pdrop": settings["dropout"],
