@@ -16,6 +16,7 @@ from engine.config.settings import flat
 
 FORMATS = {
     "hf": "Transformers, for transformers",
+    "gguf": "Transformers, for llama.cpp",
     "onnx": "a graph, of any family",
     "web": "a page that computes the model in a browser",
     "int8": "a run with weights of 8 bits",
@@ -49,7 +50,7 @@ def main() -> int:
         if kind in KINDS:
             print(to_rounded(run, kind, folder, args.data))
         else:
-            print({"hf": to_hub, "onnx": to_onnx, "web": to_web}[kind](run, folder))
+            print({"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder))
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     return 0
@@ -106,6 +107,18 @@ def to_hub(run: Any, folder: Path) -> str:
             "for them train with --activation swiglu"
         )
     return "\n".join(lines)
+
+
+def to_gguf(run: Any, folder: Path) -> str:
+    """Write the run for llama.cpp; what to tell the user."""
+    from export import gguf
+
+    gguf.check_packages()
+    refuse_counts(run, "gguf")
+    refuse_other_families(run, "llama.cpp has Transformers alone; --to onnx takes it")
+    path = folder / "model.gguf"
+    arch = gguf.save(run.model, run.tokenizer, flat(run.config), path, start_of(run), run.template)
+    return f"wrote {path}, which llama.cpp runs as a {arch}: llama-cli -m {path} -c {run.config.net.context} --temp 1"
 
 
 def start_of(run: Any) -> str:

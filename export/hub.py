@@ -35,7 +35,7 @@ def save(
     Raises UserError for what none of the three can be."""
     config, weights = counterpart(model, settings)
     specials, table = tokenizer.specials, model.wte.weight
-    if isinstance(tokenizer, GPT2Tokenizer) and starts != "<bos>" and _are_untouched(table[gpt2.VOCAB_SIZE :]):
+    if isinstance(tokenizer, GPT2Tokenizer) and starts != "<bos>" and are_untouched(table):
         specials, table = {GPT2_END: tokenizer.special.eos}, table[: gpt2.VOCAB_SIZE]
         starts = starts and GPT2_END
         weights = {name: w[: len(table)] if len(w) == model.vocab_size else w for name, w in weights.items()}
@@ -72,7 +72,8 @@ def save(
     return config["model_type"]
 
 
-def _are_untouched(rows: Tensor) -> bool:
-    """Whether the rows appended to GPT-2's are still what they were made as: all one. A loss in which they are never
-    targets moves them alike."""
+def are_untouched(table: Tensor) -> bool:
+    """Whether the rows appended to GPT-2's table are still what they were made as: all one. A loss in which they are
+    never targets moves them alike."""
+    rows = table[gpt2.VOCAB_SIZE :]
     return bool((rows == rows[0]).all())

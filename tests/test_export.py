@@ -131,8 +131,8 @@ def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     assert len(read(pipeline("emma")[0]["generated_text"])["input_ids"]) == 32
     again = cli("-m export", "run", "--to", "hf", "out")
     assert again.code == 2 and "out already exists" in again.err
-    unknown = cli("-m export", "run", "--to", "gguf", "other")
-    assert unknown.code == 2 and "unknown format 'gguf'" in unknown.err
+    unknown = cli("-m export", "run", "--to", "ggml", "other")
+    assert unknown.code == 2 and "unknown format 'ggml'" in unknown.err
 
 
 @torch.no_grad()
