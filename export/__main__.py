@@ -16,6 +16,7 @@ from engine.config.settings import flat
 
 FORMATS = {
     "hf": "Transformers, for transformers",
+    "peft": "LoRA adapters, for PEFT",
     "gguf": "Transformers, for llama.cpp",
     "onnx": "a graph, of any family",
     "web": "a page that computes the model in a browser",
@@ -49,6 +50,8 @@ def main() -> int:
             raise UserError(f"{folder} already exists; name a folder that is not there yet")
         if kind in KINDS:
             print(to_rounded(run, kind, folder, args.data))
+        elif kind == "peft":
+            print(to_peft(run, folder, args.checkpoint))
         else:
             print({"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder))
     except OSError as error:
@@ -107,6 +110,27 @@ def to_hub(run: Any, folder: Path) -> str:
             "for them train with --activation swiglu"
         )
     return "\n".join(lines)
+
+
+def to_peft(run: Any, folder: Path, which: str) -> str:
+    """Write the adapters of the run's checkpoint `which` and the model that they adapt; what to tell the user."""
+    from export import hub, peft
+
+    refuse_counts(run, "peft")
+    refuse_other_families(
+        run, "PEFT's adapters are of models of transformers, which has a class for Transformers alone"
+    )
+    settings, base = flat(run.config), folder / "base"
+    model, adapters = peft.read(run.model, run.folder, which)
+    try:
+        kind = hub.save(model, run.tokenizer, settings, base, start_of(run), run.suppressed, run.template)
+        peft.save(model, adapters, settings, folder, base)
+        checked = peft.check(run.model, folder, base)
+    except BaseException:  # what was not checked is not left behind
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    loads = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(base)!r}), {str(folder)!r}) loads it"
+    return f"wrote {folder}, an adapter of {base}, a {kind}: {loads}\n{checked}"
 
 
 def to_gguf(run: Any, folder: Path) -> str:
