@@ -39,24 +39,35 @@ def main() -> int:
     kind, folder = args.to[0], Path(args.to[1])
     if kind not in FORMATS:
         raise UserError(f"unknown format '{kind}'; there are: {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
-    from engine.run.load import load_run
     from engine.run.quantised import KINDS
 
     if args.data is not None and kind not in KINDS:
         raise UserError(f"--data is for {', '.join(KINDS)}, whose loss is measured; with {kind} leave it out")
-    run = load_run(args.run, args.checkpoint, "cpu")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} already exists; name a folder that is not there yet")
-        if kind in KINDS:
-            print(to_rounded(run, kind, folder, args.data))
-        elif kind == "peft":
-            print(to_peft(run, folder, args.checkpoint))
-        else:
-            print({"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder))
+        print(_export(args.run, args.checkpoint, kind, folder, args.data))
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     return 0
+
+
+def _export(name: str, which: str, kind: str, folder: Path, data: str | None) -> str:
+    """Write the checkpoint `which` of a run; what to tell the user."""
+    from engine.run.load import load_run
+    from engine.run.quantised import KINDS
+
+    if kind == "hf":
+        from export import classifier
+
+        if classifier.is_classifier(name):
+            return classifier.to_hub(Path(name), which, folder)
+    run = load_run(name, which, "cpu")
+    if kind in KINDS:
+        return to_rounded(run, kind, folder, data)
+    if kind == "peft":
+        return to_peft(run, folder, which)
+    return {"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder)
 
 
 def to_rounded(run: Any, kind: str, folder: Path, data: str | None) -> str:
@@ -102,7 +113,8 @@ def to_hub(run: Any, folder: Path) -> str:
         raise
     relu2 = kind != "gpt2" and settings["activation"] == "relu2"
     uses = [card.USE.format(folder=folder.name)] + ([card.CHAT.format(folder=folder.name)] if run.template else [])
-    card.write(folder, run, data_of(run), kind, uses, relu2=relu2)
+    facts = card.facts_of(run.model, run.tokenizer, run.config.net.context, data_of(run)) | card.losses_of(run.facts)
+    card.write(folder, kind, facts, uses, relu2=relu2)
     lines = [f"wrote {folder}, a {kind}: AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it", checked]
     if relu2:
         lines.append(

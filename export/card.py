@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from data.tokenizers import Tokenizer
 from makemore.base import count_parameters
 
 USE = """```python
@@ -18,20 +21,36 @@ GATED_RELU = """Its activation is ReLU² under the name of a gated ReLU (`"hidde
 computes. llama.cpp, mlx-lm and vLLM have SiLU in this class: they refuse the model, or compute something else."""
 
 
-def write(
-    folder: Path, run: Any, data: str, kind: str, uses: list[str], task: str = "text-generation", *, relu2: bool
-) -> None:
-    """Write README.md: what the model is and was trained on, its losses, and `uses`, how to load it. `kind`: the class
-    of `transformers` that it went out as."""
-    facts: dict[str, Any] = {
-        "parameters": f"{count_parameters(run.model):,}",
+def facts_of(model: nn.Module, tokenizer: Tokenizer, context: int, data: str) -> dict[str, str | None]:
+    """The facts of a card that every model has; `data`: what it was trained on."""
+    return {
+        "parameters": f"{count_parameters(model):,}",
         "trained on": data,
-        "tokenizer": f"{run.tokenizer.name}, {run.tokenizer.vocab_size:,} ids",
-        "context": f"{run.config.net.context:,} tokens",
-        "steps": f"{run.facts['step']:,}" if run.facts.get("step") else None,
-        "validation loss": _number(run.facts.get("val_loss"), "nats a token"),
-        "bits per character": _number(run.facts.get("val_bits_per_char"), ""),
+        "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids",
+        "context": f"{context:,} tokens",
     }
+
+
+def losses_of(facts: dict[str, Any]) -> dict[str, str | None]:
+    """Those of a model of language, by what its checkpoint says."""
+    return {
+        "steps": f"{facts['step']:,}" if facts.get("step") else None,
+        "validation loss": _number(facts.get("val_loss"), "nats a token"),
+        "bits per character": _number(facts.get("val_bits_per_char"), ""),
+    }
+
+
+def write(
+    folder: Path,
+    kind: str,
+    facts: dict[str, str | None],
+    uses: list[str],
+    task: str = "text-generation",
+    *,
+    relu2: bool,
+) -> None:
+    """Write README.md: what the model is, its `facts` (None for one that is not known), and `uses`, how to load it.
+    `kind`: the class of `transformers` that it went out as."""
     lines = [
         "---", "library_name: transformers", f"pipeline_tag: {task}", "license: unknown", "---", "",
         f"# {folder.name}", "", f"A {kind} trained from nothing or fine-tuned with charlm.", "",

@@ -5,7 +5,7 @@ All files are written by hand; nothing here needs `transformers`.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,23 +17,35 @@ from engine.run.tensor_files import files_of
 from export.hub_chat import chat_template
 from export.hub_check import check_weights
 from export.hub_tokenizer import tokenizer_json
-from export.hub_weights import counterpart
+from export.hub_weights import Counterpart, counterpart
 from nanogpt.model import Transformer
 
 GPT2_END = "<|endoftext|>"  # what GPT-2 calls its <eos>
+
+
+class Classes(NamedTuple):
+    """What makes a classifier of a Transformer: its labels and the weight of its head, (labels, C)."""
+
+    labels: list[str]
+    weight: Tensor
+
+
 _NAMED = ("bos", "eos", "pad", "unk")
 
 
 def save(
     model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, starts: str,
-    suppressed: list[int] | None = None, template: str | None = None,
+    suppressed: list[int] | None = None, template: str | None = None, classes: Classes | None = None,
 ) -> str:  # fmt: skip
     """Write the folder; returns what it holds, 'gpt2', 'llama' or 'qwen3'. `settings` are the flags the model was made
     with, `starts` the special that a text begins with, or ''. `suppressed`: the ids that are never drawn (None: all
-    specials but `<eos>`); `template`: that of its conversations, for a model that answers.
+    specials but `<eos>`); `template`: that of its conversations, for a model that answers; `classes`: for one that
+    labels what it reads.
 
     Raises UserError for what none of the three can be."""
     config, weights = counterpart(model, settings)
+    if classes:
+        config, weights = _classifier(config, weights, classes)
     specials, table = tokenizer.specials, model.wte.weight
     if isinstance(tokenizer, GPT2Tokenizer) and starts != "<bos>" and are_untouched(table):
         specials, table = {GPT2_END: tokenizer.special.eos}, table[: gpt2.VOCAB_SIZE]
@@ -54,7 +66,7 @@ def save(
         write_parts(folder / file, parts)
     for name, content in {
         "config.json": config,
-        "generation_config.json": generation,
+        **({} if classes else {"generation_config.json": generation}),
         "tokenizer.json": tokenizer_json(tokenizer, specials, starts, bool(template)),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -70,6 +82,19 @@ def save(
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
     check_weights(folder, weights)
     return config["model_type"]
+
+
+def _classifier(config: dict[str, Any], weights: dict[str, Tensor], classes: Classes) -> Counterpart:
+    """The same as a classifier, without the head of the next token."""
+    architecture = config["architectures"][0].replace("ForCausalLM", "").replace("LMHeadModel", "")
+    labels = {str(n): label for n, label in enumerate(classes.labels)}
+    config |= {
+        "architectures": [f"{architecture}ForSequenceClassification"], "tie_word_embeddings": False,
+        "problem_type": "single_label_classification", "id2label": labels,
+        "label2id": {label: n for n, label in enumerate(classes.labels)},
+    }  # fmt: skip
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
+    return config, kept | {"score.weight": classes.weight}
 
 
 def are_untouched(table: Tensor) -> bool:
