@@ -60,7 +60,7 @@ def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str, c
 
 def _split_first(step: dict[str, Any], chat: bool) -> dict[str, Any]:
     """`step`, or for a chat the texts around each BORDER on their own, then `step`."""
-    border = {"type": "Split", "pattern": {"String": BORDER}, "behavior": "Removed", "invert": False}
+    border = {"type": "Split", "pattern": {"Regex": BORDER}, "behavior": "Removed", "invert": False}
     return {"type": "Sequence", "pretokenizers": [border, step]} if chat else step
 
 

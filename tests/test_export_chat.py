@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 import transformers
@@ -12,8 +13,8 @@ from data.conversations import Turn
 from export import hub
 from export.hub_chat import BORDER, GUARD
 from finetune.instruct.templates import TEMPLATES, Template
-from tests.conftest import NAMES
-from tests.helpers import ok, once
+from tests.conftest import NAMES, ROOT
+from tests.helpers import MODULES, needs_modules, ok, once
 from tests.test_export import HARD, TOKENIZERS, made
 
 MODULE = "-m finetune.instruct"
@@ -39,6 +40,7 @@ def chats(tmp_path_factory):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS, TEXTS))
+@example(texts=("<user>", "<eos>", "<user>", "<assistant>"))
 @example(texts=(INJECTED, INJECTED, INJECTED, INJECTED))
 @example(texts=(HARD, HARD, " the sea", "the  sea\n"))
 def test_the_ids_of_a_conversation_are_our_templates(chats, name, template, texts):
@@ -48,6 +50,30 @@ def test_the_ids_of_a_conversation_are_our_templates(chats, name, template, text
     for said in (turns, turns[1:], turns[1:2]):
         ids = theirs.apply_chat_template([{"role": role, "content": text} for role, text in said], return_dict=False)
         assert ids == Template(template, ours).prompt([Turn(role, text) for role, text in said])
+
+
+@needs_modules("@huggingface/tokenizers", "@huggingface/jinja")
+def test_javascript_reads_conversations_as_we_do(chats, tmp_path):
+    """But for the white space that JavaScript counts as none, U+0085. A text outside a conversation has specials there,
+    where it spells them: `split_special_tokens` is Python's alone."""
+    texts = ("<user>", "be kind  ", INJECTED, HARD.replace("\x85", ""))
+    jobs, ours = [], []
+    for (_, template), (tokenizer, theirs) in chats.items():
+        for user, assistant, last in zip(texts, texts[1:] + texts[:1], texts[2:] + texts[:2], strict=True):
+            said = [("system", last), ("user", user), ("assistant", assistant), ("user", last)]
+            messages = [{"role": role, "content": text} for role, text in said]
+            jobs.append({"folder": theirs.name_or_path, "messages": messages})
+            ours.append(Template(template, tokenizer).prompt([Turn(role, text) for role, text in said]))
+    tokenizer, folder = TOKENIZERS["byte"](), tmp_path / "plain"
+    model, settings_ = made(tokenizer, n_embd=4, n_layer=1)
+    hub.save(model, tokenizer, settings_, folder, "")
+    jobs.append({"folder": str(folder), "text": "a<user>"})
+    ours.append([*tokenizer.encode("a"), tokenizer.special.user])
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    command = ["node", ROOT / "tests/hub_tokenizers.mjs", MODULES, tmp_path / "jobs.json", tmp_path / "results.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    for job, ids, theirs in zip(jobs, ours, json.loads((tmp_path / "results.json").read_text()), strict=True):
+        assert theirs == ids, job
 
 
 def test_what_our_templates_do_not_know_is_refused(chats):

@@ -1,12 +1,8 @@
-"""Out to llama.cpp: what stands in the file, that byte pairs read texts as ours do, and llama.cpp itself at work.
-
-`.ci/run` installs node-llama-cpp; elsewhere CHARLM_NODE_MODULES names a folder node_modules that has it:
-`npm install --ignore-scripts --omit=optional node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1`."""
+"""Out to llama.cpp: what stands in the file, that byte pairs read texts as ours do, and llama.cpp itself at work,
+where node-llama-cpp is installed."""
 
 import functools
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,10 +19,9 @@ from data.tokenizers import CharTokenizer, Tokenizer
 from data.words import GPT2_PATTERN
 from export import gguf, gguf_tokenizer
 from tests.conftest import ROOT
-from tests.helpers import ok, quick, refused
+from tests.helpers import MODULES, needs_modules, ok, quick, refused
 from tests.test_export import HARD, LLAMA, MODERN, PROSE, TOKENIZERS, made
 
-MODULES = os.environ.get("CHARLM_NODE_MODULES", str(ROOT / "node_modules"))
 TIE = 0.02  # of logits, of which the largest are 10 and more
 SWIGLU = MODERN | {"activation": "swiglu"}
 LAYOUTS = {
@@ -156,9 +151,7 @@ def test_the_command_and_what_it_refuses(cli, names):
     refused(cli("-m export", "mixed", "--to", "gguf", "two"), "mixes with counts", "which --to gguf has not")
 
 
-@pytest.mark.skipif(
-    not shutil.which("node") or not Path(MODULES, "node-llama-cpp").exists(), reason="no node-llama-cpp here"
-)
+@needs_modules("node-llama-cpp")
 @torch.no_grad()
 def test_llama_cpp_writes_200_tokens_as_we_do(tmp_path):
     """After each of our greedy tokens its likeliest one is ours, where two are not as good as equal: it rounds parts of
