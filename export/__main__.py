@@ -153,7 +153,11 @@ def to_gguf(run: Any, folder: Path) -> str:
     refuse_counts(run, "gguf")
     refuse_other_families(run, "llama.cpp has Transformers alone; --to onnx takes it")
     path = folder / "model.gguf"
-    arch = gguf.save(run.model, run.tokenizer, flat(run.config), path, start_of(run), run.template)
+    try:
+        arch = gguf.save(run.model, run.tokenizer, flat(run.config), path, start_of(run), run.template)
+    except BaseException:  # what was not checked is not left behind
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return f"wrote {path}, which llama.cpp runs as a {arch}: llama-cli -m {path} -c {run.config.net.context} --temp 1"
 
 

@@ -35,8 +35,9 @@ def save(
     model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], path: Path, starts: str,
     template: str | None = None,
 ) -> str:  # fmt: skip
-    """Write the file; returns its architecture. `settings` are the flags the model was made with, `starts` the special
-    that a text begins with, or ''; `template`: that of its conversations, for a model that answers.
+    """Write the file and read it again; returns its architecture. `settings` are the flags the model was made with,
+    `starts` the special that a text begins with, or ''; `template`: that of its conversations, for a model that
+    answers.
 
     Raises UserError for what llama.cpp has no operation for."""
     import gguf
@@ -53,13 +54,26 @@ def save(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     (_describe_gpt2 if arch == "gpt2" else _describe_llama)(writer, config)
     gguf_tokenizer.add(writer, tokenizer, n_ids, starts, _jinja(template) if template else None)
-    for name, tensor in tensors(arch, config, weights).items():
-        writer.add_tensor(name, tensor[:n_ids] if len(tensor) == model.vocab_size else tensor)
+    written = tensors(arch, config, weights)
+    written |= {name: table[:n_ids] for name, table in written.items() if len(table) == model.vocab_size}
+    for name, tensor in written.items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    _check(path, written)
     return arch
+
+
+def _check(path: Path, written: dict[str, np.ndarray]) -> None:
+    """Raise RuntimeError unless the file has these tensors."""
+    import gguf
+
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    for name, array in written.items():
+        if name not in found or not np.array_equal(found[name], array):
+            raise RuntimeError(f"{name} in {path} is not what was written")
 
 
 def tensors(arch: str, config: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, np.ndarray]:
