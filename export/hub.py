@@ -74,6 +74,8 @@ def save(
             # keep messages apart by themselves.
             "split_special_tokens": template is None,
             "clean_up_tokenization_spaces": False,
+            # transformers 4 has token types besides, which a GPT-2 adds to what it reads.
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": settings["context"],
             **{f"{name}_token": special for name, special in names.items()},
             **chat,

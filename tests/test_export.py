@@ -106,6 +106,7 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
     hub.save(model, tokenizer, settings_, tmp_path, "<bos>")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("sea")["input_ids"] == [1, *tokenizer.encode("sea")]
+    assert set(theirs("sea")) == {"input_ids", "attention_mask"} == set(theirs.model_input_names)
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
     assert theirs.decode([1, *tokenizer.encode("sea"), 2], skip_special_tokens=True) == "sea"
 
