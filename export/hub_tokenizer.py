@@ -6,11 +6,12 @@ from data.bpe import BPETokenizer
 from data.errors import UserError
 from data.gpt2 import WRITTEN
 from data.tokenizers import SPECIALS, ByteTokenizer, CharTokenizer, Tokenizer
+from export.hub_chat import BORDER, GUARD
 
 
-def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str) -> dict[str, Any]:
+def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str, chat: bool = False) -> dict[str, Any]:
     """What the `tokenizers` library reads: the same ids for any text, and `special` by name; a text begins with the one
-    called `starts` ('' for none)."""
+    called `starts` ('' for none). `chat`: for texts of a guarded `hub_chat.chat_template`."""
     added = [
         {"id": id_, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
          "special": True}
@@ -27,12 +28,14 @@ def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str) -
             "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {starts: {"id": starts, "ids": [special[starts]], "tokens": [starts]}},
         }  # fmt: skip
+    if chat:
+        found["normalizer"] = {"type": "Replace", "pattern": {"String": GUARD}, "content": ""}
     if isinstance(tokenizer, CharTokenizer):
         vocabulary = special | {c: len(SPECIALS) + n for n, c in enumerate(tokenizer.alphabet)}
         return found | {
-            "pre_tokenizer": {
-                "type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False,
-            },
+            "pre_tokenizer": _split_first(
+                {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}, chat
+            ),
             "decoder": {"type": "Fuse"},
             "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
         }  # fmt: skip
@@ -45,7 +48,7 @@ def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str) -
     vocabulary = special | {_written(token): first + rank for rank, token in enumerate(tokens)}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}
     return found | {
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": _split_first(byte_level, chat),
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -53,6 +56,12 @@ def tokenizer_json(tokenizer: Tokenizer, special: dict[str, int], starts: str) -
             "vocab": vocabulary, "merges": [[_written(a), _written(b)] for a, b in merges(tokens)],
         },
     }  # fmt: skip
+
+
+def _split_first(step: dict[str, Any], chat: bool) -> dict[str, Any]:
+    """`step`, or for a chat the texts around each BORDER on their own, then `step`."""
+    border = {"type": "Split", "pattern": {"Regex": BORDER}, "behavior": "Removed", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [border, step]} if chat else step
 
 
 def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:

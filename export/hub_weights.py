@@ -23,17 +23,19 @@ from nanogpt.pretrained import TRANSPOSED
 
 OF_GPT2 = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 OF_GATES = {"swiglu": "silu", "relu2": "relu"}
+WAY_OUT = "--preset modern and --preset gpt2 train what can"
 QK_EPS = torch.finfo(torch.float32).eps
 
 Counterpart = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-def counterpart(model: Transformer, settings: dict[str, Any]) -> Counterpart:
-    """config.json, but for what the tokenizer says, and the weights. UserError where no class computes the same."""
-    return (_gpt2 if settings["positions"] == "learned" else _llama)(model, settings)
+def counterpart(model: Transformer, settings: dict[str, Any], way_out: str = WAY_OUT) -> Counterpart:
+    """config.json, but for what the tokenizer says, and the weights. UserError, with the `way_out`, where no class
+    computes the same."""
+    return (_gpt2 if settings["positions"] == "learned" else _llama)(model, settings, way_out)
 
 
-def _gpt2(model: Transformer, settings: dict[str, Any]) -> Counterpart:
+def _gpt2(model: Transformer, settings: dict[str, Any], way_out: str) -> Counterpart:
     _refuse(
         {
             "--norm": settings["norm"] != "layer",
@@ -44,6 +46,7 @@ def _gpt2(model: Transformer, settings: dict[str, Any]) -> Counterpart:
         },
         settings,
         "a GPT-2 (learned positions)",
+        way_out,
     )
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -55,6 +58,7 @@ def _gpt2(model: Transformer, settings: dict[str, Any]) -> Counterpart:
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": settings["n_layer"],
         "n_head": settings["n_head"], "n_embd": settings["n_embd"], "n_positions": settings["context"],
+        "n_ctx": settings["context"],
         "activation_function": OF_GPT2[settings["activation"]], "layer_norm_epsilon": model.ln_f.eps,
         "tie_word_embeddings": model.lm_head is None,
         "resid_pdrop": settings["dropout"], "embd_pdrop": settings["dropout"], "attn_pdrop": settings["dropout"],
@@ -65,7 +69,7 @@ def _prefixed(name: str) -> str:
     return name if name.startswith("lm_head.") else f"transformer.{name}"
 
 
-def _llama(model: Transformer, settings: dict[str, Any]) -> Counterpart:
+def _llama(model: Transformer, settings: dict[str, Any], way_out: str) -> Counterpart:
     qk_norm, bias, by_layer = settings["qk_norm"], settings["bias"], settings["norm"] == "layer"
     _refuse(
         {
@@ -77,6 +81,7 @@ def _llama(model: Transformer, settings: dict[str, Any]) -> Counterpart:
         },
         settings,
         "a GPT-2 (learned positions), a Llama or a Qwen3 (RoPE; SwiGLU or ReLU²; --bias with RMS norm and no QK-norm)",
+        way_out,
     )
     n_head, tied = settings["n_head"], model.lm_head is None and not by_layer
     norm: Any = model.ln_f  # layer or RMS norm
@@ -153,11 +158,8 @@ def _never(model: Transformer, settings: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _refuse(unlike: dict[str, bool], settings: dict[str, Any], what: str) -> None:
+def _refuse(unlike: dict[str, bool], settings: dict[str, Any], what: str, way_out: str) -> None:
     if wrong := [name for name, is_unlike in unlike.items() if is_unlike]:
         value = settings.get(wrong[0].removeprefix("--").replace("-", "_"), "")
         told = "" if isinstance(value, bool) or value == "" else f" {value}"
-        raise UserError(
-            f"{wrong[0]}{told} is no part of {what}, so the run cannot go out as one; --preset modern and "
-            "--preset gpt2 train what can"
-        )
+        raise UserError(f"{wrong[0]}{told} is no part of {what}, so the run cannot go out as one; {way_out}")

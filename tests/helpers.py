@@ -12,14 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from engine.config.sections import Config
 from engine.config.settings import make
-from tests.conftest import TINY, Result
+from tests.conftest import ROOT, TINY, Result
 
 
 def configure(**settings) -> Config:
     """The configuration of these settings, by their flat names; what its family has not is left out."""
     return make(Config, settings)
+
+
+# A folder node_modules, which `.ci/run` fills:
+# npm install --ignore-scripts --omit=optional node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 \
+#   @huggingface/tokenizers@0.2.0 @huggingface/jinja@0.5.11
+MODULES = os.environ.get("CHARLM_NODE_MODULES", str(ROOT / "node_modules"))
+
+
+def needs_modules(*names: str):
+    """A mark: the test is skipped where node, or one of these packages of npm, is not there."""
+    there = shutil.which("node") and all(Path(MODULES, name).is_dir() for name in names)
+    return pytest.mark.skipif(not there, reason=f"no node, or no {' and '.join(names)} in CHARLM_NODE_MODULES")
 
 
 LINES = {"data": "names.txt", "kind": "lines"}

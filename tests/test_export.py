@@ -1,6 +1,9 @@
 """Out to the Hub's layout: `transformers` loads the folder, and says and reads the same as we do."""
 
 import json
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from engine.config.presets import TRANSFORMERS
 from engine.config.settings import flat
 from engine.registry import build_model
 from export import hub
+from export.hub_weights import counterpart
+from tests.conftest import ROOT
 from tests.helpers import configure
 from tests.test_gpt2 import FILE
 
@@ -101,6 +106,7 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
     hub.save(model, tokenizer, settings_, tmp_path, "<bos>")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("sea")["input_ids"] == [1, *tokenizer.encode("sea")]
+    assert set(theirs("sea")) == {"input_ids", "attention_mask"} == set(theirs.model_input_names)
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
     assert theirs.decode([1, *tokenizer.encode("sea"), 2], skip_special_tokens=True) == "sea"
 
@@ -111,6 +117,10 @@ def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     assert cli("train.py", "--preset", preset, "--data", text, *quick, "--out", "run").code == 0
     done = cli("-m export", "run", "--to", "hf", "out")
     assert done.code == 0 and f"wrote out, {expected}" in done.out, done.err
+    assert "its logits in transformers" in done.out and ("--activation swiglu" in done.out) == (preset == "modern")
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert "| trained on | text |" in card and "| context | 32 tokens |" in card and "| validation loss | " in card
+    assert {file.name for file in (tmp_path / "out").iterdir() if file.stat().st_mode & 0o044 != 0o044} == set()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     drawn = theirs.generate(
@@ -118,10 +128,12 @@ def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
     )
     ours = cli("sample.py", "run", "--prompt", "emma", "--max-new-tokens", 12, "--temperature", 0, "--json")
     assert read.decode(drawn[0]) == json.loads(ours.out)["text"]
+    pipeline = transformers.pipeline("text-generation", str(tmp_path / "out"))  # it would write 256 tokens
+    assert len(read(pipeline("emma")[0]["generated_text"])["input_ids"]) == 32
     again = cli("-m export", "run", "--to", "hf", "out")
     assert again.code == 2 and "out already exists" in again.err
-    unknown = cli("-m export", "run", "--to", "gguf", "other")
-    assert unknown.code == 2 and "unknown format 'gguf'" in unknown.err
+    unknown = cli("-m export", "run", "--to", "ggml", "other")
+    assert unknown.code == 2 and "unknown format 'ggml'" in unknown.err
 
 
 @torch.no_grad()
@@ -164,6 +176,29 @@ def test_what_none_of_the_three_can_be_is_refused(tmp_path, case):
     with pytest.raises(UserError, match=message):
         hub.save(model, tokenizer, settings_, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_computes_something_else_is_not_left_behind(cli, text, tmp_path):
+    quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 16, "--batch-size", 4, "--steps", 2)
+    assert cli("train.py", "--data", text, *quick, "--out", "run").code == 0
+
+    def spoiled(*how):
+        config, weights = counterpart(*how)
+        return config | {"rms_norm_eps": 0.5}, weights
+
+    with mock.patch.object(hub, "counterpart", spoiled):
+        done = cli("-m export", "run", "--to", "hf", "out")
+    assert done.code == 1 and "what is in out computes other logits than the run" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_transformers_does_not_take_our_kernels_for_the_package_of_that_name():
+    """From the project's root, where `import kernels` finds ours."""
+    ask = (
+        "from transformers.utils import is_kernels_available as there; import kernels; print(there(), kernels.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(ROOT / "kernels/__init__.py")]
 
 
 def test_another_family_is_refused(cli, names):

@@ -22,7 +22,7 @@ MAY_STAND_ON = {
     "engine": GROUND | {"makemore", "nanogpt"},
     "makemore/scratch": GROUND | {"makemore", "nanogpt", "engine"},
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
-    "export": GROUND | {"makemore", "nanogpt", "engine"},
+    "export": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch"},
     "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
