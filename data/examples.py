@@ -4,11 +4,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data import packed, reading
 from data.errors import UserError, nearest
 from data.json_items import json_items
+from data.labelled.example import Columns, Example, whole_examples
+from data.labelled.folders import own_split, read_folder
 from data.sources import path_of, resolve
 from data.table_rows import table_rows
 
@@ -16,57 +18,56 @@ SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
 
 
-class Example(NamedTuple):
-    """One text and its label. `where`: its file and line, for messages."""
-
-    text: str
-    label: str
-    where: str
-
-
-class Columns(NamedTuple):
-    """The names or numbers of the columns (or keys); None: the default, see `_table`."""
-
-    text: str | None = None
-    label: str | None = None
-
-
 def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, list[Example]]:
-    """The short name of `data` and its examples. `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a
-    folder with one text file a class, one example a line.
+    """The short name of `data` and its examples; of a data set that has its own split the test side, or else the
+    validation side. The rest as in `read_sides`."""
+    name, sides = read_sides(data, columns, encoding)
+    return name, next(sides[side] for side in reversed(SIDES) if side in sides)
 
-    Raises UserError, with file and line, for an example that is malformed or incomplete."""
+
+def read_sides(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, dict[str, list[Example]]]:
+    """The short name of `data` and its examples by side: all of them as 'train', unless `data` has its own split.
+    `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a folder: of text files, one a class with an
+    example a line; of folders, one a class with an example a file; or of files or folders named train, validation (val,
+    valid, dev) and test, each of them any of these.
+
+    Raises UserError, with file and line, where more than a few examples are malformed or incomplete; warns of these."""
     reading.check_encoding(encoding)
     if data != "surnames":
         resolve(data)  # raises where there is nothing
     path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
-    if path.is_dir():
-        if flags := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
-            raise UserError(f"{flags[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
-        examples = list(_folder(path, encoding))
-    else:
-        readers = {".tsv": _table, ".csv": _table, ".json": _json, ".jsonl": _json}
-        suffix = packed.unpacked_name(path).suffix.lower()
-        if suffix not in readers:
-            raise UserError(
-                f"{data} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
-            )
-        examples = list(readers[suffix](path, columns, encoding))
-    if not examples:
-        raise UserError(f"{data} holds no examples")
-    for example in examples:
-        if not example.text.strip() or not example.label.strip():
-            raise UserError(f"{example.where} has an empty {'label' if example.text.strip() else 'text'}")
-        reading.check_characters(example.label, example.where)  # the label may be the name of a file
+    parts = own_split(path) if path.is_dir() else {}
+    examples = {
+        side: [example for part in parts[side] for example in _read(part, columns, encoding)]
+        for side in SIDES
+        if side in parts
+    } or {"train": _read(path, columns, encoding, data)}
     return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
 
 
-def labels_of(examples: list[Example], name: str) -> list[str]:
-    """The distinct labels, sorted. Raises UserError for fewer than two, or for a class of one example."""
+def _read(path: Path, columns: Columns, encoding: str, name: str | None = None) -> list[Example]:
+    """The examples of one file, or of a folder of classes. `name`: what messages call it."""
+    name = name or str(path)
+    if path.is_dir():
+        if flags := [f"--{column}-column" for column in Columns._fields if getattr(columns, column) is not None]:
+            raise UserError(f"{flags[0]} is for tables and JSON; {name} is a folder: its names are the labels")
+        return whole_examples(read_folder(path, encoding), name)
+    readers = {".tsv": _table, ".csv": _table, ".json": _json, ".jsonl": _json}
+    suffix = packed.unpacked_name(path).suffix.lower()
+    if suffix not in readers:
+        raise UserError(
+            f"{name} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
+        )
+    return whole_examples(readers[suffix](path, columns, encoding), name)
+
+
+def labels_of(examples: list[Example], name: str, to_split: bool = True) -> list[str]:
+    """The distinct labels, sorted. Raises UserError for fewer than two, or, of examples `to_split`, for a class of one
+    example."""
     counts = Counter(example.label for example in examples)
     if len(counts) < 2:
         raise UserError(f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn")
-    if singletons := [label for label, count in counts.items() if count == 1]:
+    if to_split and (singletons := [label for label, count in counts.items() if count == 1]):
         label = singletons[0]
         raise UserError(
             f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test on"
@@ -74,7 +75,7 @@ def labels_of(examples: list[Example], name: str) -> list[str]:
     return sorted(counts)
 
 
-def drop_duplicates(examples: list[Example]) -> list[Example]:
+def drop_duplicates(examples: Sequence[Example]) -> list[Example]:
     """The examples without later copies of the same text and label."""
     seen: set[tuple[str, str]] = set()
     distinct = []
@@ -104,8 +105,8 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
         sides["val"] += sum(ordered[:n_val], [])
         sides["test"] += sum(ordered[n_val : n_val + n_test], [])
         remaining.append(ordered[n_val + n_test :])
-    for side in ("val", "test"):
-        if not sides[side]:  # a tenth of every class rounds to nothing: take a text of the largest class
+    for side, fraction in zip(("val", "test"), fractions, strict=True):
+        if fraction and not sides[side]:  # a tenth of every class rounds to nothing: take a text of the largest class
             largest = max(remaining, key=len)
             if len(largest) < 2:
                 raise UserError(f"{len(groups)} different texts are too few to hold out two; bring more")
@@ -117,16 +118,6 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
 def normalised(text: str) -> str:
     """`text` case-folded and with single spaces: texts that are equal so count as copies."""
     return " ".join(text.casefold().split())
-
-
-def _folder(path: Path, encoding: str) -> Iterator[Example]:
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    if not files:
-        raise UserError(f"the folder {path} holds no files; it needs one text file a class")
-    for file in files:
-        for n, line in _numbered(file, encoding):
-            if line.strip():
-                yield Example(line.strip(), packed.unpacked_name(file).stem, f"{file} line {n}")
 
 
 def _table(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
@@ -189,7 +180,3 @@ def _item(item: object, columns: Columns, where: str) -> Example:
         values.append(str(item[key]))
     text, label = values
     return Example(text, label, where)
-
-
-def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    return reading.numbered_lines([reading.read_whole(path, encoding)])

@@ -1,0 +1,116 @@
+"""Labelled texts in the shapes in which they are published: folders, tables, lines, JSON, and their own split."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.examples import read_examples, read_sides
+from data.labelled.example import Columns
+from tests.helpers import ok, refused, summary, warnings_of
+
+MODULE = "-m finetune.classify"
+QUICK = ("--n-embd", 8, "--n-hidden", 8, "--steps", 2, "--eval-interval", 2, "--batch-size", 8, "--ngrams", 0)
+PLAIN = Columns()
+REVIEWS = {"pos": ["A joy.\nSee it twice.", "Warm and wise"], "neg": ["A bore.", "Two hours lost"]}
+
+
+def write(files: dict[str, str], root: Path) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, "utf-8")
+    return root
+
+
+def pairs(path: Path, columns: Columns = PLAIN) -> list[tuple[str, str]]:
+    return [(e.text, e.label) for e in read_examples(str(path), columns)[1]]
+
+
+def imdb(side: str) -> dict[str, str]:
+    files = {f"{side}/{c}/{n}_8.txt": text for c, texts in REVIEWS.items() for n, text in enumerate(texts)}
+    return files | {f"{side}/urls_pos.txt": "http://x\n", f"{side}/labeledBow.feat": "9 0:1\n"}
+
+
+def test_a_folder_of_folders_has_a_file_a_text_and_says_what_it_leaves_out(tmp_path, capsys):
+    root = write(imdb("train") | {"train/unsup/0_0.txt": "who knows", "train/pos/.hidden": "x"}, tmp_path)
+    expected = [(text, label) for label in ("neg", "pos") for text in REVIEWS[label]]
+    assert pairs(root / "train") == expected
+    assert "3 of what" in (told := capsys.readouterr().err) and "labeledBow.feat, unsup/, urls_pos.txt" in told
+
+
+def test_a_data_set_of_folders_keeps_its_own_test(cli, tmp_path):
+    files = {f"train/{c}/{n}.txt": f"{text} {n}" for c, texts in REVIEWS.items() for n, text in enumerate(texts * 15)}
+    write(files | imdb("test") | {"imdb.vocab": "the\n", "README": "x"}, tmp_path / "aclImdb")
+    done = ok(cli(MODULE, "--data", "aclImdb", *QUICK, "--out", "run"))
+    assert "54 train, 6 val, 4 test, 2 classes" in done.out and "README, imdb.vocab" in done.err
+    assert summary()["test"]["classes"].keys() == {"neg", "pos"}
+
+
+def test_a_folder_of_tables_is_a_data_set_with_its_split(cli, tmp_path):
+    rows = [f"what is {n},{'ab'[n % 2]}\n" for n in range(40)]
+    files = {"train.csv": "text,label\n" + "".join(rows), "test.csv": "text,label\nwhat is 3,b\nwhat is it,a\n"}
+    write(files | {"categories.json": "[]"}, tmp_path / "bank")
+    done = ok(cli(MODULE, "--data", "bank", *QUICK, "--out", "run"))
+    assert "bank: 36 train, 4 val, 2 test, 2 classes" in done.out
+    found = " ".join(warnings_of(done))
+    assert "categories.json" in found and "1 of 40 train examples have a text that is in test too" in found
+    assert "train.csv line 5 and bank/test.csv line 2" in found
+    done = ok(cli(MODULE, "--data", "bank", "--duplicates", "drop", *QUICK, "--out", "drop"))
+    assert "bank: 35 train, 4 val, 2 test" in done.out and "left out of train" in done.err
+    line = json.loads(ok(cli(MODULE, "--eval-only", "--data", "bank", "--out", "run")).out)
+    assert line["examples"] == 2
+    write({"bank/test.csv": "text,label\nwhat is 3,a\nwhat is it,a\n"}, tmp_path)
+    refused(cli(MODULE, "--resume", "--out", "run", "--steps", 4), "have changed since the run began")
+
+
+def test_shards_of_a_side_are_read_in_their_order(tmp_path):
+    lines = [f"{'ab'[n % 2]}\ttext {n}\n" for n in range(4)]
+    write({f"train-0000{n}-of-00002.tsv": "".join(lines[n::2]) for n in (0, 1)}, tmp_path)
+    _, sides = read_sides(str(tmp_path), Columns())
+    assert [e.text for e in sides["train"]] == ["text 0", "text 2", "text 1", "text 3"] and len(sides) == 1
+
+
+def test_two_files_for_one_side_are_refused(tmp_path):
+    write({"train.csv": "a,b\n", "train.tsv": "a\tb\n", "test.csv": "a,b\n"}, tmp_path)
+    with pytest.raises(UserError, match="has train.csv and train.tsv, both for train"):
+        read_sides(str(tmp_path), Columns())
+
+
+def test_a_file_a_class_goes_by_its_suffix_where_the_names_are_equal(tmp_path, capsys):
+    root = write({"rt.pos": "good\nfine\n", "rt.neg": "bad\n", "README.md": "about\n", "x.csv": "a,b\n"}, tmp_path)
+    assert pairs(root) == [("bad", "neg"), ("good", "pos"), ("fine", "pos")]
+    assert "README.md, x.csv" in capsys.readouterr().err
+
+
+def test_tables_in_a_folder_are_no_classes(tmp_path):
+    write({"one.csv": "a,b\n", "two.csv": "a,b\n"}, tmp_path)
+    with pytest.raises(UserError, match=r"holds tables \(one.csv, two.csv\), not a text file a class: name one"):
+        pairs(tmp_path)
+
+
+def test_validation_and_test_files_are_used_as_they_are(cli, tmp_path):
+    rows = [f"{'ab'[n % 2]}\twhat is {n}\n" for n in range(40)]
+    write({"x.tsv": "".join(rows), "v.tsv": "a\thello\nb\tyou\n", "t.tsv": "a\thello\nb\tme\na\thim\n"}, tmp_path)
+    done = ok(cli(MODULE, "--data", "x.tsv", "--val-data", "v.tsv", "--test-data", "t.tsv", *QUICK, "--out", "run"))
+    assert "x: 40 train, 2 val, 3 test, 2 classes" in done.out
+    assert "1 of 2 val examples have a text that is in test too" in done.err
+    assert json.loads(cli(MODULE, "--eval-only", "--out", "run").out)["examples"] == 3
+    ok(cli(MODULE, "--resume", "--out", "run", "--steps", 4))
+    done = ok(cli(MODULE, "--data", "x.tsv", "--val-data", "v.tsv", *QUICK, "--out", "other"))
+    assert "36 train, 2 val, 4 test" in done.out
+    write({"t.tsv": "a\thello\nc\tme\n"}, tmp_path)
+    told = cli(MODULE, "--data", "x.tsv", "--test-data", "t.tsv", *QUICK, "--out", "third")
+    refused(told, "t.tsv line 2 has the label 'c'", "no training example has", "there are: a, b")
+
+
+def test_instructions_have_validation_and_test_files_too(cli, tmp_path):
+    for name, count in (("chat", 30), ("val", 3), ("test", 4)):
+        said = [{"prompt": f"What is {name} {n}?", "completion": str(n)} for n in range(count)]
+        write({f"{name}.jsonl": "\n".join(map(json.dumps, said))}, tmp_path)
+    quick = ("--n-embd", 8, "--n-layer", 1, "--n-head", 1, "--steps", 2, "--eval-interval", 2, "--max-answer", 2)
+    own = ("--val-data", "val.jsonl", "--test-data", "test.jsonl")
+    done = ok(cli("-m finetune.instruct", "--data", "chat.jsonl", *own, *quick, "--out", "run"))
+    assert "chat: 30 train, 3 val, 4 test" in done.out
+    told = cli("-m finetune.instruct", "--val-data", "val.jsonl", *quick, "--out", "other")
+    refused(told, "--val-data means nothing to the bundled strings")
