@@ -11,8 +11,9 @@ from data.errors import UserError, nearest
 from data.json_items import json_items
 from data.labelled.example import Columns, Example, whole_examples
 from data.labelled.folders import own_split, read_folder
+from data.labelled.tables import read_parquet, read_table
+from data.parquet import is_parquet
 from data.sources import path_of, resolve
-from data.table_rows import table_rows
 
 SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
@@ -52,7 +53,9 @@ def _read(path: Path, columns: Columns, encoding: str, name: str | None = None) 
         if flags := [f"--{column}-column" for column in Columns._fields if getattr(columns, column) is not None]:
             raise UserError(f"{flags[0]} is for tables and JSON; {name} is a folder: its names are the labels")
         return whole_examples(read_folder(path, encoding), name)
-    readers = {".tsv": _table, ".csv": _table, ".json": _json, ".jsonl": _json}
+    if is_parquet(path):
+        return whole_examples(read_parquet(path, columns), name)
+    readers = {".tsv": read_table, ".csv": read_table, ".json": _json, ".jsonl": _json}
     suffix = packed.unpacked_name(path).suffix.lower()
     if suffix not in readers:
         raise UserError(
@@ -118,48 +121,6 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
 def normalised(text: str) -> str:
     """`text` case-folded and with single spaces: texts that are equal so count as copies."""
     return " ".join(text.casefold().split())
-
-
-def _table(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    """The examples of a table. With a header the columns are found by name ('text' and 'label' by default), without one
-    by number from 1; of two unnamed columns the one with fewer distinct values is the label."""
-    rows = list(table_rows(path, [reading.read_whole(path, encoding)]))
-    if not rows:
-        return
-    header = [name.strip() for name in rows[0][1]]
-    lower = [name.lower() for name in header]
-    has_names = {"text", "label"} <= set(lower)
-    by_number = any(columns) and all(name is None or (name.isdecimal() and name not in lower) for name in columns)
-    if by_number:
-        indices = [int(number or 0) - 1 for number in columns]
-        if missing := [name for name, column in zip(Columns._fields, columns, strict=True) if column is None]:
-            raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
-        if not 0 <= min(indices) <= max(indices) < len(header):
-            wrong = next(index for index in indices if not 0 <= index < len(header))
-            raise UserError(f"{path} has {len(header)} columns; there is no column {wrong + 1}")
-        rows = rows[1:] if has_names else rows
-    elif has_names or any(columns):
-        rows = rows[1:]
-        indices = [
-            lower.index(name.lower()) if name.lower() in lower else _no_column(path, name, header)
-            for name in (columns.text or "text", columns.label or "label")
-        ]
-    elif len(header) == 2:
-        distinct = [len({row[i] for _, row in rows if len(row) == 2}) for i in (0, 1)]
-        indices = [0, 1] if distinct[1] < distinct[0] else [1, 0]
-    else:
-        raise UserError(
-            f"{path} line 1 names no columns 'text' and 'label' (it has: {', '.join(header)[:200]}); say which they "
-            "are with --text-column and --label-column, by name or by number"
-        )
-    for n, row in rows:
-        if len(row) <= max(indices):
-            raise UserError(f"{path} line {n} has {len(row)} columns where {max(indices) + 1} are needed")
-        yield Example(row[indices[0]].strip(), row[indices[1]].strip(), f"{path} line {n}")
-
-
-def _no_column(path: Path, name: str, header: list[str]) -> int:
-    raise UserError(f"{path} has no column '{name}'; it has: {', '.join(header)[:200]}.{nearest(name, header)}")
 
 
 def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:

@@ -114,3 +114,75 @@ def test_instructions_have_validation_and_test_files_too(cli, tmp_path):
     assert "chat: 30 train, 3 val, 4 test" in done.out
     told = cli("-m finetune.instruct", "--val-data", "val.jsonl", *quick, "--out", "other")
     refused(told, "--val-data means nothing to the bundled strings")
+
+
+HEADERS = {
+    "imdb.csv": "review,sentiment\n" + '"A joy, twice",positive\nA bore,negative\nWarm,positive\nLost,negative\n',
+    "sms.csv": "Category,Message\nham,A joy\nspam,A bore\nham,Warm\nspam,Lost\n",
+    "sst.tsv": "sentence\tlabel\nA joy\t1\nA bore\t0\nWarm\t1\nLost\t0\n",
+    "yours.csv": "Zug;Wert\nA joy, twice;1\nA bore;0\nWarm;1\nLost;0\n",
+    "tabs.csv": "quoi\toui\nA joy\t1\nA bore\t0\nWarm\t1\nLost\t0\n",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_two_columns_under_any_header_go_by_what_they_hold(tmp_path, capsys, name):
+    found = pairs(write({name: HEADERS[name]}, tmp_path) / name)
+    assert [text.split(",")[0] for text, _ in found] == ["A joy", "A bore", "Warm", "Lost"]
+    assert found[0][1] == found[2][1] != found[1][1]
+    first = HEADERS[name].splitlines()[0].replace(";", ",").replace("\t", ",").split(",")
+    text, label = first if name != "sms.csv" else reversed(first)
+    assert f"'{text}' is taken for the text and '{label}' for the label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [["ham\tsee you", "ham\tsee me"], ["Title\tsee you", "b\tsee", "b\tme", "c\tit"]])
+def test_a_first_row_like_the_others_is_no_header(tmp_path, capsys, rows):
+    assert len(pairs(write({"x.tsv": "\n".join(rows)}, tmp_path) / "x.tsv")) == len(rows)
+    assert capsys.readouterr().err == ""
+
+
+NUMBERED = ['"3","Wall St. Bears","short sellers"', '"4","2","chips"', '"3","Oil","higher"', '"4","Wifi","free"']
+
+
+@pytest.mark.parametrize("head", [[], ["class,title,body"]])
+def test_numbers_count_the_columns_of_a_file_without_a_header(tmp_path, head):
+    path = write({"ag.csv": "\n".join(head + NUMBERED)}, tmp_path) / "ag.csv"
+    assert pairs(path, Columns("3", "1")) == [("short sellers", "3"), ("chips", "4"), ("higher", "3"), ("free", "4")]
+    path = (
+        write({"yelp.csv": '"3","1","bad food"\n"1","2","good"\n"3","2","bad"\n"1","1","ok"\n'}, tmp_path) / "yelp.csv"
+    )
+    assert pairs(path, Columns("3", "1"))[0] == ("bad food", "3") and len(pairs(path, Columns("3", "1"))) == 4
+
+
+def test_of_two_columns_one_name_is_enough(tmp_path):
+    path = write({"x.csv": "a,b\none,1\ntwo,2\n"}, tmp_path) / "x.csv"
+    assert pairs(path, Columns(text="a")) == pairs(path, Columns(label="b")) == [("one", "1"), ("two", "2")]
+    with pytest.raises(UserError, match="has no column 'c'; it has: a, b"):
+        pairs(path, Columns(text="c"))
+
+
+def test_a_short_row_or_an_empty_text_costs_that_row(cli, tmp_path):
+    rows = [f"{'ab'[n % 2]}\twhat is {n}" for n in range(40)]
+    rows[3], rows[7], rows[9], rows[11] = "a\t ", "onlythis", "\tno label", "b\t"
+    write({"x.tsv": "\n".join(rows)}, tmp_path)
+    done = ok(cli(MODULE, "--data", "x.tsv", *QUICK, "--out", "run"))
+    assert "4 of 40 rows are left out: x.tsv line 4 has an empty text; x.tsv line 8 has 1 columns" in done.err
+    assert "x.tsv line 10 has an empty label; and 1 more" in done.err and "28 train, 4 val, 4 test" in done.out
+    rows[13] = "a\t"
+    write({"x.tsv": "\n".join(rows)}, tmp_path)
+    told = cli(MODULE, "--data", "x.tsv", *QUICK, "--out", "other")
+    refused(told, "x.tsv line 4 has an empty text; 5 of 40 rows cannot be used")
+
+
+def test_parquet_has_named_columns(tmp_path, capsys):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"sentence": ["A joy", "A bore", "Warm"], "label": [1, 0, 1]}
+    parquet.write_table(arrow.table(columns), tmp_path / "train-00000-of-00001.parquet")
+    parquet.write_table(arrow.table(columns | {"idx": [0, 1, 2]}), tmp_path / "test-00000-of-00001.parquet")
+    own = pairs(tmp_path / "train-00000-of-00001.parquet")
+    assert own == [("A joy", "1"), ("A bore", "0"), ("Warm", "1")]
+    assert "'sentence' is taken for the text" in capsys.readouterr().err
+    with pytest.raises(UserError, match="but: sentence, label, idx; --text-column and --label-column"):
+        pairs(tmp_path / "test-00000-of-00001.parquet")
+    _, sides = read_sides(str(tmp_path), Columns("sentence", "label"))
+    assert {side: len(examples) for side, examples in sides.items()} == {"train": 3, "test": 3}
