@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from data import packed, reading
-from data.errors import UserError, nearest
-from data.json_items import json_items
-from data.labelled.example import Columns, Example, whole_examples
+from data.errors import UserError
+from data.json_items import line_objects
+from data.labelled.example import Columns, Example, Fault, whole_examples
 from data.labelled.folders import own_split, read_folder
+from data.labelled.items import read_json
+from data.labelled.lines import read_lines
 from data.labelled.tables import read_parquet, read_table
 from data.parquet import is_parquet
 from data.sources import path_of, resolve
+from data.tables import is_table
 
 SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
@@ -28,40 +31,49 @@ def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple
 
 def read_sides(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, dict[str, list[Example]]]:
     """The short name of `data` and its examples by side: all of them as 'train', unless `data` has its own split.
-    `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a folder: of text files, one a class with an
-    example a line; of folders, one a class with an example a file; or of files or folders named train, validation (val,
-    valid, dev) and test, each of them any of these.
+    `data`: 'surnames' (bundled), a table, JSON, lines that begin with their label, or a folder: of text files, one a
+    class with an example a line; of folders, one a class with an example a file; or of files or folders named train,
+    validation (val, valid, dev) and test, each of them any of these.
 
     Raises UserError, with file and line, where more than a few examples are malformed or incomplete; warns of these."""
     reading.check_encoding(encoding)
     if data != "surnames":
         resolve(data)  # raises where there is nothing
     path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
-    parts = own_split(path) if path.is_dir() else {}
-    examples = {
-        side: [example for part in parts[side] for example in _read(part, columns, encoding)]
-        for side in SIDES
-        if side in parts
-    } or {"train": _read(path, columns, encoding, data)}
+    if path.is_dir() and (parts := own_split(path)):
+        examples = {side: _one_side(parts[side], columns, encoding) for side in SIDES if side in parts}
+    else:
+        examples = _read(path, columns, encoding, data)
     return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
 
 
-def _read(path: Path, columns: Columns, encoding: str, name: str | None = None) -> list[Example]:
-    """The examples of one file, or of a folder of classes. `name`: what messages call it."""
-    name = name or str(path)
+def _one_side(parts: list[Path], columns: Columns, encoding: str) -> list[Example]:
+    """The examples of the files or folders of one side of the split."""
+    examples = []
+    for part in parts:
+        if len(sides := _read(part, columns, encoding, str(part))) > 1:
+            raise UserError(f"{part} has a split of its own ({', '.join(sides)}); name it alone, with --data")
+        examples += sides["train"]
+    return examples
+
+
+def _read(path: Path, columns: Columns, encoding: str, name: str) -> dict[str, list[Example]]:
+    """The examples of one file, or of a folder of classes, by side. `name`: what messages call it."""
+    suffix = packed.unpacked_name(path).suffix.lower()
+    found: dict[str, Iterator[Example | Fault]]
     if path.is_dir():
         if flags := [f"--{column}-column" for column in Columns._fields if getattr(columns, column) is not None]:
             raise UserError(f"{flags[0]} is for tables and JSON; {name} is a folder: its names are the labels")
-        return whole_examples(read_folder(path, encoding), name)
-    if is_parquet(path):
-        return whole_examples(read_parquet(path, columns), name)
-    readers = {".tsv": read_table, ".csv": read_table, ".json": _json, ".jsonl": _json}
-    suffix = packed.unpacked_name(path).suffix.lower()
-    if suffix not in readers:
-        raise UserError(
-            f"{name} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
-        )
-    return whole_examples(readers[suffix](path, columns, encoding), name)
+        found = {"train": read_folder(path, encoding)}
+    elif suffix in (".json", ".jsonl") or (not is_table(path) and line_objects(path, encoding)):
+        found = read_json(path, columns, encoding)
+    elif is_parquet(path):
+        found = {"train": read_parquet(path, columns)}
+    else:
+        read = read_table if suffix in (".tsv", ".csv") else read_lines
+        found = {"train": read(path, columns, encoding)}
+    of_side = "{} '{}'" if len(found) > 1 else "{}"
+    return {side: whole_examples(found[side], of_side.format(name, side)) for side in SIDES if side in found}
 
 
 def labels_of(examples: list[Example], name: str, to_split: bool = True) -> list[str]:
@@ -121,23 +133,3 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
 def normalised(text: str) -> str:
     """`text` case-folded and with single spaces: texts that are equal so count as copies."""
     return " ".join(text.casefold().split())
-
-
-def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    for where, item in json_items(path, encoding):
-        yield _item(item, columns, where)
-
-
-def _item(item: object, columns: Columns, where: str) -> Example:
-    if not isinstance(item, dict):
-        raise UserError(f"{where} is not an object with a text and a label")
-    values = []
-    for key in (columns.text or "text", columns.label or "label"):
-        if key not in item:
-            keys = list(map(str, item))
-            raise UserError(f"{where} has no key '{key}'; it has: {', '.join(keys)[:200]}.{nearest(key, keys)}")
-        if not isinstance(item[key], str | int | float):
-            raise UserError(f"{where}: '{key}' is neither a text nor a number")
-        values.append(str(item[key]))
-    text, label = values
-    return Example(text, label, where)

@@ -1,7 +1,6 @@
 """The sides of the split: as the examples were published, as --val-data and --test-data name them, or held out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from data.errors import UserError, warn
 from data.examples import SIDES, normalised, split_examples
@@ -10,18 +9,21 @@ from finetune.options import Examples
 HELD_OUT = 0.1  # of the examples, for each side that was not published
 
 
-def published_sides(text: Examples, own: dict[str, list], read: Callable[[str], list[Any]]) -> dict[str, list]:
+def published_sides(text: Examples, own: dict[str, list], read: Callable[[str], dict[str, list]]) -> dict[str, list]:
     """The examples by side, 'train' and those that were published: `own`, what `--data` holds, with the files of
-    `--val-data` and `--test-data`, which `read` reads."""
+    `--val-data` and `--test-data`: of what `read` returns for each, by side, the same side, or all there is.
+
+    Raises UserError where one has a split without that side."""
     sides = dict(own)
     for side, named in (("val", text.val_data), ("test", text.test_data)):
         if named is None:
             continue
         if side in own:
             warn(f"--{side}-data takes the place of the {len(own[side]):,} {side} examples of {text.data}")
-        sides[side] = read(named)
-    if "train" not in sides:
-        raise UserError(f"{text.data} has no training examples, but {' and '.join(sides)}")
+        found = read(named)
+        if side not in found and len(found) > 1:
+            raise UserError(f"{named} has no {side} examples, but {' and '.join(found)}; name one of its files")
+        sides[side] = found[side] if side in found else found["train"]
     return {side: sides[side] for side in SIDES if side in sides}
 
 

@@ -1,5 +1,6 @@
 """Labelled texts in the shapes in which they are published: folders, tables, lines, JSON, and their own split."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -186,3 +187,93 @@ def test_parquet_has_named_columns(tmp_path, capsys):
         pairs(tmp_path / "test-00000-of-00001.parquet")
     _, sides = read_sides(str(tmp_path), Columns("sentence", "label"))
     assert {side: len(examples) for side, examples in sides.items()} == {"train": 3, "test": 3}
+
+
+LINES = {
+    "train_5500.label": (
+        "DESC:manner How did it start ?\nLOC:city Which one ?\nDESC:def What is it ?\n",
+        ["DESC", "LOC"],
+    ),
+    "rt.all": ("1 a joy\n0 a bore\n1 warm\n0 lost\n1 again\n", ["1", "0"]),
+    "train.ft.txt.gz": ("__label__2 Great CD: fine\n__label__1 Bad: worn\n__label__2 So\n", ["2", "1"]),
+    "SMSSpamCollection": ("ham\tsee you\nspam\tcall now\nham\tat eight\n", ["ham", "spam"]),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_may_begin_with_their_label(tmp_path, name):
+    content, labels = LINES[name]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    found = pairs(path)
+    assert [label for _, label in found[:2]] == labels and len(found) == content.count("\n")
+    first = content.splitlines()[0]
+    assert found[0][0] == first.split(maxsplit=1)[1]
+
+
+def test_fine_labels_are_asked_for_and_a_line_of_another_kind_is_left_out(tmp_path, capsys):
+    content = LINES["train_5500.label"][0] * 5 + "no label here\n"
+    path = write({"x.label": content}, tmp_path) / "x.label"
+    assert pairs(path, Columns(label="fine"))[0] == ("How did it start ?", "DESC:manner") and len(pairs(path)) == 15
+    told = capsys.readouterr().err
+    assert "x.label line 16 begins with no LABEL:fine" in told and "with --label-column fine all of" in told
+    with pytest.raises(UserError, match="--label-column may be coarse or fine"):
+        pairs(path, Columns(label="2"))
+
+
+def test_lines_with_several_labels_are_refused(tmp_path):
+    path = write({"x.txt": "__label__a __label__b one\n__label__a two\n" * 10}, tmp_path) / "x.txt"
+    with pytest.raises(UserError, match=r"x.txt line 1 has 2 labels, where a text has one \(a, b\); 10 of 20 rows"):
+        pairs(path)
+
+
+ITEMS = [("A joy", "pos"), ("A bore", "neg"), ("Warm", "pos")]
+OBJECTS = [{"sentence": text, "label": label} for text, label in ITEMS]
+COLUMNS = {"text": [text for text, _ in ITEMS], "label": [label for _, label in ITEMS]}
+JSON = {
+    "lines.json": "\n".join(map(json.dumps, OBJECTS)),
+    "lines.ndjson": "\n".join(map(json.dumps, OBJECTS)),
+    "columns.json": json.dumps(COLUMNS),
+    "pandas.json": json.dumps({key: dict(enumerate(column)) for key, column in COLUMNS.items()}),
+    "pairs.json": json.dumps(ITEMS),
+    "pairs.jsonl": "\n".join(map(json.dumps, ITEMS)),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_has_objects_pairs_or_columns(tmp_path, name):
+    assert pairs(write({name: JSON[name]}, tmp_path) / name) == ITEMS
+
+
+def test_json_of_splits_has_its_own_split(cli, tmp_path):
+    rows = [[f"what is {n}", "ab"[n % 2]] for n in range(20)]
+    content = {"val": ITEMS[:0] + [["hello", "a"]], "train": rows, "test": {"text": ["me", "you"], "label": ["b", "a"]}}
+    write({"clinc.json": json.dumps(content | {"oos_val": [["x", "oos"]]})}, tmp_path)
+    done = ok(cli(MODULE, "--data", "clinc.json", *QUICK, "--out", "run"))
+    assert "clinc: 20 train, 1 val, 2 test, 2 classes" in done.out and "'oos_val' left out" in done.err
+    done = ok(cli(MODULE, "--data", "clinc.json", "--val-data", "clinc.json", *QUICK, "--out", "other"))
+    assert "20 train, 1 val, 2 test" in done.out and "--val-data takes the place of the 1 val examples" in done.err
+
+
+BAD_JSON = {
+    "ragged": ({"text": ["a", "b"], "label": ["x"]}, "neither columns nor splits"),
+    "nested": ([{"text": "a", "label": ["x", "y"]}], "example 1: 'label' is neither a text nor a number"),
+    "twice": ({"train": [["a", "b"]], "val": [["a", "b"]], "dev": [["a", "b"]]}, "two keys for one side"),
+    "no keys": ([{"a": "x", "b": "y", "c": "z"}] * 3, "has no key 'text'; it has: a, b, c. --text-column and"),
+    "empty side": ({"train": [["a", "b"]], "test": []}, "x.json 'test' holds no examples"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_json_of_another_shape_is_refused(tmp_path, case):
+    value, message = BAD_JSON[case]
+    with pytest.raises(UserError, match=message):
+        pairs(write({"x.json": json.dumps(value)}, tmp_path) / "x.json")
+
+
+def test_names_of_columns_mean_nothing_to_pairs_and_lines(tmp_path):
+    path = write({"x.json": json.dumps(ITEMS), "x.all": LINES["rt.all"][0]}, tmp_path)
+    with pytest.raises(UserError, match="without names: leave out --label-column"):
+        pairs(path / "x.json", Columns(label="b"))
+    with pytest.raises(UserError, match="--text-column is for tables and JSON"):
+        pairs(path / "x.all", Columns(text="b"))

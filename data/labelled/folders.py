@@ -35,7 +35,7 @@ def own_split(folder: Path) -> dict[str, list[Path]]:
     sides: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
     for path in _entries(folder):
-        side = side_of(path.name if path.is_dir() else packed.unpacked_name(path).stem)
+        side = side_of(path.name if path.is_dir() else path.name.split(".")[0])
         (others if side is None else sides[side]).append(path)
     is_split = "train" in sides and (len(sides) > 1 or all(map(is_table, sides["train"])))
     if not is_split:

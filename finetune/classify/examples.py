@@ -6,7 +6,7 @@ import numpy as np
 
 from data.batches import IGNORE
 from data.errors import UserError, warn
-from data.examples import drop_duplicates, labels_of, read_examples, read_sides
+from data.examples import drop_duplicates, labels_of, read_sides
 from data.json_files import content_key
 from data.labelled.example import Columns, Example
 from data.rows import Row
@@ -58,7 +58,7 @@ def read_labelled(config: ClassifyConfig) -> Labelled:
     text = config.text
     columns = Columns(text.text_column, text.label_column)
     name, own = read_sides(text.data, columns, text.encoding)
-    published = published_sides(text, own, lambda data: read_examples(data, columns, text.encoding)[1])
+    published = published_sides(text, own, lambda data: read_sides(data, columns, text.encoding)[1])
     alone = len(published) == 1
     examples = drop_duplicates(published["train"]) if text.duplicates == "drop" else published["train"]
     labels = labels_of(examples, name, to_split=alone)

@@ -86,7 +86,9 @@ def read_material(config: InstructConfig) -> Material:
         sides = string_tasks.string_tasks(config.text.split_seed)
         return Material(STRINGS, sides, _key([c for side in sides.values() for c in side]))
     name, items = read_all(config)
-    published = published_sides(config.text, {"train": list(items)}, lambda data: list(_read(config, data)[1]))
+    published = published_sides(
+        config.text, {"train": list(items)}, lambda data: {"train": list(_read(config, data)[1])}
+    )
     sides = split(config.text, published, drop_duplicates)
     if len(published) > 1:
         return Material(name, sides, content_key({side: _key(items) for side, items in published.items()}))
