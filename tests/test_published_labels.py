@@ -97,7 +97,10 @@ def test_validation_and_test_files_are_used_as_they_are(cli, tmp_path):
     assert "x: 40 train, 2 val, 3 test, 2 classes" in done.out
     assert "1 of 2 val examples have a text that is in test too" in done.err
     assert json.loads(cli(MODULE, "--eval-only", "--out", "run").out)["examples"] == 3
-    ok(cli(MODULE, "--resume", "--out", "run", "--steps", 4))
+    Path("t.tsv").rename("moved.tsv")
+    refused(cli(MODULE, "--resume", "--out", "run", "--steps", 4), "no such file, folder or data set: 't.tsv'")
+    ok(cli(MODULE, "--resume", "--out", "run", "--steps", 4, "--test-data", "moved.tsv"))
+    assert json.loads(cli(MODULE, "--eval-only", "--out", "run").out)["examples"] == 3
     done = ok(cli(MODULE, "--data", "x.tsv", "--val-data", "v.tsv", *QUICK, "--out", "other"))
     assert "36 train, 2 val, 4 test" in done.out
     write({"t.tsv": "a\thello\nc\tme\n"}, tmp_path)

@@ -59,6 +59,8 @@ class ClassifyRun(TuneRun):
     predict: Annotated[str | None, Mark.CALL, Mark.USES_RUN, UNSET] = None
     """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line, and @@
     stands for an @."""
+    baseline: Annotated[bool, Mark.CALL] = True
+    """At the end, after the report, train logistic regression over character n-grams too, to compare."""
 
 
 @dataclass
