@@ -76,16 +76,19 @@ def _read(path: Path, columns: Columns, encoding: str, name: str) -> dict[str, l
     return {side: whole_examples(found[side], of_side.format(name, side)) for side in SIDES if side in found}
 
 
-def labels_of(examples: list[Example], name: str, to_split: bool = True) -> list[str]:
-    """The distinct labels, sorted. Raises UserError for fewer than two, or, of examples `to_split`, for a class of one
-    example."""
+def labels_of(examples: list[Example], name: str, to_split: bool = True, way_out: str = "") -> list[str]:
+    """The distinct labels, sorted. Raises UserError, with this way out, for fewer than two, or, of examples `to_split`,
+    for a class of one example."""
     counts = Counter(example.label for example in examples)
     if len(counts) < 2:
-        raise UserError(f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn")
+        raise UserError(
+            f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn{way_out}"
+        )
     if to_split and (singletons := [label for label, count in counts.items() if count == 1]):
         label = singletons[0]
         raise UserError(
-            f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test on"
+            f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test "
+            f"on{way_out}"
         )
     return sorted(counts)
 

@@ -158,6 +158,12 @@ def test_numbers_count_the_columns_of_a_file_without_a_header(tmp_path, head):
     assert pairs(path, Columns("3", "1"))[0] == ("bad food", "3") and len(pairs(path, Columns("3", "1"))) == 4
 
 
+def test_two_columns_that_do_not_tell_which_is_the_label_name_the_flags(cli, tmp_path):
+    write({"x.csv": "".join(f"one {n},two {n}\n" for n in range(9))}, tmp_path)
+    told = cli(MODULE, "--data", "x.csv", *QUICK, "--out", "run")
+    refused(told, "class 'one 0' of x has a single example", "--text-column and --label-column say which are meant")
+
+
 def test_of_two_columns_one_name_is_enough(tmp_path):
     path = write({"x.csv": "a,b\none,1\ntwo,2\n"}, tmp_path) / "x.csv"
     assert pairs(path, Columns(text="a")) == pairs(path, Columns(label="b")) == [("one", "1"), ("two", "2")]

@@ -8,8 +8,10 @@ from data.batches import IGNORE
 from data.errors import UserError, warn
 from data.examples import drop_duplicates, labels_of, read_sides
 from data.json_files import content_key
+from data.labelled.columns import WAY_OUT
 from data.labelled.example import Columns, Example
 from data.rows import Row
+from data.sources import path_of
 from data.tokenizers import Tokenizer
 from finetune.classify.options import ClassifyConfig
 from finetune.sides import published_sides, split
@@ -61,7 +63,9 @@ def read_labelled(config: ClassifyConfig) -> Labelled:
     published = published_sides(text, own, lambda data: read_sides(data, columns, text.encoding)[1])
     alone = len(published) == 1
     examples = drop_duplicates(published["train"]) if text.duplicates == "drop" else published["train"]
-    labels = labels_of(examples, name, to_split=alone)
+    path = path_of(text.data)
+    way_out = f". {WAY_OUT}" if path and path.is_file() and not any(columns) else ""
+    labels = labels_of(examples, name, to_split=alone, way_out=way_out)
     sides = split(text, published, drop_duplicates)
     _refuse_foreign(sides, labels)
     if alone:
