@@ -72,6 +72,18 @@ def test_shards_of_a_side_are_read_in_their_order(tmp_path):
     assert [e.text for e in sides["train"]] == ["text 0", "text 2", "text 1", "text 3"] and len(sides) == 1
 
 
+def test_the_side_may_be_the_last_part_of_a_name(tmp_path, capsys):
+    content = LINES["train_5500.label"][0]
+    write({"TREC.train": content, "TREC.test": content, "rt.neg": "bad\n"}, tmp_path)
+    assert {side: len(examples) for side, examples in read_sides(str(tmp_path), PLAIN)[1].items()} == {
+        "train": 3,
+        "test": 3,
+    }
+    assert (
+        "1 of what" in (told := capsys.readouterr().err) and "not of the train, validation or test side: rt.neg" in told
+    )
+
+
 def test_two_files_for_one_side_are_refused(tmp_path):
     write({"train.csv": "a,b\n", "train.tsv": "a\tb\n", "test.csv": "a,b\n"}, tmp_path)
     with pytest.raises(UserError, match="has train.csv and train.tsv, both for train"):

@@ -27,6 +27,12 @@ def side_of(name: str) -> str | None:
     return _NAMES_OF_SIDES.get((shard[1] if shard else name).lower())
 
 
+def _side_of_file(name: str) -> str | None:
+    """The same of a file, whose side is the first or last part of its name: train.ft.txt, TREC.train."""
+    parts = name.split(".")
+    return side_of(parts[0]) or side_of(parts[-1])
+
+
 def own_split(folder: Path) -> dict[str, list[Path]]:
     """The files or folders of each side of a data set that is published with its split; nothing for another folder.
     Warns of what else is in it.
@@ -35,7 +41,7 @@ def own_split(folder: Path) -> dict[str, list[Path]]:
     sides: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
     for path in _entries(folder):
-        side = side_of(path.name if path.is_dir() else path.name.split(".")[0])
+        side = side_of(path.name) if path.is_dir() else _side_of_file(packed.unpacked_name(path).name)
         (others if side is None else sides[side]).append(path)
     is_split = "train" in sides and (len(sides) > 1 or all(map(is_table, sides["train"])))
     if not is_split:
@@ -48,7 +54,7 @@ def own_split(folder: Path) -> dict[str, list[Path]]:
                 f"{folder} has {named}, both for {side}: which is meant? Name the file with --data, and others with "
                 "--val-data and --test-data"
             )
-    _tell_left_out(folder, others, "neither train nor validation nor test")
+    _tell_left_out(folder, others, "of the train, validation or test side")
     return dict(sides)
 
 
