@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,19 @@ def column_names(path: Path) -> list[str]:
     arrow, parquet = _library(path)
     with _readable(path, arrow), parquet.ParquetFile(path) as file:
         return list(file.schema_arrow.names)
+
+
+def class_names(path: Path, column: str) -> list[str]:
+    """The names of the classes that the numbers of a column stand for, as Hugging Face's `datasets` notes them in the
+    file; none where it has no such note."""
+    arrow, parquet = _library(path)
+    with _readable(path, arrow), parquet.ParquetFile(path) as file:
+        noted = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(noted)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def read_column(path: Path, column: str, digest: bytes | None = None) -> Iterator[str]:

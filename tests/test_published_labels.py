@@ -67,7 +67,8 @@ def test_a_folder_of_tables_is_a_data_set_with_its_split(cli, tmp_path):
 
 def test_shards_of_a_side_are_read_in_their_order(tmp_path):
     lines = [f"{'ab'[n % 2]}\ttext {n}\n" for n in range(4)]
-    write({f"train-0000{n}-of-00002.tsv": "".join(lines[n::2]) for n in (0, 1)}, tmp_path)
+    for n in (0, 1):
+        (tmp_path / f"train-0000{n}-of-00002.tsv.gz").write_bytes(gzip.compress("".join(lines[n::2]).encode()))
     _, sides = read_sides(str(tmp_path), Columns())
     assert [e.text for e in sides["train"]] == ["text 0", "text 2", "text 1", "text 3"] and len(sides) == 1
 
@@ -128,6 +129,8 @@ def test_instructions_have_validation_and_test_files_too(cli, tmp_path):
     own = ("--val-data", "val.jsonl", "--test-data", "test.jsonl")
     done = ok(cli("-m finetune.instruct", "--data", "chat.jsonl", *own, *quick, "--out", "run"))
     assert "chat: 30 train, 3 val, 4 test" in done.out
+    assert json.loads(ok(cli("-m finetune.instruct", "--eval-only", "--out", "run")).out)["examples"] == 4
+    ok(cli("-m finetune.instruct", "--resume", "--out", "run", "--steps", 3))
     told = cli("-m finetune.instruct", "--val-data", "val.jsonl", *quick, "--out", "other")
     refused(told, "--val-data means nothing to the bundled strings")
 
@@ -204,6 +207,10 @@ def test_parquet_has_named_columns(tmp_path, capsys):
     own = pairs(tmp_path / "train-00000-of-00001.parquet")
     assert own == [("A joy", "1"), ("A bore", "0"), ("Warm", "1")]
     assert "'sentence' is taken for the text" in capsys.readouterr().err
+    info = {"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}
+    noted = arrow.table(columns).replace_schema_metadata({"huggingface": json.dumps(info)})
+    parquet.write_table(noted, tmp_path / "named.parquet")
+    assert [label for _, label in pairs(tmp_path / "named.parquet")] == ["pos", "neg", "pos"]
     with pytest.raises(UserError, match="but: sentence, label, idx; --text-column and --label-column"):
         pairs(tmp_path / "test-00000-of-00001.parquet")
     _, sides = read_sides(str(tmp_path), Columns("sentence", "label"))

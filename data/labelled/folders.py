@@ -48,7 +48,7 @@ def own_split(folder: Path) -> dict[str, list[Path]]:
         return {}
     for side, paths in sides.items():
         kinds = {packed.unpacked_name(path).suffix.lower() for path in paths}
-        if len(paths) > 1 and (len(kinds) > 1 or not all(_SHARD.fullmatch(path.stem) for path in paths)):
+        if len(paths) > 1 and (len(kinds) > 1 or not all(_SHARD.fullmatch(path.name.split(".")[0]) for path in paths)):
             named = " and ".join(path.name for path in paths[:2])
             raise UserError(
                 f"{folder} has {named}, both for {side}: which is meant? Name the file with --data, and others with "

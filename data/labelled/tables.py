@@ -29,17 +29,18 @@ def examples_of_rows(path: Path, rows: list[tuple[int, list[str]]], columns: Col
 
 
 def read_parquet(path: Path, columns: Columns) -> Iterator[Example | Fault]:
-    """The examples of a Parquet file. Raises UserError where pyarrow is missing."""
+    """The examples of a Parquet file; numbers of classes whose names it notes become these names.
+
+    Raises UserError where pyarrow is missing."""
     names = parquet.column_names(path)
     if any(columns) or {"text", "label"} <= {name.lower() for name in names}:
-        chosen = [names[index] for index in by_name(path, names, columns)]
-        rows = list(parquet.read_columns(path, chosen))
-        text, label = 0, 1
+        text, label = by_name(path, names, columns)
     elif len(names) == 2:
-        rows = list(parquet.read_columns(path, names))
-        text, label = by_content(rows)
+        text, label = by_content(list(parquet.read_columns(path, names)))
         tell(path, names[text], names[label])
     else:
         raise UserError(f"{path} has no columns 'text' and 'label', but: {', '.join(names)[:200]}; {WAY_OUT}")
-    for n, row in enumerate(rows, 1):
-        yield Example(row[text].strip(), row[label].strip(), f"{path} row {n}")
+    classes = dict(enumerate(parquet.class_names(path, names[label])))
+    for n, (said, number) in enumerate(parquet.read_columns(path, [names[text], names[label]]), 1):
+        name = classes.get(int(number), number) if number.isdecimal() else number
+        yield Example(said.strip(), name.strip(), f"{path} row {n}")
