@@ -179,6 +179,13 @@ def test_two_columns_that_do_not_tell_which_is_the_label_name_the_flags(cli, tmp
     refused(told, "class 'one 0' of x has a single example", "--text-column and --label-column say which are meant")
 
 
+def test_a_comma_stays_the_delimiter_beside_other_marks(tmp_path, capsys):
+    rows = ["one; two; three,a", "four; five", "six; seven; eight,b", "nine; ten; eleven,a", "x; y; z,b"]
+    found = pairs(write({"x.csv": "\n".join(rows)}, tmp_path) / "x.csv")
+    assert found[0] == ("one; two; three", "a") and len(found) == 4
+    assert "x.csv line 2 has 1 columns where 2 are needed" in capsys.readouterr().err
+
+
 def test_of_two_columns_one_name_is_enough(tmp_path):
     path = write({"x.csv": "a,b\none,1\ntwo,2\n"}, tmp_path) / "x.csv"
     assert pairs(path, Columns(text="a")) == pairs(path, Columns(label="b")) == [("one", "1"), ("two", "2")]
