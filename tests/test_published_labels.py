@@ -184,6 +184,8 @@ def test_a_comma_stays_the_delimiter_beside_other_marks(tmp_path, capsys):
     found = pairs(write({"x.csv": "\n".join(rows)}, tmp_path) / "x.csv")
     assert found[0] == ("one; two; three", "a") and len(found) == 4
     assert "x.csv line 2 has 1 columns where 2 are needed" in capsys.readouterr().err
+    ragged = write({"x.csv": "one; two,a\nthree; four,b,\nfive; six,a\nseven; eight,b\n"}, tmp_path) / "x.csv"
+    assert [label for _, label in pairs(ragged)] == ["a", "b", "a", "b"]
 
 
 def test_of_two_columns_one_name_is_enough(tmp_path):
