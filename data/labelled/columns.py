@@ -63,10 +63,10 @@ def by_name(path: Path, names: Sequence[str], columns: Columns) -> tuple[int, in
     lower = [name.lower() for name in names]
     wanted = [columns.text or "text", columns.label or "label"]
     found = [lower.index(name.lower()) if name.lower() in lower else None for name in wanted]
-    if len(names) == 2 and any(columns):
-        for this, other in ((0, 1), (1, 0)):
-            if columns[this] is None and found[other] is not None and found[this] in (None, found[other]):
-                found[this] = 1 - (found[other] or 0)
+    for this, other in ((0, 1), (1, 0)) if len(names) == 2 else ():
+        given = found[other]
+        if columns[this] is None and columns[other] is not None and given is not None and found[this] in (None, given):
+            found[this] = 1 - given
     for name, index in zip(wanted, found, strict=True):
         if index is None:
             listed = ", ".join(names)[:200]
