@@ -63,6 +63,10 @@ class Pair(NamedTuple):
     def label(self) -> str:
         return self.chosen.label
 
+    @property
+    def where(self) -> str:
+        return self.chosen.where
+
 
 def read_conversations(data: str, encoding: str = "utf-8") -> tuple[str, list[Conversation]]:
     """The short name of `data`, a .json or .jsonl file, and its conversations. An item has 'messages' (a list of role

@@ -35,6 +35,11 @@ def warn(message: str) -> None:
     _say(f"warning: {message}")
 
 
+def note(message: str) -> None:
+    """Print a line on standard error that says what was decided; a closed one is ignored."""
+    _say(f"note: {message}")
+
+
 def flag(name: str) -> str:
     """A setting's name as the command line spells it: 'n_layer' -> '--n-layer'."""
     return "--" + name.replace("_", "-")

@@ -4,77 +4,96 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data import packed, reading
-from data.errors import UserError, nearest
-from data.json_items import json_items
+from data.errors import UserError
+from data.json_items import line_objects
+from data.labelled.example import Columns, Example, Fault, whole_examples
+from data.labelled.folders import own_split, read_folder
+from data.labelled.items import read_json
+from data.labelled.lines import read_lines
+from data.labelled.tables import read_parquet, read_table
+from data.parquet import is_parquet
 from data.sources import path_of, resolve
-from data.table_rows import table_rows
+from data.tables import is_table
 
 SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
 
 
-class Example(NamedTuple):
-    """One text and its label. `where`: its file and line, for messages."""
-
-    text: str
-    label: str
-    where: str
-
-
-class Columns(NamedTuple):
-    """The names or numbers of the columns (or keys); None: the default, see `_table`."""
-
-    text: str | None = None
-    label: str | None = None
-
-
 def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, list[Example]]:
-    """The short name of `data` and its examples. `data`: 'surnames' (bundled), a .tsv, .csv, .json or .jsonl file, or a
-    folder with one text file a class, one example a line.
+    """The short name of `data` and its examples; of a data set that has its own split the test side, or else the
+    validation side. The rest as in `read_sides`."""
+    name, sides = read_sides(data, columns, encoding)
+    return name, next(sides[side] for side in reversed(SIDES) if side in sides)
 
-    Raises UserError, with file and line, for an example that is malformed or incomplete."""
+
+def read_sides(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, dict[str, list[Example]]]:
+    """The short name of `data` and its examples by side: all of them as 'train', unless `data` has its own split.
+    `data`: 'surnames' (bundled), a table, JSON, lines that begin with their label, or a folder: of text files, one a
+    class with an example a line; of folders, one a class with an example a file; or of files or folders named train,
+    validation (val, valid, dev) and test, each of them any of these.
+
+    Raises UserError, with file and line, where more than a few examples are malformed or incomplete; warns of these."""
     reading.check_encoding(encoding)
     if data != "surnames":
         resolve(data)  # raises where there is nothing
     path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
-    if path.is_dir():
-        if flags := [f"--{name}-column" for name in Columns._fields if getattr(columns, name) is not None]:
-            raise UserError(f"{flags[0]} is for tables and JSON; {data} is a folder: its file names are the labels")
-        examples = list(_folder(path, encoding))
+    if path.is_dir() and (parts := own_split(path)):
+        examples = {side: _one_side(parts[side], columns, encoding) for side in SIDES if side in parts}
     else:
-        readers = {".tsv": _table, ".csv": _table, ".json": _json, ".jsonl": _json}
-        suffix = packed.unpacked_name(path).suffix.lower()
-        if suffix not in readers:
-            raise UserError(
-                f"{data} is no labelled data: give a {', '.join(readers)} file or a folder with one text file a class"
-            )
-        examples = list(readers[suffix](path, columns, encoding))
-    if not examples:
-        raise UserError(f"{data} holds no examples")
-    for example in examples:
-        if not example.text.strip() or not example.label.strip():
-            raise UserError(f"{example.where} has an empty {'label' if example.text.strip() else 'text'}")
-        reading.check_characters(example.label, example.where)  # the label may be the name of a file
+        examples = _read(path, columns, encoding, data)
     return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
 
 
-def labels_of(examples: list[Example], name: str) -> list[str]:
-    """The distinct labels, sorted. Raises UserError for fewer than two, or for a class of one example."""
+def _one_side(parts: list[Path], columns: Columns, encoding: str) -> list[Example]:
+    """The examples of the files or folders of one side of the split."""
+    examples = []
+    for part in parts:
+        if len(sides := _read(part, columns, encoding, str(part))) > 1:
+            raise UserError(f"{part} has a split of its own ({', '.join(sides)}); name it alone, with --data")
+        examples += sides["train"]
+    return examples
+
+
+def _read(path: Path, columns: Columns, encoding: str, name: str) -> dict[str, list[Example]]:
+    """The examples of one file, or of a folder of classes, by side. `name`: what messages call it."""
+    suffix = packed.unpacked_name(path).suffix.lower()
+    found: dict[str, Iterator[Example | Fault]]
+    if path.is_dir():
+        if flags := [f"--{column}-column" for column in Columns._fields if getattr(columns, column) is not None]:
+            raise UserError(f"{flags[0]} is for tables and JSON; {name} is a folder: its names are the labels")
+        found = {"train": read_folder(path, encoding)}
+    elif suffix in (".json", ".jsonl") or (not is_table(path) and line_objects(path, encoding)):
+        found = read_json(path, columns, encoding)
+    elif is_parquet(path):
+        found = {"train": read_parquet(path, columns)}
+    else:
+        read = read_table if suffix in (".tsv", ".csv") else read_lines
+        found = {"train": read(path, columns, encoding)}
+    of_side = "{} '{}'" if len(found) > 1 else "{}"
+    return {side: whole_examples(found[side], of_side.format(name, side)) for side in SIDES if side in found}
+
+
+def labels_of(examples: list[Example], name: str, to_split: bool = True, way_out: str = "") -> list[str]:
+    """The distinct labels, sorted. Raises UserError, with this way out, for fewer than two, or, of examples `to_split`,
+    for a class of one example."""
     counts = Counter(example.label for example in examples)
     if len(counts) < 2:
-        raise UserError(f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn")
-    if singletons := [label for label, count in counts.items() if count == 1]:
+        raise UserError(
+            f"all {len(examples)} texts of {name} have the label '{examples[0].label}': nothing to learn{way_out}"
+        )
+    if to_split and (singletons := [label for label, count in counts.items() if count == 1]):
         label = singletons[0]
         raise UserError(
-            f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test on"
+            f"class '{label}' of {name} has a single example; a class needs one to learn from and one to test "
+            f"on{way_out}"
         )
     return sorted(counts)
 
 
-def drop_duplicates(examples: list[Example]) -> list[Example]:
+def drop_duplicates(examples: Sequence[Example]) -> list[Example]:
     """The examples without later copies of the same text and label."""
     seen: set[tuple[str, str]] = set()
     distinct = []
@@ -104,8 +123,8 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
         sides["val"] += sum(ordered[:n_val], [])
         sides["test"] += sum(ordered[n_val : n_val + n_test], [])
         remaining.append(ordered[n_val + n_test :])
-    for side in ("val", "test"):
-        if not sides[side]:  # a tenth of every class rounds to nothing: take a text of the largest class
+    for side, fraction in zip(("val", "test"), fractions, strict=True):
+        if fraction and not sides[side]:  # a tenth of every class rounds to nothing: take a text of the largest class
             largest = max(remaining, key=len)
             if len(largest) < 2:
                 raise UserError(f"{len(groups)} different texts are too few to hold out two; bring more")
@@ -117,79 +136,3 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
 def normalised(text: str) -> str:
     """`text` case-folded and with single spaces: texts that are equal so count as copies."""
     return " ".join(text.casefold().split())
-
-
-def _folder(path: Path, encoding: str) -> Iterator[Example]:
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    if not files:
-        raise UserError(f"the folder {path} holds no files; it needs one text file a class")
-    for file in files:
-        for n, line in _numbered(file, encoding):
-            if line.strip():
-                yield Example(line.strip(), packed.unpacked_name(file).stem, f"{file} line {n}")
-
-
-def _table(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    """The examples of a table. With a header the columns are found by name ('text' and 'label' by default), without one
-    by number from 1; of two unnamed columns the one with fewer distinct values is the label."""
-    rows = list(table_rows(path, [reading.read_whole(path, encoding)]))
-    if not rows:
-        return
-    header = [name.strip() for name in rows[0][1]]
-    lower = [name.lower() for name in header]
-    has_names = {"text", "label"} <= set(lower)
-    by_number = any(columns) and all(name is None or (name.isdecimal() and name not in lower) for name in columns)
-    if by_number:
-        indices = [int(number or 0) - 1 for number in columns]
-        if missing := [name for name, column in zip(Columns._fields, columns, strict=True) if column is None]:
-            raise UserError(f"{path}: give --{missing[0]}-column too, as a number from 1")
-        if not 0 <= min(indices) <= max(indices) < len(header):
-            wrong = next(index for index in indices if not 0 <= index < len(header))
-            raise UserError(f"{path} has {len(header)} columns; there is no column {wrong + 1}")
-        rows = rows[1:] if has_names else rows
-    elif has_names or any(columns):
-        rows = rows[1:]
-        indices = [
-            lower.index(name.lower()) if name.lower() in lower else _no_column(path, name, header)
-            for name in (columns.text or "text", columns.label or "label")
-        ]
-    elif len(header) == 2:
-        distinct = [len({row[i] for _, row in rows if len(row) == 2}) for i in (0, 1)]
-        indices = [0, 1] if distinct[1] < distinct[0] else [1, 0]
-    else:
-        raise UserError(
-            f"{path} line 1 names no columns 'text' and 'label' (it has: {', '.join(header)[:200]}); say which they "
-            "are with --text-column and --label-column, by name or by number"
-        )
-    for n, row in rows:
-        if len(row) <= max(indices):
-            raise UserError(f"{path} line {n} has {len(row)} columns where {max(indices) + 1} are needed")
-        yield Example(row[indices[0]].strip(), row[indices[1]].strip(), f"{path} line {n}")
-
-
-def _no_column(path: Path, name: str, header: list[str]) -> int:
-    raise UserError(f"{path} has no column '{name}'; it has: {', '.join(header)[:200]}.{nearest(name, header)}")
-
-
-def _json(path: Path, columns: Columns, encoding: str) -> Iterator[Example]:
-    for where, item in json_items(path, encoding):
-        yield _item(item, columns, where)
-
-
-def _item(item: object, columns: Columns, where: str) -> Example:
-    if not isinstance(item, dict):
-        raise UserError(f"{where} is not an object with a text and a label")
-    values = []
-    for key in (columns.text or "text", columns.label or "label"):
-        if key not in item:
-            keys = list(map(str, item))
-            raise UserError(f"{where} has no key '{key}'; it has: {', '.join(keys)[:200]}.{nearest(key, keys)}")
-        if not isinstance(item[key], str | int | float):
-            raise UserError(f"{where}: '{key}' is neither a text nor a number")
-        values.append(str(item[key]))
-    text, label = values
-    return Example(text, label, where)
-
-
-def _numbered(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    return reading.numbered_lines([reading.read_whole(path, encoding)])

@@ -20,9 +20,14 @@ def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None =
     and line or number). A .json file may hold lines, too. `digests` as in `reading.read_chunks`.
 
     Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate."""
-    if packed.unpacked_name(path).suffix.lower() == ".json" and len(line_objects(path, encoding)) < 2:
-        return _list(path, encoding, digests)
+    if is_one_value(path, encoding):
+        return list_items(path, json_value(path, encoding, digests))
     return _lines(path, encoding, digests)
+
+
+def is_one_value(path: Path, encoding: str) -> bool:
+    """Whether `path` is a .json file that is read whole, and not a file of JSON lines."""
+    return packed.unpacked_name(path).suffix.lower() == ".json" and len(line_objects(path, encoding)) < 2
 
 
 def line_objects(path: Path, encoding: str) -> list[dict[str, Any]]:
@@ -67,17 +72,23 @@ def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> I
             yield where, item
 
 
-def _list(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+def json_value(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Any:
+    """What a .json file holds. `digests` and errors as of `json_items`."""
     text = reading.read_whole(path, encoding, digests)
-    items = _parse(text, str(path))
-    if not isinstance(items, list):
-        raise UserError(f"{path} is not a list of examples: it holds one {type(items).__name__}")
-    may_have_halves = _HALF.search(text) is not None
-    for n, item in enumerate(items, 1):
-        where = f"{path} example {n}"
-        if may_have_halves:
+    value = _parse(text, str(path))
+    if _HALF.search(text):
+        for where, item in list_items(path, value) if isinstance(value, list) else [(str(path), value)]:
             _check(item, where)
-        yield where, item
+    return value
+
+
+def list_items(path: Path, value: Any) -> Iterator[tuple[str, Any]]:
+    """The items of a list, the `value` of the file `path`, each after its name for messages. Raises UserError for
+    another value."""
+    if not isinstance(value, list):
+        raise UserError(f"{path} is not a list of examples: it holds one {type(value).__name__}")
+    for n, item in enumerate(value, 1):
+        yield f"{path} example {n}", item
 
 
 def _parse(text: str, where: str) -> Any:

@@ -1,7 +1,9 @@
-"""One column of a Parquet file as texts, a batch of rows at a time; pyarrow, which reads it, is optional."""
+"""Columns of a Parquet file as texts, a batch of rows at a time; pyarrow, which reads it, is optional."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,54 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of `path`. Raises UserError as `read_column` does."""
+    arrow, parquet = _library(path)
+    with _readable(path, arrow), parquet.ParquetFile(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def class_names(path: Path, column: str) -> list[str]:
+    """The names of the classes that the numbers of a column stand for, as Hugging Face's `datasets` notes them in the
+    file; none where it has no such note."""
+    arrow, parquet = _library(path)
+    with _readable(path, arrow), parquet.ParquetFile(path) as file:
+        noted = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(noted)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
 def read_column(path: Path, column: str, digest: bytes | None = None) -> Iterator[str]:
     """The texts of the rows of `path` in `column`, "" for a missing one. Numbers are written out.
 
     Raises UserError, with the file, where it is no Parquet file or damaged, lacks the column or has no texts in it, and
     `Changed` at the end where the SHA-256 of the file is not `digest`."""
+    return (text for (text,) in read_columns(path, [column], digest))
+
+
+def read_columns(path: Path, columns: Sequence[str], digest: bytes | None = None) -> Iterator[tuple[str, ...]]:
+    """The same of several columns, together."""
     arrow, parquet = _library(path)
-    try:
+    with _readable(path, arrow):
         with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
-            _check_column(path, column, file.schema_arrow, arrow)
-            for batch in file.iter_batches(ROWS, columns=[column], use_threads=False):
-                for value in batch.column(0).to_pylist():
-                    yield "" if value is None else str(value)
+            for column in columns:
+                _check_column(path, column, file.schema_arrow, arrow)
+            for batch in file.iter_batches(ROWS, columns=list(columns), use_threads=False):
+                values = (batch.column(column).to_pylist() for column in columns)
+                for row in zip(*values, strict=True):
+                    yield tuple("" if value is None else str(value) for value in row)
         if digest is not None and _digest(path) != digest:
             raise Changed(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, arrow: Any) -> Iterator[None]:
+    """Inside, what pyarrow and the system say of `path` becomes a UserError."""
+    try:
+        yield
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             raise UserError(f"cannot read {path}: {error.strerror}") from error

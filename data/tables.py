@@ -10,7 +10,7 @@ from data.documents import stripped
 from data.errors import UserError, nearest
 from data.json_items import json_items, line_objects
 from data.parquet import is_parquet, read_column
-from data.table_rows import table_rows
+from data.table_rows import is_column_number, table_rows
 
 TABLES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 
@@ -81,12 +81,12 @@ def _of_rows(path: Path, column: str, encoding: str, digests: Mapping[Path, byte
     n, header = next(rows, (1, []))
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
-    if column.lower() in lower:
-        index = lower.index(column.lower())
-    elif column.isdecimal() and 1 <= int(column) <= len(names):
+    if is_column_number(column, names):
         index = int(column) - 1
         if "text" not in lower:  # the first line has no names
             yield header[index]
+    elif column.lower() in lower:
+        index = lower.index(column.lower())
     else:
         listed = ", ".join(names)[:200] or "nothing"
         raise UserError(f"{path} has no column '{column}'; it has: {listed}.{nearest(column, names)}")

@@ -19,12 +19,17 @@ class Examples:
     """The examples, and how they are read."""
 
     data: Annotated[str, Mark.PLACE] = ""
+    val_data: Annotated[str | None, Mark.PLACE, UNSET] = None
+    """The validation examples, as --data. Without it: those that --data itself holds apart, else a tenth of it."""
+    test_data: Annotated[str | None, Mark.PLACE, UNSET] = None
+    """The test examples, in the same way."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the texts, N tokens), or gpt2."""
     encoding: str = "utf-8"
     """Encoding of text files, as Python names it."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """Examples that say the same: keep them, on one side of the split, or drop all but one."""
+    """Examples that say the same: keep them, on one side of the split, or drop all but one; of a split that was
+    published, those of the test."""
     split_seed: Annotated[int, Range(0)] = 0
     """Which tenths are validation and test; of the bundled strings, which ones are asked about."""
     kind: Fixed[str] = "lines"

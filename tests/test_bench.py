@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from bench import compare, muon, processes, size, speedrun
+from bench import classify, compare, muon, processes, size, speedrun
 from engine.config.flags import parse
 from engine.registry import build_model
 from tests.conftest import TINY
@@ -222,3 +222,21 @@ def test_processes_take_their_turns_and_have_a_row_each(monkeypatch, names, tmp_
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 3 and "| 1.00 |" in rows[0] and "--shard" in rows[2]
     assert not multiprocessing.active_children()
+
+
+def test_on_a_published_split_the_ngrams_learn_from_all_but_the_test(monkeypatch, tmp_path, capsys):
+    words = {"ham": ["see", "you", "home"], "spam": ["win", "free", "cash"]}
+    for side, count in (("train", 30), ("test", 4)):
+        rows = [f"{label}\t{said[n % 3]} {n}\n" for n in range(count) for label, said in words.items()]
+        (tmp_path / f"{side}.tsv").write_text("".join(rows), "utf-8")
+    asked, learned = [], []
+    found = {"test": {"accuracy": 0.5, "macro_f1": 0.25}}
+    monkeypatch.setattr(classify, "one", lambda *call: asked.append(call) or found)
+    baseline = classify.ngram_baseline
+    monkeypatch.setattr(classify, "ngram_baseline", lambda *of: learned.append(len(of[0])) or baseline(*of))
+    monkeypatch.setattr(
+        "sys.argv", ["classify", "--data", str(tmp_path), "--published", "--seeds", "2", "--steps", "3"]
+    )
+    classify.main()
+    assert asked == [(str(tmp_path), n, ["--steps", "3", "--seed", str(n), "--no-baseline"]) for n in (0, 1)]
+    assert learned == [60] and capsys.readouterr().out.count("| 0.5000 | 0.2500 | 1.0000 | 1.0000 |") == 3

@@ -86,6 +86,19 @@ def test_a_signal_during_the_baselines_leaves_a_whole_run(cli, sms, stop, code):
     assert summary()["test"] == found["test"]
 
 
+def test_the_baseline_is_announced_and_may_be_left_out(cli, sms):
+    done = cli(MODULE, "--data", sms, *QUICK, "--out", "run")
+    assert done.out.index("this model ") < done.out.index("measuring the n-gram baseline, at most 10 s")
+    with at_call(baselines, "ngram_baseline", 1, INT):
+        done = cli(MODULE, "--data", sms, *QUICK, "--no-baseline", "--out", "other")
+    assert done.code == 0 and "measuring" not in done.out and "left out: --no-baseline" in done.out
+    assert summary("other")["baselines"]["character n-grams"] == {"left_out": "--no-baseline"}
+    with at_call(baselines, "ngram_baseline", 1, INT):
+        assert cli(MODULE, "--resume", "--out", "other", "--no-baseline", "--steps", 31).code == 0
+    refused = cli(MODULE, "--out", "run", "--eval-only", "--no-baseline")
+    assert refused.code == 2 and "--baseline means nothing here" in refused.err
+
+
 def test_a_baseline_that_takes_too_long_is_left_out_and_said(cli, sms, monkeypatch):
     monkeypatch.setattr(baselines, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(baselines, "TIMES_TRAINING", 0)

@@ -135,7 +135,12 @@ MISTAKES = {
     "empty text": ("x.tsv", "a\tb\na\t \n", PLAIN, "line 2 has an empty text"),
     "empty label": ("x.jsonl", '{"text": "a", "label": ""}\n', PLAIN, "line 1 has an empty label"),
     "nothing": ("x.tsv", "\n\n", PLAIN, "holds no examples"),
-    "format": ("x.xlsx", "a", PLAIN, "give a .tsv, .csv, .json, .jsonl file or a folder"),
+    "format": (
+        "x.xlsx",
+        "a",
+        PLAIN,
+        "give a .tsv, .csv, .json, .jsonl, .parquet file, lines of one kind .*or a folder",
+    ),
 }
 
 

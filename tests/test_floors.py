@@ -24,7 +24,7 @@ MAY_STAND_ON = {
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
-    "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch"},
+    "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch", "finetune"},
     "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
     "charlm": {"data", "engine"},
     "train.py": {"data", "engine"},

@@ -2,6 +2,7 @@
 docs/house.md is complete."""
 
 import gzip
+import itertools
 import json
 import re
 import shlex
@@ -136,6 +137,17 @@ def texts(tmp_path):
     (tmp_path / "letters.txt.gz").write_bytes(gzip.compress(prose.encode()))
     (tmp_path / "songs.csv").write_text("title,lyrics\n" + "".join(f"{n},la la {n}\n" for n in NAMES), "utf-8")
     (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
+    (tmp_path / "ag_news.csv").write_text("".join(f'"{n % 2}","{n}","win {name}"\n' for n, name in enumerate(NAMES)))
+    for name, part in {"train_5500.label": NAMES, "TREC_10.label": NAMES[:3]}.items():
+        (tmp_path / name).write_text("".join(f"HUM:ind Who is {n} ?\nLOC:city Where is {n} ?\n" for n in part), "utf-8")
+    asked = [[f"{word} {n}", word] for n in NAMES for word in ("see", "win")]
+    (tmp_path / "clinc.json").write_text(
+        json.dumps({"train": asked[6:], "val": asked[:4], "test": asked[4:6]}), "utf-8"
+    )
+    for side, label in itertools.product(("train", "test"), ("pos", "neg")):
+        (tmp_path / "aclImdb" / side / label).mkdir(parents=True)
+        for n, name in enumerate(NAMES):
+            (tmp_path / "aclImdb" / side / label / f"{n}_7.txt").write_text(f"{label} {name} {side}", "utf-8")
     said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")
     liked = [{"prompt": f"Who is {n}?", "chosen": n, "rejected": "no"} for n in NAMES]
@@ -220,7 +232,7 @@ def test_the_lines_with_kernels_run():
 
 def test_the_commands_that_classify(cli, texts):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    assert len(CLASSIFY) == 5
+    assert len(CLASSIFY) == 9
     for command in CLASSIFY:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import reading, tables
+from data import reading, table_rows, tables
 from data.errors import UserError
 from data.prepare import prepare
 from data.tables import read_texts
@@ -98,6 +98,20 @@ def test_columns_go_by_number_and_in_any_case(tmp_path):
     assert list(read_texts(path, "text", "utf-8")) == list(read_texts(path, "2", "utf-8")) == ["one", "two"]
     long = "word " * 100_000
     assert list(read_texts(write(tmp_path / "y.csv", f"text\n{long}\n"), "text", "utf-8")) == [long.rstrip()]
+
+
+def test_a_number_counts_columns_where_the_first_row_has_numbers_too(tmp_path):
+    path = write(tmp_path / "yelp.csv", '"3","1","bad food"\n"1","5","good food"\n')
+    assert list(read_texts(path, "3", "utf-8")) == ["bad food", "good food"]
+    path = write(tmp_path / "pandas.csv", "0,1\na,one\nb,two\n")
+    assert list(read_texts(path, "1", "utf-8")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_may_have_other_delimiters(tmp_path, delimiter):
+    rows = ["label;text", 'a;"one; of, two"', "b;two, three"]
+    path = write(tmp_path / "x.csv", "\n".join(row.replace(";", delimiter) for row in rows))
+    assert list(read_texts(path, "text", "utf-8")) == [f"one{delimiter} of, two", "two, three"]
 
 
 MISTAKES = {
@@ -192,7 +206,8 @@ def test_what_does_not_go_together_says_so(cli, tmp_path):
 
 
 def test_of_a_large_table_little_is_held(tmp_path, monkeypatch):
-    """No more than a chunk and a row: counted in characters that are read ahead of what is given out."""
+    """No more than a chunk, a row, and the beginning that shows the delimiter: counted in characters that are read
+    ahead of what is given out."""
     read = 0
     chunks = reading.read_chunks
 
@@ -203,6 +218,7 @@ def test_of_a_large_table_little_is_held(tmp_path, monkeypatch):
             yield chunk
 
     monkeypatch.setattr(reading, "CHUNK", 1000)
+    monkeypatch.setattr(table_rows, "BEGINNING", 500)
     monkeypatch.setattr(tables.reading, "read_chunks", counted)
     path = write(tmp_path / "x.csv", table("x.csv", POEMS * 20))
     given_out = 0

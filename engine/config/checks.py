@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import UserError, flag, nearest
 from data.json_files import as_stored, is_finite
 from engine.config.families import FAMILIES
-from engine.config.sections import OPTIMIZER_FLAGS, Config
+from engine.config.sections import OPTIMIZER_FLAGS, Config, Text
 from engine.config.settings import all_settings, flags, flat, gradient_only, make, marked, settings, stored
 from makemore.config import Mark, Range
 
@@ -63,7 +63,7 @@ def check_mode(config: Config, explicit: set[str]) -> None:
             raise UserError(f"{flag(useless[0])} is for a new run; with {mode} everything comes from --out")
         how = sorted(explicit & {"kind", "encoding", "separator", "text_column"})
         if config.run.eval_only and how and not explicit & {"data", "val_data"}:
-            other = " or --val-data" if "val_data" in settings(type(config), config.model) else ""
+            other = " or --val-data" if isinstance(config.text, Text) else ""  # examples come with --data alone
             raise UserError(f"{flag(how[0])} goes with --data{other} here")
     else:
         refuse_useless(config, explicit)

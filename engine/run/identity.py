@@ -20,7 +20,8 @@ from makemore.config import Mark
 
 # Settings that matter to training alone: for sampling, scoring and labelling they may differ.
 _TRAINING_ONLY = gradient_only(Config) | {"dropout", "seed", "init"}
-_FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE)  # what a resume may change
+# What a resume may change; examples may have a file for the test, too.
+_FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE) | {"test_data"}
 
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

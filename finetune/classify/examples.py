@@ -5,12 +5,16 @@ import dataclasses
 import numpy as np
 
 from data.batches import IGNORE
-from data.errors import warn
-from data.examples import Columns, Example, drop_duplicates, labels_of, read_examples, split_examples
+from data.errors import UserError, warn
+from data.examples import drop_duplicates, labels_of, read_sides
 from data.json_files import content_key
+from data.labelled.columns import WAY_OUT
+from data.labelled.example import Columns, Example
 from data.rows import Row
+from data.sources import path_of
 from data.tokenizers import Tokenizer
 from finetune.classify.options import ClassifyConfig
+from finetune.sides import published_sides, split
 from finetune.task import check_unknown, warn_if_few
 
 
@@ -50,18 +54,35 @@ class ClassifierData:
 
 
 def read_labelled(config: ClassifyConfig) -> Labelled:
-    """The examples of `config`, split. Warns of duplicates."""
+    """The examples of `config` on the sides of the split. Warns of duplicates.
+
+    Raises UserError for a label that no training example has."""
     text = config.text
     columns = Columns(text.text_column, text.label_column)
-    name, examples = read_examples(text.data, columns, text.encoding)
-    distinct = drop_duplicates(examples)
-    if repeats := len(examples) - len(distinct):
-        kept = "dropped" if text.duplicates == "drop" else "kept, all copies on one side of the split"
-        warn(f"{repeats:,} of {len(examples):,} examples are duplicates: {kept}")
-    examples = distinct if text.duplicates == "drop" else examples
-    labels = labels_of(examples, name)
-    key = content_key([(e.text, e.label) for e in examples])
-    return Labelled(name, labels, split_examples(examples, text.split_seed), key)
+    name, own = read_sides(text.data, columns, text.encoding)
+    published = published_sides(text, own, lambda data: read_sides(data, columns, text.encoding)[1])
+    alone = len(published) == 1
+    examples = drop_duplicates(published["train"]) if text.duplicates == "drop" else published["train"]
+    path = path_of(text.data)
+    way_out = f". {WAY_OUT}" if path and path.is_file() and not any(columns) else ""
+    labels = labels_of(examples, name, to_split=alone, way_out=way_out)
+    sides = split(text, published, drop_duplicates)
+    _refuse_foreign(sides, labels)
+    if alone:
+        return Labelled(name, labels, sides, content_key([(e.text, e.label) for e in examples]))
+    key = content_key({side: [(e.text, e.label) for e in examples] for side, examples in published.items()})
+    return Labelled(name, labels, sides, key)
+
+
+def _refuse_foreign(sides: dict[str, list[Example]], labels: list[str]) -> None:
+    known = set(labels)
+    for side, examples in sides.items():
+        if foreign := [e for e in examples if e.label not in known]:
+            others = f" (and {len(foreign) - 1:,} more of the {side} examples)" if len(foreign) > 1 else ""
+            raise UserError(
+                f"{foreign[0].where}{others} has the label '{foreign[0].label}', which no training example has; there "
+                f"are: {', '.join(labels)[:200]}"
+            )
 
 
 def encode_sides(labelled: Labelled, tokenizer: Tokenizer, config: ClassifyConfig) -> ClassifierData:

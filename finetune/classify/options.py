@@ -23,7 +23,8 @@ class LabelledTexts(Examples):
     """The labelled texts, and how they are read."""
 
     data: Annotated[str, Mark.PLACE] = "surnames"
-    """surnames (bundled), a .tsv, .csv, .json or .jsonl file, or a folder with one text file a class."""
+    """surnames (bundled), a .tsv, .csv, .parquet, .json or .jsonl file, lines that begin with their label, or a folder:
+    of text files, one a class; of folders of texts, one a class; or of train, validation and test."""
     text_column: Annotated[str | None, UNSET] = None
     """Column or key of the text, by name or by number from 1 (default: text)."""
     label_column: Annotated[str | None, UNSET] = None
@@ -58,6 +59,8 @@ class ClassifyRun(TuneRun):
     predict: Annotated[str | None, Mark.CALL, Mark.USES_RUN, UNSET] = None
     """Label this text with the run in --out: one JSON line; @FILE or - (standard input) labels each line, and @@
     stands for an @."""
+    baseline: Annotated[bool, Mark.CALL] = True
+    """At the end, after the report, train logistic regression over character n-grams too, to compare."""
 
 
 @dataclass

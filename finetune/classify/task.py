@@ -74,7 +74,9 @@ class Classification(FineTuning):
         results.draw_loss(session.metrics, path)
         measure.draw_confusion(summary["test"], path / "confusion.png")
         show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
-        summary["baselines"] = baselines.measure_baselines(labelled, progress.seconds)
+        summary["baselines"] = baselines.measure_baselines(
+            labelled, progress.seconds, with_ngrams=session.config.run.baseline
+        )
         results.write_summary(path, summary)
         for name, scores in summary["baselines"].items():
             print(baselines.line(name, scores))

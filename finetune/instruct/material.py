@@ -9,12 +9,12 @@ import numpy as np
 from data import string_tasks
 from data.conversations import Conversation, Pair, drop_duplicates, read_conversations, read_pairs
 from data.errors import UserError, warn
-from data.examples import split_examples
 from data.json_files import content_key
 from data.rows import PairRow, Row
 from data.tokenizers import Tokenizer
 from finetune.instruct.options import STRINGS, InstructConfig
 from finetune.instruct.templates import Template, without_oldest, written
+from finetune.sides import published_sides, split
 from finetune.task import check_unknown, refuse_edited, warn_if_few
 
 Items = Sequence[Conversation | Pair]  # all of one kind
@@ -86,19 +86,24 @@ def read_material(config: InstructConfig) -> Material:
         sides = string_tasks.string_tasks(config.text.split_seed)
         return Material(STRINGS, sides, _key([c for side in sides.values() for c in side]))
     name, items = read_all(config)
-    distinct = drop_duplicates(items)
-    if repeats := len(items) - len(distinct):
-        kept = "dropped" if config.text.duplicates == "drop" else "kept, all copies on one side of the split"
-        warn(f"{repeats:,} of {len(items):,} examples are duplicates: {kept}")
-    items = distinct if config.text.duplicates == "drop" else items
-    return Material(name, split_examples(items, config.text.split_seed), _key(items))
+    published = published_sides(
+        config.text, {"train": list(items)}, lambda data: {"train": list(_read(config, data)[1])}
+    )
+    sides = split(config.text, published, drop_duplicates)
+    if len(published) > 1:
+        return Material(name, sides, content_key({side: _key(items) for side, items in published.items()}))
+    return Material(name, sides, _key(drop_duplicates(items) if config.text.duplicates == "drop" else items))
 
 
 def read_all(config: InstructConfig) -> tuple[str, Items]:
     """The short name of `--data` and all that is in the file; of the bundled strings the test side."""
     if config.text.data == STRINGS:
         return STRINGS, read_material(config).sides["test"]
-    return (read_pairs if config.tuning.dpo else read_conversations)(config.text.data, config.text.encoding)
+    return _read(config, config.text.data)
+
+
+def _read(config: InstructConfig, data: str) -> tuple[str, Items]:
+    return (read_pairs if config.tuning.dpo else read_conversations)(data, config.text.encoding)
 
 
 def own_material(config: InstructConfig, facts: dict[str, Any]) -> Material:

@@ -96,8 +96,8 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
         if run.eval_only or run.resume:
             return
         self.check_start()
-        if text.data == STRINGS and (useless := sorted(explicit & {"duplicates", "encoding"})):
-            raise UserError(f"--{useless[0]} means nothing to the bundled strings")
+        if text.data == STRINGS and (useless := sorted(explicit & {"duplicates", "encoding", "val_data", "test_data"})):
+            raise UserError(f"{flag(useless[0])} means nothing to the bundled strings")
         if tuning.dpo:
             self._check_preference()
 

@@ -1,0 +1,1 @@
+"""Reading labelled texts, a file for each shape in which they are published."""
