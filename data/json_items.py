@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ _FIRST_CHUNKS = 4  # of a file, in which these lines are
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be a lone surrogate, half of a character
 
 
-def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[str, Any]]:
+def json_items(
+    path: Path,
+    encoding: str,
+    digests: Mapping[Path, bytes] | None = None,
+    on_bad: Callable[[UserError], None] | None = None,
+) -> Iterator[tuple[str, Any]]:
     """The items of the list in a .json file, or of the lines of another file, each after its name for messages (file
     and line or number). A .json file may hold lines, too. `digests` as in `reading.read_chunks`.
 
-    Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate."""
+    Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate; where only one
+    item is so, `on_bad` gets the error instead, and the others follow."""
     if packed.unpacked_name(path).suffix.lower() == ".json" and len(line_objects(path, encoding)) < 2:
-        return _list(path, encoding, digests)
-    return _lines(path, encoding, digests)
+        return _list(path, encoding, digests, on_bad or _raise)
+    return _lines(path, encoding, digests, on_bad or _raise)
 
 
 def line_objects(path: Path, encoding: str) -> list[dict[str, Any]]:
@@ -57,17 +63,25 @@ def first_of_list(path: Path, encoding: str) -> dict[str, Any] | None:
     return item if isinstance(item, dict) else None
 
 
-def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+def _lines(
+    path: Path, encoding: str, digests: Mapping[Path, bytes] | None, on_bad: Callable[[UserError], None]
+) -> Iterator[tuple[str, Any]]:
     for n, line in reading.numbered_lines(reading.read_chunks([path], encoding, digests)):
         if line.strip():
             where = f"{reading.shown(path)} line {n}"
-            item = _parse(line, where)
-            if _HALF.search(line):
-                _check(item, where)
-            yield where, item
+            try:
+                item = _parse(line, where)
+                if _HALF.search(line):
+                    _check(item, where)
+            except UserError as error:
+                on_bad(error)
+            else:
+                yield where, item
 
 
-def _list(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+def _list(
+    path: Path, encoding: str, digests: Mapping[Path, bytes] | None, on_bad: Callable[[UserError], None]
+) -> Iterator[tuple[str, Any]]:
     text = reading.read_whole(path, encoding, digests)
     items = _parse(text, str(path))
     if not isinstance(items, list):
@@ -75,9 +89,17 @@ def _list(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> It
     may_have_halves = _HALF.search(text) is not None
     for n, item in enumerate(items, 1):
         where = f"{path} example {n}"
-        if may_have_halves:
-            _check(item, where)
-        yield where, item
+        try:
+            if may_have_halves:
+                _check(item, where)
+        except UserError as error:
+            on_bad(error)
+        else:
+            yield where, item
+
+
+def _raise(error: UserError) -> None:
+    raise error
 
 
 def _parse(text: str, where: str) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from data import string_tasks
-from data.conversations import Conversation, Pair, drop_duplicates, read_conversations, read_pairs
+from data.conversation_files import read_conversations, read_pairs
+from data.conversation_shapes import Columns
+from data.conversations import Conversation, Pair, drop_duplicates
 from data.errors import UserError, warn
 from data.examples import split_examples
 from data.json_files import content_key
@@ -98,7 +100,9 @@ def read_all(config: InstructConfig) -> tuple[str, Items]:
     """The short name of `--data` and all that is in the file; of the bundled strings the test side."""
     if config.text.data == STRINGS:
         return STRINGS, read_material(config).sides["test"]
-    return (read_pairs if config.tuning.dpo else read_conversations)(config.text.data, config.text.encoding)
+    text, read = config.text, read_pairs if config.tuning.dpo else read_conversations
+    columns = Columns(text.prompt_column, text.answer_column, text.system_column)
+    return read(text.data, text.encoding, columns, text.strict)
 
 
 def own_material(config: InstructConfig, facts: dict[str, Any]) -> Material:
@@ -178,5 +182,6 @@ def both(item: Conversation | Pair) -> tuple[Conversation, ...]:
 
 
 def _key(items: Items) -> str:
-    said = [[c.label, c.turns] for item in items for c in both(item)]
+    """The key of examples: that of older versions, which knew no turns that are only read, where there are none."""
+    said = [[c.label, [turn[:3] if turn.learned else turn for turn in c.turns]] for item in items for c in both(item)]
     return content_key(said)
