@@ -68,9 +68,9 @@ SHAPES = {
     ),
     "calls": (
         {"messages": [user("up"), assistant(None, tool_calls=[CALL, CALL]), {"role": "tool", "content": "a"},
-                      {"role": "tool", "content": "b"}, assistant("up."), user("down"),
+                      {"role": "tool", "content": "b"}, user("so?"), assistant("up."), user("down"),
                       {"role": "assistant", "tool_calls": [CALL]}]},
-        [("user", "up"), ("assistant", '{"name": "fly", "arguments": {"up": 3}}\n' * 2), ("user", "a\nb"),
+        [("user", "up"), ("assistant", '{"name": "fly", "arguments": {"up": 3}}\n' * 2), ("user", "a\nb\nso?"),
          ("assistant", "up."), ("user", "down"), ("assistant", '{"name": "fly", "arguments": {"up": 3}}')],
     ),
     "an older call beside a text": (
@@ -110,6 +110,11 @@ def test_every_shape_of_conversations(tmp_path, shape, name):
     _, (found,) = read_conversations(written(tmp_path, [item], name))
     assert [(turn.role, turn.whole) for turn in found.turns] == [(role, text.strip("\n")) for role, text in wanted]
     assert all(turn.learned for turn in found.turns)
+
+
+def test_only_what_is_not_read_is_warned_of(tmp_path, capsys):
+    read_conversations(written(tmp_path, [item for item, _ in SHAPES.values()]))
+    assert "is not read" not in capsys.readouterr().err
 
 
 def test_a_command_reads_every_shape_in_one_file(cli, tmp_path):
@@ -262,6 +267,19 @@ def test_every_shape_of_preferences(tmp_path, shape):
     assert " ".join(found.chosen.prompt[-1].whole.split()) == "And 3+3?"
     before = [(turn.role, turn.text) for turn in found.chosen.prompt[:-1]]
     assert before == {1: [], 2: [("system", "Be kind.")], 3: [("user", "2+2?"), ("assistant", "4")]}[turns]
+
+
+def test_a_system_message_stands_before_whatever_the_prompt_is(tmp_path):
+    sides = {"chosen": [*SUM, assistant("6")], "rejected": [*SUM, assistant("7")]}
+    for more in ({}, {"prompt": "2+2?"}, {"prompt": "And 3+3?"}, {"prompt": SUM}):
+        _, (found,) = read_pairs(written(tmp_path, [{"system": "Be kind."} | more | sides]))
+        assert [turn.text for turn in found.rejected.turns] == ["Be kind.", "2+2?", "4", "And 3+3?", "7"], more
+
+
+def test_a_pair_whose_answer_is_not_to_be_learned_teaches_nothing(tmp_path, capsys):
+    items = [{"prompt": "a", "chosen": assistant("b", weight=weight), "rejected": "c"} for weight in (0, 1)]
+    assert len(read_pairs(written(tmp_path, items))[1]) == 1
+    assert "line 1 has an answer that is not to be learned" in capsys.readouterr().err
 
 
 def test_pairs_of_equal_or_empty_sides_are_left_out_and_counted(cli, tmp_path):
