@@ -17,6 +17,11 @@ from data.messages import (
     without_key,
 )
 
+PAIRED = (  # keys of a better and a worse answer, which data/preference_shapes.py reads
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("chosen_messages", "rejected_messages"),
+)
 LISTS = ("messages", "conversations")
 SYSTEM = ("system", "system_prompt")
 # Keys of an item that are not read although they may change what it means.
@@ -120,10 +125,11 @@ def _shape(item: dict, where: str, columns: Columns) -> Shape:
         if missing := [name for name in shape[:2] if name not in item]:
             raise without_key(item, missing[0], where)
         return shape
+    is_pair = any(better in item and worse in item for better, worse in PAIRED)
     for shape in SHAPES:
-        if _has(item, shape):
+        if _has(item, shape) and not (is_pair and shape.prompt == "conversations"):  # these are a pair's prompt
             return shape
-    if "chosen" in item and "rejected" in item:
+    if is_pair:
         raise UserError(f"{where} is a pair of a chosen and a rejected answer; --dpo trains on those")
     raise _foreign(item, where)
 

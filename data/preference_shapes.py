@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.bad_examples import BadExample, EmptyText, Notes, NothingToLearn
-from data.conversation_shapes import Columns, Shape, note_unread, opening, said, with_system
+from data.conversation_shapes import PAIRED, Columns, Shape, note_unread, opening, said, with_system
 from data.conversations import Conversation, Pair, Turn
 from data.messages import Message, in_turns, keys_of, nonblank, text_of, without_key
 
-ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))  # keys of the better and the worse one
 # Keys of a prompt, and of what goes with it; the first that an item has. Without any, the prompt is what both answers
 # begin with.
 PROMPTS = (
@@ -33,7 +32,7 @@ def read_pair(item: Any, where: str, notes: Notes, columns: Columns) -> Pair:
     same."""
     if not isinstance(item, dict):
         raise BadExample(f"{where} is no object, but a {type(item).__name__}")
-    names = next((pair for pair in ANSWERS if any(name in item for name in pair)), ANSWERS[0])
+    names = next((pair for pair in PAIRED if any(name in item for name in pair)), PAIRED[0])
     for name in (*filter(None, (columns.prompt,)), *names):
         if name not in item:
             raise without_key(item, name, where)

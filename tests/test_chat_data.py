@@ -241,6 +241,7 @@ PAIRS = {
     "a list and answers": ({"prompt": SUM, "chosen": [assistant("6")], "rejected": "7"}, 3),
     "implicit, as messages": ({"chosen": [*SUM, assistant("6")], "rejected": [*SUM, assistant("7")]}, 3),
     "hh-rlhf": ({"chosen": SPOKEN + "6", "rejected": SPOKEN + "7"}, 3),
+    "LLaMA-Factory": ({"chosen_messages": [*SUM, assistant("6")], "rejected_messages": [*SUM, assistant("7")]}, 3),
     "Alpaca": ({"instruction": "And", "input": "3+3?", "output": "x", "chosen": "6", "rejected": "7"}, 1),
     "Orca": ({"system": "Be kind.", "question": "And 3+3?", "chosen": "6", "rejected": "7"}, 2),
     "ShareGPT": (
@@ -256,6 +257,12 @@ PAIRS = {
         3,
     ),
 }
+
+
+@pytest.mark.parametrize("shape", [name for name, (item, _) in PAIRS.items() if not {"output", "messages"} & {*item}])
+def test_pairs_without_dpo_are_told_so(tmp_path, shape):
+    with pytest.raises(UserError, match="chat.jsonl line 1 is a pair of a chosen and a rejected answer; --dpo"):
+        read_conversations(written(tmp_path, [PAIRS[shape][0]]))
 
 
 @pytest.mark.parametrize("shape", PAIRS)
