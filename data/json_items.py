@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ _FIRST_CHUNKS = 4  # of a file, in which these lines are
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be a lone surrogate, half of a character
 
 
-def json_items(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Iterator[tuple[str, Any]]:
+def json_items(
+    path: Path,
+    encoding: str,
+    digests: Mapping[Path, bytes] | None = None,
+    on_bad: Callable[[UserError], None] | None = None,
+) -> Iterator[tuple[str, Any]]:
     """The items of the list in a .json file, or of the lines of another file, each after its name for messages (file
     and line or number). A .json file may hold lines, too. `digests` as in `reading.read_chunks`.
 
-    Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate."""
+    Raises UserError, with the file and the line or number, for invalid JSON and for a lone surrogate; where only one
+    item is so, `on_bad` gets the error instead, and the others follow."""
     if is_one_value(path, encoding):
-        return list_items(path, json_value(path, encoding, digests))
-    return _lines(path, encoding, digests)
+        return list_items(path, *_value(path, encoding, digests), on_bad or _raise)
+    return _lines(path, encoding, digests, on_bad or _raise)
 
 
 def is_one_value(path: Path, encoding: str) -> bool:
@@ -62,33 +68,57 @@ def first_of_list(path: Path, encoding: str) -> dict[str, Any] | None:
     return item if isinstance(item, dict) else None
 
 
-def _lines(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> Iterator[tuple[str, Any]]:
+def _lines(
+    path: Path, encoding: str, digests: Mapping[Path, bytes] | None, on_bad: Callable[[UserError], None]
+) -> Iterator[tuple[str, Any]]:
     for n, line in reading.numbered_lines(reading.read_chunks([path], encoding, digests)):
         if line.strip():
             where = f"{reading.shown(path)} line {n}"
-            item = _parse(line, where)
-            if _HALF.search(line):
-                _check(item, where)
-            yield where, item
+            try:
+                item = _parse(line, where)
+                if _HALF.search(line):
+                    _check(item, where)
+            except UserError as error:
+                on_bad(error)
+            else:
+                yield where, item
 
 
 def json_value(path: Path, encoding: str, digests: Mapping[Path, bytes] | None = None) -> Any:
     """What a .json file holds. `digests` and errors as of `json_items`."""
-    text = reading.read_whole(path, encoding, digests)
-    value = _parse(text, str(path))
-    if _HALF.search(text):
+    value, may_have_halves = _value(path, encoding, digests)
+    if may_have_halves:
         for where, item in list_items(path, value) if isinstance(value, list) else [(str(path), value)]:
             _check(item, where)
     return value
 
 
-def list_items(path: Path, value: Any) -> Iterator[tuple[str, Any]]:
-    """The items of a list, the `value` of the file `path`, each after its name for messages. Raises UserError for
-    another value."""
+def list_items(
+    path: Path, value: Any, may_have_halves: bool = False, on_bad: Callable[[UserError], None] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The items of a list, the `value` of the file `path`, each after its name for messages; with `may_have_halves`
+    they are checked for lone surrogates. Raises UserError for another value; `on_bad` as of `json_items`."""
     if not isinstance(value, list):
         raise UserError(f"{path} is not a list of examples: it holds one {type(value).__name__}")
     for n, item in enumerate(value, 1):
-        yield f"{path} example {n}", item
+        where = f"{path} example {n}"
+        try:
+            if may_have_halves:
+                _check(item, where)
+        except UserError as error:
+            (on_bad or _raise)(error)
+        else:
+            yield where, item
+
+
+def _value(path: Path, encoding: str, digests: Mapping[Path, bytes] | None) -> tuple[Any, bool]:
+    """What a .json file holds, and whether there may be a lone surrogate in it."""
+    text = reading.read_whole(path, encoding, digests)
+    return _parse(text, str(path)), _HALF.search(text) is not None
+
+
+def _raise(error: UserError) -> None:
+    raise error
 
 
 def _parse(text: str, where: str) -> Any:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.conversations import Turn, drop_duplicates, read_conversations, read_pairs
+from data.conversation_files import read_conversations, read_pairs
+from data.conversations import Turn, drop_duplicates
 from data.errors import UserError
 from data.examples import SIDES, split_examples
 from data.string_tasks import MAX_LENGTH, MIN_LENGTH, SEEN, TASKS, UNSEEN, side_of, string_tasks
@@ -22,6 +23,7 @@ def written(tmp_path, items, name="data.jsonl"):
 
 
 ASK, SAY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+BYE, OTHER = {"role": "assistant", "content": "bye"}, {"role": "user", "content": "why"}
 ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
 
 
@@ -57,8 +59,8 @@ def test_pairs_are_read_from_texts_and_from_messages(tmp_path):
 
 
 REFUSED = {
-    "no known key": ({"question": "a", "answer": "b"}, "none of 'messages', 'instruction' and 'output'"),
-    "its keys": ({"question": "a", "answer": "b"}, "it has: question, answer"),
+    "no known key": ({"ask": "a", "say": "b"}, "none of 'messages', 'instruction' and 'output'"),
+    "its keys": ({"ask": "a", "say": "b"}, "it has: ask, say. Name yours with --prompt-column and --answer-column"),
     "no output": ({"instruction": "a", "outptu": "b"}, "no key 'output'; it has: instruction, outptu. Did you mean"),
     "no completion": ({"prompt": "a"}, "has no key 'completion'; it has: prompt"),
     "no prompt": ({"completion": "a"}, "has no key 'prompt'; it has: completion"),
@@ -74,11 +76,18 @@ REFUSED = {
     "no content": ({"messages": [ASK, {"role": "assistant"}]}, "message 2 has no key 'content'"),
     "message": ({"messages": ["hi"]}, "message 1 is no object"),
     "twice": ({"messages": [ASK, ASK]}, "message 2 is the user's where the assistant's has to be"),
-    "answer first": ({"messages": [SAY]}, "message 1 is the assistant's where the user's has to be"),
+    "answers": ({"messages": [ASK, SAY, SAY]}, "message 3 is the assistant's where the user's has to be"),
     "late system": ({"messages": [ASK, {"role": "system", "content": "x"}]}, "message 2 is the system's"),
-    "no answer": ({"messages": [ASK, SAY, ASK]}, "ends without an answer: its last message is the user's"),
-    "system alone": ({"messages": [{"role": "system", "content": "x"}]}, "a system message only"),
-    "a list": ([1], "is no object, but a list"),
+    "no answer": ({"messages": [ASK]}, "has no answer"),
+    "system alone": ({"messages": [{"role": "system", "content": "x"}]}, "has no answer"),
+    "a list": ([1], "message 1 is no object"),
+    "a text": ("hi", "is no object, but a str"),
+    "no text": ({"messages": [ASK, {"role": "assistant", "content": None}]}, "message 2: 'content' has no text"),
+    "nameless": ({"messages": [ASK, {"role": "assistant", "tool_calls": [{}]}]}, "message 2 has a tool call without"),
+    "part": ({"messages": [{"role": "user", "content": [3]}]}, "message 1: 'content' part 1 is no object"),
+    "half learned": ({"messages": [ASK, SAY | {"weight": 0.5}]}, "'weight' is 0.5; it has to be 0 or 1, false or true"),
+    "history": (ALPACA | {"history": [["a"]]}, "'history' 1 is no pair of a question and an answer"),
+    "judged": ({"messages": [ASK, SAY], "label": False}, "'label': false, an answer that is not to be learned"),
 }
 
 
@@ -97,7 +106,12 @@ PAIRS_REFUSED = {
     "ends": ({"prompt": [ASK, SAY], "chosen": "b", "rejected": "c"}, "'prompt' ends with the assistant's message"),
     "user": ({"prompt": "a", "chosen": [ASK], "rejected": "c"}, "'chosen' ends with the user's message"),
     "empty": ({"prompt": "a", "chosen": "b", "rejected": ""}, "'rejected' is empty"),
-    "empty list": ({"prompt": "a", "chosen": "b", "rejected": []}, "'rejected' is no text, but a list"),
+    "empty list": ({"prompt": "a", "chosen": "b", "rejected": []}, "'rejected' is empty"),
+    "no prompt": ({"chosen": "b", "rejected": "c"}, "'chosen' is no conversation"),
+    "no turn": ({"chosen": [SAY], "rejected": [BYE]}, "has no prompt"),
+    "differ": ({"chosen": [ASK, SAY], "rejected": [OTHER, BYE]}, "differ before their last answers"),
+    "another": ({"prompt": "why", "chosen": [ASK, SAY], "rejected": [ASK, BYE]}, "'prompt' is not what comes before"),
+    "transcript": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a"}, "ends with the user's"),
 }
 
 

@@ -150,6 +150,16 @@ def texts(tmp_path):
             (tmp_path / "aclImdb" / side / label / f"{n}_7.txt").write_text(f"{label} {name} {side}", "utf-8")
     said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")
+    shared = [{"conversations": [{"from": "human", "value": n}, {"from": "gpt", "value": n}]} for n in NAMES]
+    (tmp_path / "sharegpt.json").write_text(json.dumps(shared), "utf-8")
+    alpaca = [{"instruction": "Greet.", "input": n, "output": f"hi {n}"} for n in NAMES]
+    (tmp_path / "alpaca.json").write_text(json.dumps(alpaca), "utf-8")
+    (tmp_path / "dolly.jsonl").write_text(
+        "\n".join(json.dumps({"instruction": "Who?", "context": n, "response": n}) for n in NAMES), "utf-8"
+    )
+    (tmp_path / "faq.jsonl").write_text("\n".join(json.dumps({"ask": n, "say": n}) for n in NAMES), "utf-8")
+    spoken = [{side: f"\n\nHuman: {n}\n\nAssistant: {side}" for side in ("chosen", "rejected")} for n in NAMES]
+    (tmp_path / "hh.jsonl").write_text("\n".join(map(json.dumps, spoken)), "utf-8")
     liked = [{"prompt": f"Who is {n}?", "chosen": n, "rejected": "no"} for n in NAMES]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
@@ -241,7 +251,7 @@ def test_the_commands_that_classify(cli, texts):
 
 def test_the_commands_that_follow_instructions(cli, texts):
     assert cli("train.py", "--data", "poems.txt", "--tokenizer", "byte", *SHORT).code == 0
-    assert len(INSTRUCT) == 7
+    assert len(INSTRUCT) == 12
     short = [*SHORT[:4], "--max-answer", "2"]
     for command in INSTRUCT:
         words = shlex.split(command)[2 if "sample.py" in command else 3 :]

@@ -10,9 +10,11 @@ from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
 from makemore.config import NOT_NEGATIVE, UNSET, Mark, Range
 
 STRINGS = "strings"
+COLUMNS = ("prompt_column", "answer_column", "system_column")
 # What --eval-only takes besides --out.
 USE_FLAGS = {
     "eval_only", "device", "threads", "checkpoint", "attention", "norm_kernel", "data", "encoding", "generations",
+    *COLUMNS, "strict",
 }  # fmt: skip
 _COMMON: Defaults = {"kind": "lines", "n_embd": 128}
 _STRINGS: Defaults = {"steps": 4000, "batch_size": 32, "eval_interval": 500}  # as long as it takes to learn them all
@@ -27,8 +29,16 @@ class Conversations(Examples):
     """The conversations, and how they are read."""
 
     data: Annotated[str, Mark.PLACE] = STRINGS
-    """strings (bundled), or a .json or .jsonl file of messages, of instruction, input and output, or of prompt and
-    completion; with --dpo of prompt, chosen and rejected."""
+    """strings (bundled), or a .json or .jsonl file of messages, ShareGPT's conversations, instruction, input and
+    output, prompt and completion, and the like; with --dpo of chosen and rejected answers."""
+    prompt_column: Annotated[str | None, UNSET] = None
+    """Key of the prompt in --data (default: instruction, prompt, question or query)."""
+    answer_column: Annotated[str | None, UNSET] = None
+    """Key of the answer (default: output, completion, response or answer)."""
+    system_column: Annotated[str | None, UNSET] = None
+    """Key of the system's message (default: system or system_prompt, where there is one)."""
+    strict: bool = False
+    """Refuse the first example that cannot be read; by default it is left out and counted, up to a tenth of all."""
     template: Annotated[Literal["chatml", "alpaca", "plain"] | None, Mark.SETTLED, UNSET] = None
     """How a conversation is written down: chatml (a special token opens each turn), alpaca (Alpaca's headings too), or
     plain (the texts alone); default: as the run of --init, else chatml."""
@@ -96,7 +106,8 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
         if run.eval_only or run.resume:
             return
         self.check_start()
-        if text.data == STRINGS and (useless := sorted(explicit & {"duplicates", "encoding", "val_data", "test_data"})):
+        of_files = {"duplicates", "encoding", "val_data", "test_data", *COLUMNS, "strict"}
+        if text.data == STRINGS and (useless := sorted(explicit & of_files)):
             raise UserError(f"{flag(useless[0])} means nothing to the bundled strings")
         if tuning.dpo:
             self._check_preference()
@@ -105,6 +116,8 @@ class InstructConfig(TuneConfig[Net], Generic[Net]):
         if self.run.init is None or self.text.data == STRINGS:
             missing = "--init, a run that answers already" if self.run.init is None else "--data, a file of pairs"
             raise UserError(f"--dpo needs {missing}")
+        if self.text.answer_column is not None:
+            raise UserError("--answer-column means nothing to --dpo, which reads chosen and rejected answers")
         if self.tuning.prompt_loss_weight:
             raise UserError("--prompt-loss-weight means nothing to --dpo, which compares answers")
         for name in ("label_smoothing", "z_loss"):

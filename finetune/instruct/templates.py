@@ -28,16 +28,18 @@ class Template(NamedTuple):
         return np.concatenate(self._pieces(turns)).tolist()
 
     def row(self, turns: Sequence[Turn], last_alone: bool = False, prompt_weight: float = 0.0) -> Row:
-        """Tokens and targets of turns that end with an answer: the targets are the answers, or the last one alone, and
-        their `<eos>`, known characters only, and IGNORE elsewhere. With a `prompt_weight` the characters of the other
-        turns are targets too, of this weight; the markers around them are given, not learned."""
+        """Tokens and targets of turns that end with an answer: the targets are the answers that are learned, or the
+        last one alone, and their `<eos>`, known characters only, and IGNORE elsewhere. With a `prompt_weight` the
+        characters of the other turns are targets too, of this weight; the markers around them are given, not
+        learned."""
         pieces, special = self._pieces(turns), self.tokenizer.special
-        ids = np.concatenate(pieces).astype(np.int64)
+        ids, lengths = np.concatenate(pieces).astype(np.int64), [len(piece) for piece in pieces]
         answers = [turn.role == "assistant" and not (last_alone and turn is not turns[-1]) for turn in turns]
-        answered = np.repeat([False, *answers], [len(piece) for piece in pieces])
+        learned = np.repeat([True, *(turn.learned for turn in turns)], lengths)
+        answered = np.repeat([False, *answers], lengths) & learned
         if not prompt_weight:
             return Row(ids[:-1], np.where(answered & (ids != special.unk), ids, IGNORE)[1:])
-        targets = np.where(np.isin(ids, special.never_predicted), IGNORE, ids)
+        targets = np.where(np.isin(ids, special.never_predicted) | ~learned, IGNORE, ids)
         return Row(ids[:-1], targets[1:], np.where(answered, 1.0, prompt_weight).astype(np.float32)[1:])
 
     def _pieces(self, turns: Sequence[Turn]) -> list[np.ndarray]:
