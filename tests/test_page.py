@@ -126,6 +126,7 @@ def test_stop_ends_the_work_and_names_come_by_the_dozen(page, server):
     choose(panel, "stream")
     expect(panel.get_by_label("Texts")).to_have_value("1")
     slide(panel, "Most tokens", 2000)
+    slide(panel, "Texts", 12)  # for one text there would be no time to press the button
     panel.get_by_label("Prompt").press("Control+Enter")
     expect(panel.locator(".t").nth(5)).to_be_attached()
     panel.get_by_role("button", name="Stop").click()
