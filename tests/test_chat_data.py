@@ -1,15 +1,20 @@
 """Conversations and preferences as they are published: every shape, what it means, and what a bad example costs."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data.bad_examples import Notes
 from data.batches import IGNORE
 from data.conversation_files import read_conversations, read_pairs
-from data.conversation_shapes import Columns
-from data.conversations import Turn, drop_duplicates
+from data.conversation_shapes import Columns, read_conversation
+from data.conversations import Pair, Turn, drop_duplicates
 from data.errors import UserError
 from data.json_files import content_key
+from data.preference_shapes import read_pair
 from data.tokenizers import ByteTokenizer
 from finetune.instruct.material import _key
 from finetune.instruct.templates import Template
@@ -305,3 +310,30 @@ def test_pairs_of_equal_or_empty_sides_are_left_out_and_counted(cli, tmp_path):
     refused(cli(MODULE, "--data", data, *flags, "--answer-column", "x"), "--answer-column means nothing to --dpo")
     asked = written(tmp_path, [{"ask": name, "chosen": "a", "rejected": "b"} for name in NAMES], "q.jsonl")
     ok(cli(MODULE, "--data", asked, *flags, "--prompt-column", "ask", "--out", "asked"))
+
+
+KEYS = (
+    "messages", "conversations", "role", "content", "from", "value", "type", "text", "tool_calls", "function", "name",
+    "arguments", "weight", "train", "instruction", "input", "output", "prompt", "completion", "question", "answer",
+    "context", "system", "history", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "tools",
+)  # fmt: skip
+SCALARS = st.sampled_from([None, True, False, 0, 1, 0.5, "", " ", "hi", "user", "assistant", "gpt", "system", "tool"])
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=30,
+)
+
+
+@given(item=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6) | VALUES)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_whatever_an_item_holds_is_read_or_refused_in_words(item):
+    for read in (read_conversation, read_pair):
+        with contextlib.suppress(UserError):
+            found = read(item, "here", Notes(), Columns())
+            for conversation in found if isinstance(found, Pair) else [found]:
+                roles = [turn.role for turn in conversation.turns]
+                spoken = roles[roles[0] == "system" :]
+                assert spoken == ["user", "assistant"] * (len(spoken) // 2) and spoken
+                assert all(isinstance(turn.whole, str) for turn in conversation.turns)
+                assert conversation.answer and conversation.turns[-1].learned
