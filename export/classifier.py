@@ -17,7 +17,7 @@ from engine.config.settings import flat
 from engine.run.folder import read_facts, task_of
 from engine.run.results import read_summary
 from export import card, hub
-from export.hub_check import check_equal, check_loading
+from export.hub_check import UNCOMPARED, check_equal, reloaded
 from finetune.classify.examples import encode
 from finetune.classify.labeller import Labeller, load_labeller
 from nanogpt import pretrained
@@ -87,13 +87,10 @@ def _check(labeller: Labeller, folder: Path) -> str:
     """How the folder was checked, in words. Raises RuntimeError where `transformers` computes other logits for two
     texts of different lengths."""
     if importlib.util.find_spec("transformers") is None:
-        return "its weights were read again; with transformers installed its logits are compared, too"
+        return UNCOMPARED
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    loaded: Any = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    theirs, loading = loaded
-    check_loading(loading, folder)
+    theirs = reloaded(transformers.AutoModelForSequenceClassification, folder)
     tokenizer = labeller.tokenizer
     some = tokenizer.decode(range(min(tokenizer.vocab_size, 200)))
     rows, _, _ = encode([some, some[:3]], tokenizer, labeller.config.net.context or len(some))

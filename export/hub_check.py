@@ -26,18 +26,28 @@ def check_weights(folder: Path, weights: dict[str, Tensor]) -> None:
         raise RuntimeError(f"{folder} lacks {sorted(missing)[0]}")
 
 
+UNCOMPARED = "its weights were read again; with transformers installed its logits are compared, too"
+
+
+def reloaded(kind: Any, folder: Path) -> Any:
+    """The folder's model as this class of `transformers` loads it, with all weights and no other."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    theirs, loading = kind.from_pretrained(folder, output_loading_info=True)
+    check_loading(loading, folder)
+    return theirs
+
+
 @torch.no_grad()
 def check(model: Transformer, folder: Path) -> str:
     """How the folder was checked, in words. Raises RuntimeError where `transformers` computes something else from it
     than `model` does."""
     if importlib.util.find_spec("transformers") is None:
-        return "its weights were read again; with transformers installed its logits are compared, too"
+        return UNCOMPARED
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    theirs, loading = loaded
-    check_loading(loading, folder)
+    theirs = reloaded(transformers.AutoModelForCausalLM, folder)
     tokens = example(model, theirs.config.vocab_size)
     check_equal(theirs.eval()(tokens).logits, model(tokens).logits[..., : theirs.config.vocab_size], folder)
     return f"checked: its logits in transformers {transformers.__version__} are ours"
