@@ -1,6 +1,6 @@
 """The bodies of requests: what may be asked for. A field that is not here is refused by its name."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,8 +43,12 @@ class Completion(_Drawn):
 
 
 class Message(_Body):
-    role: Literal["system", "user", "assistant"]
-    content: str
+    """As chat data has it: data/messages.py says what the roles mean and what a content may be."""
+
+    role: str
+    content: str | list[Any] | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None  # not read: what a tool says follows the call
 
 
 class Conversation(_Drawn):

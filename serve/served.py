@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.bad_examples import BadExample, Notes
 from data.conversations import Turn
 from data.errors import UserError
+from data.messages import in_turns, read_message
 from engine.config.sections import MAX_SEED
 from engine.run.healing import heal
 from engine.run.run import Run
@@ -15,7 +17,7 @@ from engine.run.samples import Request
 from engine.run.sampling import Sampling
 from finetune.instruct.chat import Chat
 from nanogpt.model import Transformer
-from serve.bodies import Completion, Conversation
+from serve.bodies import Completion, Conversation, Message
 from serve.errors import Refused
 from serve.worker import Job, Worker
 
@@ -71,8 +73,7 @@ class Served:
             raise Refused(
                 400, f"{self.name} was not trained on conversations; /v1/completions continues texts", "model"
             )
-        turns = tuple(Turn(message.role, message.content) for message in body.messages)
-        _check_turns(turns)
+        turns = _turns(body.messages)
         if body.n > self.worker.most:
             raise Refused(400, f"n is {body.n}; it may be up to {self.worker.most}", "n")
         chat = Chat(self.run, unknown="error")
@@ -101,13 +102,23 @@ def _with_seed(request: Request, n: int) -> Request:
     return request if seed is None or n == 0 else dataclasses.replace(request, seed=(seed + n) % (MAX_SEED + 1))
 
 
-def _check_turns(turns: tuple[Turn, ...]) -> None:
-    """Raise Refused unless, after a system message, user and assistant take turns and the user is last."""
-    for n, turn in enumerate(turns[turns[0].role == "system" :]):
-        if turn.role != ("user", "assistant")[n % 2]:
-            raise Refused(400, "user and assistant have to take turns, after at most one system message", "messages")
+def _turns(messages: list[Message]) -> tuple[Turn, ...]:
+    """The turns of a request, read as chat data is. Refused unless, after a system message, user and assistant take
+    turns and the user is last, and for what a model of texts cannot read."""
+    notes = Notes()
+    try:
+        read = [
+            read_message(message.model_dump(exclude_none=True), f"message {n}", notes)
+            for n, message in enumerate(messages, 1)
+        ]
+        turns = in_turns(read)
+    except BadExample as error:
+        raise Refused(400, str(error), "messages") from None
+    if notes.unread:
+        raise Refused(400, f"{', '.join(sorted(notes.unread))}: a model of texts reads text alone", "messages")
     if turns[-1].role != "user":
         raise Refused(400, "the last message has to be the user's", "messages")
+    return turns
 
 
 def names_of(folders: list[str]) -> list[str]:

@@ -124,6 +124,25 @@ def test_a_conversation(server, runs):
     assert ok(Forked(runs, "sample.py", "chat", *words).wait()).out == text[: text.index(text[1:3])] + "\n"
 
 
+def test_messages_come_as_chat_data_has_them(server, runs):
+    system, question = "Be brief.", f"Greet.\n{NAMES[0]}"
+    plain = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    parts = [{"type": "text", "text": part} for part in ("Greet.", f"\n{NAMES[0]}")]
+    called = {"id": "1", "type": "function", "function": {"name": "greet", "arguments": "{}"}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [called]}
+    said = {"role": "tool", "tool_call_id": "1", "content": "Hi"}
+
+    def answer(*messages) -> str:
+        status, _, text = server.get("/v1/chat/completions", {"model": "chat", "messages": messages, "max_tokens": 12})
+        assert status == 200
+        return json.loads(text)["choices"][0]["message"]["content"]
+
+    expected = answer(*plain)
+    assert answer({"role": "developer", "content": system}, {"role": "user", "content": parts}) == expected
+    written = {"role": "assistant", "content": '{"name": "greet", "arguments": {}}'}
+    assert answer(*plain, asked, said) == answer(*plain, written, {"role": "user", "content": "Hi"})
+
+
 def test_scores_labels_and_vectors(server, runs):
     status, _, text = server.get("/v1/score", {"model": "names", "text": "emma"})
     score, run = json.loads(text), load_run(runs / "names")
@@ -164,6 +183,15 @@ def test_the_page_needs_no_key_and_runs_nothing_but_its_own_script(server):
 
 
 SAID = [{"role": "user", "content": "a"}]
+PICTURE = {"type": "image_url", "image_url": {"url": "a.png"}}
+BAD_MESSAGES = [
+    (2 * SAID, "message 2 is the user's where the assistant's has to be"),
+    ([{"role": "bot", "content": "a"}], "role 'bot'; there are: system, developer, user"),
+    ([{"role": "user", "content": ""}], "message 1: 'content' is empty"),
+    ([{"role": "user", "content": [PICTURE]}], "message 1: 'content' has no text"),
+    ([{"role": "user", "content": ["a", PICTURE]}], "image_url: a model of texts reads text alone"),
+    ([*SAID, {"role": "assistant", "content": "b"}], "the last message has to be the user's"),
+]
 BAD = [
     ("/v1/completions", {"model": "nope"}, 404, "model", "no model 'nope'; there are: names, stream, chat, labels"),
     ("/v1/completions", {"model": "labels"}, 400, "model", "labels is none that writes texts"),
@@ -179,7 +207,10 @@ BAD = [
     ("/v1/completions", {"seed": -3}, 400, "seed", "seed is -3; it has to be a whole number from 0"),
     ("/v1/chat/completions", {"model": "names", "messages": SAID}, 400, "model", "not trained on"),
     ("/v1/chat/completions", {"model": "chat", "messages": []}, 400, "messages", "list should have at least 1"),
-    ("/v1/chat/completions", {"model": "chat", "messages": 2 * SAID}, 400, "messages", "take turns"),
+    *(
+        ("/v1/chat/completions", {"model": "chat", "messages": messages}, 400, "messages", words)
+        for messages, words in BAD_MESSAGES
+    ),
     ("/v1/chat/completions", {"messages": [SAID[0] | {"name": "b"}]}, 400, "messages.0.name", "means nothing here"),
     ("/v1/score", {"text": ""}, 400, "text", "text: string should have at least 1 character"),
     ("/v1/attention", {"model": "names", "text": "a"}, 400, "model", "names is no Transformer"),
