@@ -32,7 +32,7 @@ NANOGPT_LOSS, NANOGPT_STEPS, TURNS = 1.88, 2000, 10
 MAKEMORE_LOSS, MAKEMORE_STEPS, MAKEMORE_TIMED = 2.013, 5000, 100
 MIXED_LOSS, NAMES_LOSS, LIMIT = 1.44, 1.90, 180  # nats, nats, seconds
 BABY_LOSS, BABY_LIMIT = 1.4697, 20  # nats, seconds
-_MODERN = ["--preset", "modern", "--warmup", "10", "--schedule", "linear", "--lr-floor", "0"]
+_MODERN = ["--preset", "modern", "--activation", "relu2", "--warmup", "10", "--schedule", "linear", "--lr-floor", "0"]
 _SMALL = [*_MODERN, "--n-layer", "4", "--n-head", "4", "--n-embd", "128"]
 SHAKESPEARE = [
     *_SMALL, "--data", "shakespeare", "--context", "64", "--batch-size", "16", "--steps", "80", "--eval-interval", "80",

@@ -22,7 +22,7 @@ from export.hub_weights import counterpart
 from nanogpt.model import Transformer
 
 GELUS = ("gelu", "gelu_tanh")
-WAY_OUT = "--preset gpt2, and --activation swiglu without a preset, train what llama.cpp computes"
+WAY_OUT = "--preset gpt2, and the defaults, train what llama.cpp computes"
 
 
 def check_packages() -> None:

@@ -46,7 +46,7 @@ MODELS = {
     "llama grouped untied": (LLAMA | {"bias": False, "n_kv_head": 2, "tie_head": False}, "llama"),
     "llama with relu2": (LLAMA | {"activation": "relu2"}, "llama"),
     "modern": (MODERN, "qwen3"),
-    "modern with swiglu": (MODERN | {"activation": "swiglu"}, "qwen3"),
+    "modern with relu2": (MODERN | {"activation": "relu2"}, "qwen3"),
     "modern with rms": (MODERN | {"norm": "rms"}, "qwen3"),
     "modern grouped untied": (MODERN | {"n_kv_head": 2, "tie_head": False}, "qwen3"),
 }
@@ -111,13 +111,16 @@ def test_a_text_begins_with_the_special_of_lines(tmp_path):
     assert theirs.decode([1, *tokenizer.encode("sea"), 2], skip_special_tokens=True) == "sea"
 
 
-@pytest.mark.parametrize(("preset", "expected"), [("gpt2", "a gpt2"), ("modern", "a qwen3")])
-def test_greedy_continuations_equal_ours(tmp_path, cli, text, preset, expected):
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("--preset gpt2", "a gpt2"), ("--preset modern", "a qwen3"), ("--activation relu2", "a qwen3")],
+)
+def test_greedy_continuations_equal_ours(tmp_path, cli, text, flags, expected):
     quick = ("--n-embd", 16, "--n-head", 2, "--n-layer", 1, "--context", 32, "--batch-size", 4, "--steps", 5)
-    assert cli("train.py", "--preset", preset, "--data", text, *quick, "--out", "run").code == 0
+    assert cli("train.py", *flags.split(), "--data", text, *quick, "--out", "run").code == 0
     done = cli("-m export", "run", "--to", "hf", "out")
     assert done.code == 0 and f"wrote out, {expected}" in done.out, done.err
-    assert "its logits in transformers" in done.out and ("--activation swiglu" in done.out) == (preset == "modern")
+    assert "its logits in transformers" in done.out and ("--activation swiglu" in done.out) == ("relu2" in flags)
     card = (tmp_path / "out/README.md").read_text("utf-8")
     assert "| trained on | text |" in card and "| context | 32 tokens |" in card and "| validation loss | " in card
     assert {file.name for file in (tmp_path / "out").iterdir() if file.stat().st_mode & 0o044 != 0o044} == set()

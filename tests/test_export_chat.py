@@ -89,7 +89,7 @@ def test_the_pipeline_gives_our_greedy_answers(cli, tmp_path):
     flags = ("--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--steps", 120, "--batch-size", 16, "--lr", 1e-2)
     once(cli, MODULE, "--data", "greetings.json", *flags, "--context", 64, "--out", "run")
     done = ok(cli("-m export", "run", "--to", "hf", "out"))
-    assert "its logits in transformers" in done.out and "for them train with --activation swiglu" in done.out
+    assert "its logits in transformers" in done.out
     pipeline = transformers.pipeline("text-generation", str(tmp_path / "out"))
     answers = set()
     for message in ("Greet.\nemma", "Greet.\nolivia", "Greet.\nava", "<user>"):

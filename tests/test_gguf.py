@@ -23,13 +23,12 @@ from tests.helpers import MODULES, needs_modules, ok, quick, refused
 from tests.test_export import HARD, LLAMA, MODERN, PROSE, TOKENIZERS, made
 
 TIE = 0.02  # of logits, of which the largest are 10 and more
-SWIGLU = MODERN | {"activation": "swiglu"}
 LAYOUTS = {
     "gpt2": ({"activation": "gelu_tanh"}, "gpt2"),
     "gpt2 with exact GELU, without biases": ({"bias": False}, "gpt2"),
     "gpt2 untied": ({"tie_head": False, "bias": False}, "gpt2"),
-    "qwen3": (SWIGLU, "qwen3"),
-    "qwen3 grouped untied": (SWIGLU | {"n_kv_head": 2, "tie_head": False, "norm": "rms"}, "qwen3"),
+    "qwen3": (MODERN, "qwen3"),
+    "qwen3 grouped untied": (MODERN | {"n_kv_head": 2, "tie_head": False, "norm": "rms"}, "qwen3"),
     "llama": (LLAMA | {"bias": False}, "llama"),
     "llama with biases": (LLAMA, "llama"),
     "llama grouped with layer norm": (LLAMA | {"bias": False, "norm": "layer", "n_kv_head": 2}, "llama"),
@@ -125,10 +124,13 @@ def test_the_file_says_how_a_text_begins_and_ends(tmp_path, starts, first):
 
 
 REFUSED = {
-    "the default": (MODERN, "llama.cpp has no ReLU² with QK-norm .* train with --activation swiglu"),
+    "relu2": (
+        MODERN | {"activation": "relu2"},
+        "llama.cpp has no ReLU² with QK-norm .* train with --activation swiglu",
+    ),
     "biases": (LLAMA | {"activation": "relu2"}, "no biases with ReLU²: train with --no-bias"),
     "relu": ({"activation": "relu"}, "--activation relu: llama.cpp has GELU alone"),
-    "window": (SWIGLU | {"window": 4}, "--window 4 is no part of .*; --preset gpt2, and --activation swiglu"),
+    "window": (MODERN | {"window": 4}, "--window 4 is no part of .*; --preset gpt2, and the defaults"),
 }
 
 
@@ -142,12 +144,12 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_flags_that_go(tmp_pat
 
 def test_the_command_and_what_it_refuses(cli, names):
     lines = {"data": names, "kind": "lines"}
-    ok(cli("train.py", *quick("transformer", activation="swiglu", **lines)))
+    ok(cli("train.py", *quick("transformer", **lines)))
     done = ok(cli("-m export", "run", "--to", "gguf", "out"))
     assert "wrote out/model.gguf, which llama.cpp runs as a qwen3" in done.out and Path("out/model.gguf").stat().st_size
     ok(cli("train.py", *quick("gru", out="other", **lines)))
     refused(cli("-m export", "other", "--to", "gguf", "two"), "other is a gru: llama.cpp has Transformers alone")
-    ok(cli("train.py", *quick("transformer", out="mixed", activation="swiglu", mix_ngram=2, **lines)))
+    ok(cli("train.py", *quick("transformer", out="mixed", mix_ngram=2, **lines)))
     refused(cli("-m export", "mixed", "--to", "gguf", "two"), "mixes with counts", "which --to gguf has not")
 
 

@@ -12,7 +12,7 @@ _GPT2: Defaults = {
     "zero_init": False, "tie_head": True, "optimizer": "adamw",
 }  # fmt: skip
 _MODERN: Defaults = {
-    "positions": "rope", "activation": "relu2", "norm": "layer", "bias": False, "qk_norm": True, "zero_init": True,
+    "positions": "rope", "activation": "swiglu", "norm": "layer", "bias": False, "qk_norm": True, "zero_init": True,
     "tie_head": True, "optimizer": "muon",
 }  # fmt: skip
 FAMILY: dict[str, Defaults] = {
