@@ -1,5 +1,6 @@
 """Labelled texts: reading them from a table, JSON or a folder, and splitting them so that no text is on two sides."""
 
+import codecs
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -7,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from data import packed, reading
-from data.errors import UserError
+from data.errors import UserError, nearest
 from data.json_items import line_objects
 from data.labelled.example import Columns, Example, Fault, whole_examples
 from data.labelled.folders import own_split, read_folder
 from data.labelled.items import read_json
 from data.labelled.lines import read_lines
+from data.labelled.named import NAMED, read_named
 from data.labelled.tables import read_parquet, read_table
 from data.parquet import is_parquet
-from data.sources import path_of, resolve
+from data.sources import DATA_SETS, is_there, path_of, resolve
 from data.tables import is_table
 
 SIDES = ("train", "val", "test")
@@ -31,20 +33,43 @@ def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple
 
 def read_sides(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, dict[str, list[Example]]]:
     """The short name of `data` and its examples by side: all of them as 'train', unless `data` has its own split.
-    `data`: 'surnames' (bundled), a table, JSON, lines that begin with their label, or a folder: of text files, one a
-    class with an example a line; of folders, one a class with an example a file; or of files or folders named train,
-    validation (val, valid, dev) and test, each of them any of these.
+    `data`: 'surnames' (bundled), a data set of `data.labelled.named`, a table, JSON, lines that begin with their label,
+    or a folder: of text files, one a class with an example a line; of folders, one a class with an example a file; or
+    of files or folders named train, validation (val, valid, dev) and test, each of them any of these.
 
     Raises UserError, with file and line, where more than a few examples are malformed or incomplete; warns of these."""
     reading.check_encoding(encoding)
+    if data in NAMED:
+        _refuse_flags_of_files(data, columns, encoding)
+        return data, read_named(data)
     if data != "surnames":
-        resolve(data)  # raises where there is nothing
+        _check_there(data)
     path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
     if path.is_dir() and (parts := own_split(path)):
         examples = {side: _one_side(parts[side], columns, encoding) for side in SIDES if side in parts}
     else:
         examples = _read(path, columns, encoding, data)
     return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
+
+
+def _check_there(data: str) -> None:
+    """Raises UserError where `data` names nothing that can be read."""
+    by_name = ("surnames", *NAMED)
+    if not is_there(data):
+        begin = data[:200]
+        named = repr(begin) if len(begin.splitlines()) > 1 else f"'{begin}'"
+        what = f"{named} has no labels" if data in DATA_SETS else f"no such file, folder or data set: {named}"
+        raise UserError(f"{what}; labelled texts by name there are: {', '.join(by_name)}.{nearest(begin, by_name)}")
+    if data not in DATA_SETS:
+        resolve(data)
+
+
+def _refuse_flags_of_files(name: str, columns: Columns, encoding: str) -> None:
+    for column in Columns._fields:
+        if getattr(columns, column) is not None:
+            raise UserError(f"--{column}-column is for tables and JSON; {name} has a text and a label")
+    if codecs.lookup(encoding).name != "utf-8":
+        raise UserError(f"--encoding {encoding} is for files; {name} is read as it was published, in utf-8")
 
 
 def _one_side(parts: list[Path], columns: Columns, encoding: str) -> list[Example]:

@@ -4,19 +4,16 @@ Where the address, size and checksum of a file are known from two public sources
 not free to take, the user brings into `$CHARLM_DATA`. docs/corpora.md has their licences.
 """
 
-import functools
 import hashlib
 import itertools
-import json
-import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from data import sources
-from data.disk import patiently
+from data.derived import derived
 from data.errors import UserError
 from data.sources import Remote, Text
 
@@ -134,7 +131,7 @@ def _story(part: str) -> Text:
 def _cut(name: str, archive: Archive) -> dict[str, Path]:
     """The parts of an archive's text, as files in the cache."""
     path = sources.remote_file(name, archive.remote)
-    return _derived(name, archive.remote.sha256, _unpacked(path, archive))
+    return derived(name, archive.remote.sha256, PARTS, _unpacked(path, archive))
 
 
 def _unpacked(path: Path, archive: Archive) -> Iterator[tuple[str, bytes]]:
@@ -170,7 +167,7 @@ def _ptb() -> dict[str, Path]:
     digest = hashlib.sha256()
     for file in PTB.values():
         digest.update(sources.noted_digest_of(there / file).encode())
-    return _derived("ptb-char", digest.hexdigest(), _joined(there))
+    return derived("ptb-char", digest.hexdigest(), PARTS, _joined(there))
 
 
 def _joined(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -180,30 +177,3 @@ def _joined(folder: Path) -> Iterator[tuple[str, bytes]]:
             if any(len(character) > 1 for character in characters):
                 raise UserError(f"{folder / file} line {n} is not single characters with blanks between them")
             yield part, ("".join(characters).replace("_", " ") + "\n").encode()
-
-
-def _derived(name: str, digest: str, pieces: Iterable[tuple[str, bytes]]) -> dict[str, Path]:
-    """Files of the cache with the `pieces` of each part, made where they are missing or damaged. `digest`: of what they
-    are made from."""
-    folder = sources.cache_subfolder("downloads")
-    paths = {part: folder / f"{name}.{part}.{digest[:8]}.txt" for part in PARTS}
-    record = folder / f"{name}.{digest[:8]}.json"
-    try:
-        known = json.loads(record.read_text("utf-8"))
-        if known == {part: sources.noted_digest_of(path) for part, path in paths.items()}:
-            return paths
-    except (OSError, ValueError):
-        pass
-    unfinished = {part: path.with_name(f"{path.name}.{os.getpid()}.part") for part, path in paths.items()}
-    try:
-        for part, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
-            with open(unfinished[part], "wb") as file:
-                file.writelines(content for _, content in group)
-        made = {part: sources.digest_of(path) for part, path in unfinished.items()}
-        for part, path in unfinished.items():
-            patiently(functools.partial(os.replace, path, paths[part]))
-        record.write_text(json.dumps(made), "utf-8")
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
-    return paths

@@ -217,7 +217,8 @@ def remote_file(name: str, remote: Remote, local_copy: Path | None = None) -> Pa
     if local_copy:
         _check(local_copy, remote)
         return local_copy
-    path = cache_folder() / "downloads" / f"{name}{'.zip' if remote.file.endswith('.zip') else '.txt'}"
+    suffix = next((archive for archive in (".zip", ".tar.gz") if remote.file.endswith(archive)), ".txt")
+    path = cache_folder() / "downloads" / f"{name}{suffix}"
     if not path.is_file():
         _download(name, remote, path)
     _check(path, remote)

@@ -148,6 +148,10 @@ def texts(tmp_path):
         (tmp_path / "aclImdb" / side / label).mkdir(parents=True)
         for n, name in enumerate(NAMES):
             (tmp_path / "aclImdb" / side / label / f"{n}_7.txt").write_text(f"{label} {name} {side}", "utf-8")
+    (tmp_path / "SST-2").mkdir()
+    for side in ("train", "dev"):
+        rows = "".join(f"{side} {n} \t{label}\n" for n in NAMES for label in (0, 1))
+        (tmp_path / "SST-2" / f"{side}.tsv").write_text(f"sentence\tlabel\n{rows}", "utf-8")
     said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")
     shared = [{"conversations": [{"from": "human", "value": n}, {"from": "gpt", "value": n}]} for n in NAMES]
@@ -240,9 +244,10 @@ def test_the_lines_with_kernels_run():
     assert names["out"].shape == q.shape and torch.equal(names["x"], 2 * q)
 
 
-def test_the_commands_that_classify(cli, texts):
+def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    assert len(CLASSIFY) == 9
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path))  # sst2 and imdb
+    assert len(CLASSIFY) == 11
     for command in CLASSIFY:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))

@@ -23,8 +23,9 @@ class LabelledTexts(Examples):
     """The labelled texts, and how they are read."""
 
     data: Annotated[str, Mark.PLACE] = "surnames"
-    """surnames (bundled), a .tsv, .csv, .parquet, .json or .jsonl file, lines that begin with their label, or a folder:
-    of text files, one a class; of folders of texts, one a class; or of train, validation and test."""
+    """surnames (bundled), sst2 or imdb (downloaded), a .tsv, .csv, .parquet, .json or .jsonl file, lines that begin
+    with their label, or a folder: of text files, one a class; of folders of texts, one a class; or of train, validation
+    and test."""
     text_column: Annotated[str | None, UNSET] = None
     """Column or key of the text, by name or by number from 1 (default: text)."""
     label_column: Annotated[str | None, UNSET] = None
