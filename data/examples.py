@@ -15,6 +15,7 @@ from data.labelled.folders import own_split, read_folder
 from data.labelled.items import read_json
 from data.labelled.lines import read_lines
 from data.labelled.named import NAMED, read_named
+from data.labelled.several import separated
 from data.labelled.tables import read_parquet, read_table
 from data.parquet import is_parquet
 from data.sources import DATA_SETS, is_there, path_of, resolve
@@ -24,31 +25,36 @@ SIDES = ("train", "val", "test")
 BUNDLED = Path(__file__).parent / "surnames"
 
 
-def read_examples(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, list[Example]]:
+def read_examples(
+    data: str, columns: Columns, encoding: str = "utf-8", separator: str | None = None
+) -> tuple[str, list[Example]]:
     """The short name of `data` and its examples; of a data set that has its own split the test side, or else the
     validation side. The rest as in `read_sides`."""
-    name, sides = read_sides(data, columns, encoding)
+    name, sides = read_sides(data, columns, encoding, separator)
     return name, next(sides[side] for side in reversed(SIDES) if side in sides)
 
 
-def read_sides(data: str, columns: Columns, encoding: str = "utf-8") -> tuple[str, dict[str, list[Example]]]:
+def read_sides(
+    data: str, columns: Columns, encoding: str = "utf-8", separator: str | None = None
+) -> tuple[str, dict[str, list[Example]]]:
     """The short name of `data` and its examples by side: all of them as 'train', unless `data` has its own split.
     `data`: 'surnames' (bundled), a data set of `data.labelled.named`, a table, JSON, lines that begin with their label,
     or a folder: of text files, one a class with an example a line; of folders, one a class with an example a file; or
-    of files or folders named train, validation (val, valid, dev) and test, each of them any of these.
+    of files or folders named train, validation (val, valid, dev) and test, each of them any of these. `separator`:
+    what stands between the labels of a text that has several.
 
     Raises UserError, with file and line, where more than a few examples are malformed or incomplete; warns of these."""
     reading.check_encoding(encoding)
     if data in NAMED:
-        _refuse_flags_of_files(data, columns, encoding)
+        _refuse_flags_of_files(data, columns, encoding, separator)
         return data, read_named(data)
     if data != "surnames":
         _check_there(data)
     path = BUNDLED if data == "surnames" else path_of(data) or Path(data)
     if path.is_dir() and (parts := own_split(path)):
-        examples = {side: _one_side(parts[side], columns, encoding) for side in SIDES if side in parts}
+        examples = {side: _one_side(parts[side], columns, encoding, separator) for side in SIDES if side in parts}
     else:
-        examples = _read(path, columns, encoding, data)
+        examples = _read(path, columns, encoding, data, separator)
     return (data if data == "surnames" else packed.unpacked_name(path.resolve()).stem), examples
 
 
@@ -64,7 +70,9 @@ def _check_there(data: str) -> None:
         resolve(data)
 
 
-def _refuse_flags_of_files(name: str, columns: Columns, encoding: str) -> None:
+def _refuse_flags_of_files(name: str, columns: Columns, encoding: str, separator: str | None) -> None:
+    if separator is not None:
+        raise UserError(f"--label-separator is for texts with several labels; those of {name} have one")
     for column in Columns._fields:
         if getattr(columns, column) is not None:
             raise UserError(f"--{column}-column is for tables and JSON; {name} has a text and a label")
@@ -72,23 +80,25 @@ def _refuse_flags_of_files(name: str, columns: Columns, encoding: str) -> None:
         raise UserError(f"--encoding {encoding} is for files; {name} is read as it was published, in utf-8")
 
 
-def _one_side(parts: list[Path], columns: Columns, encoding: str) -> list[Example]:
+def _one_side(parts: list[Path], columns: Columns, encoding: str, separator: str | None) -> list[Example]:
     """The examples of the files or folders of one side of the split."""
     examples = []
     for part in parts:
-        if len(sides := _read(part, columns, encoding, str(part))) > 1:
+        if len(sides := _read(part, columns, encoding, str(part), separator)) > 1:
             raise UserError(f"{part} has a split of its own ({', '.join(sides)}); name it alone, with --data")
         examples += sides["train"]
     return examples
 
 
-def _read(path: Path, columns: Columns, encoding: str, name: str) -> dict[str, list[Example]]:
+def _read(path: Path, columns: Columns, encoding: str, name: str, separator: str | None) -> dict[str, list[Example]]:
     """The examples of one file, or of a folder of classes, by side. `name`: what messages call it."""
     suffix = packed.unpacked_name(path).suffix.lower()
     found: dict[str, Iterator[Example | Fault]]
     if path.is_dir():
         if flags := [f"--{column}-column" for column in Columns._fields if getattr(columns, column) is not None]:
             raise UserError(f"{flags[0]} is for tables and JSON; {name} is a folder: its names are the labels")
+        if separator is not None:
+            raise UserError(f"--label-separator is for files; {name} is a folder: its names are the labels, one a text")
         found = {"train": read_folder(path, encoding)}
     elif suffix in (".json", ".jsonl") or (not is_table(path) and line_objects(path, encoding)):
         found = read_json(path, columns, encoding)
@@ -98,7 +108,11 @@ def _read(path: Path, columns: Columns, encoding: str, name: str) -> dict[str, l
         read = read_table if suffix in (".tsv", ".csv") else read_lines
         found = {"train": read(path, columns, encoding)}
     of_side = "{} '{}'" if len(found) > 1 else "{}"
-    return {side: whole_examples(found[side], of_side.format(name, side)) for side in SIDES if side in found}
+    return {
+        side: whole_examples(separated(found[side], separator), of_side.format(name, side))
+        for side in SIDES
+        if side in found
+    }
 
 
 def labels_of(examples: list[Example], name: str, to_split: bool = True, way_out: str = "") -> list[str]:
@@ -119,11 +133,11 @@ def labels_of(examples: list[Example], name: str, to_split: bool = True, way_out
 
 
 def drop_duplicates(examples: Sequence[Example]) -> list[Example]:
-    """The examples without later copies of the same text and label."""
-    seen: set[tuple[str, str]] = set()
+    """The examples without later copies of the same text and label, or labels."""
+    seen: set[tuple[str, ...]] = set()
     distinct = []
     for example in examples:
-        if (key := (normalised(example.text), example.label)) not in seen:
+        if (key := (normalised(example.text), example.label, *sorted(example.labels or ()))) not in seen:
             seen.add(key)
             distinct.append(example)
     return distinct
@@ -155,6 +169,27 @@ def split_examples(examples: Sequence[Any], seed: int, fractions: tuple[float, f
                 raise UserError(f"{len(groups)} different texts are too few to hold out two; bring more")
             sides[side] += largest.pop()
     sides["train"] = [example for ordered in remaining for group in ordered for example in group]
+    return sides
+
+
+def keep_labels_in_training(sides: dict[str, list[Example]], held_out: Sequence[str]) -> dict[str, list[Example]]:
+    """The sides of examples with several labels each, where those that were `held_out` give training a text of each
+    label that it lacks, with all its copies; at most half of their texts."""
+    sides, there = dict(sides), {label for example in sides["train"] for label in example.labels or ()}
+    for side in held_out:
+        groups: dict[str, list[Example]] = defaultdict(list)
+        for example in sides[side]:
+            groups[normalised(example.text)].append(example)
+        spare, kept = len(groups) // 2, []
+        for group in groups.values():
+            lacking = {label for example in group for label in example.labels or ()} - there
+            if lacking and spare:
+                spare -= 1
+                there |= lacking
+                sides["train"] = sides["train"] + group
+            else:
+                kept += group
+        sides[side] = kept
     return sides
 
 

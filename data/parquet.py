@@ -27,14 +27,16 @@ def column_names(path: Path) -> list[str]:
 
 
 def class_names(path: Path, column: str) -> list[str]:
-    """The names of the classes that the numbers of a column stand for, as Hugging Face's `datasets` notes them in the
-    file; none where it has no such note."""
+    """The names of the classes that the numbers of a column, or in its lists, stand for, as Hugging Face's `datasets`
+    notes them in the file; none where it has no such note."""
     arrow, parquet = _library(path)
     with _readable(path, arrow), parquet.ParquetFile(path) as file:
         noted = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     try:
-        names = json.loads(noted)["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        feature = json.loads(noted)["info"]["features"][column]
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        names = feature["names"]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
@@ -49,15 +51,22 @@ def read_column(path: Path, column: str, digest: bytes | None = None) -> Iterato
 
 def read_columns(path: Path, columns: Sequence[str], digest: bytes | None = None) -> Iterator[tuple[str, ...]]:
     """The same of several columns, together."""
+    for row in read_rows(path, columns, digest=digest):
+        yield tuple(_written(value) for value in row)
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], lists: bool = False, digest: bytes | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """The same as they are: numbers as such, None for a missing one. `lists`: whether a column may have lists of texts
+    or numbers, too."""
     arrow, parquet = _library(path)
     with _readable(path, arrow):
         with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             for column in columns:
-                _check_column(path, column, file.schema_arrow, arrow)
+                _check_column(path, column, file.schema_arrow, arrow, lists)
             for batch in file.iter_batches(ROWS, columns=list(columns), use_threads=False):
-                values = (batch.column(column).to_pylist() for column in columns)
-                for row in zip(*values, strict=True):
-                    yield tuple("" if value is None else str(value) for value in row)
+                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
         if digest is not None and _digest(path) != digest:
             raise Changed(path)
 
@@ -84,7 +93,11 @@ def _library(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _check_column(path: Path, column: str, schema: Any, arrow: Any) -> None:
+def _written(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _check_column(path: Path, column: str, schema: Any, arrow: Any, lists: bool) -> None:
     names = list(schema.names)
     if column not in names:
         listed = ", ".join(names)[:200] or "nothing"
@@ -93,6 +106,8 @@ def _check_column(path: Path, column: str, schema: Any, arrow: Any) -> None:
             "has the texts"
         )
     kind = schema.field(column).type
+    if lists and (arrow.types.is_list(kind) or arrow.types.is_large_list(kind)):
+        kind = kind.value_type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     types = arrow.types
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)

@@ -20,6 +20,7 @@ from export import card, hub
 from export.hub_check import UNCOMPARED, check_equal, reloaded
 from finetune.classify.examples import encode
 from finetune.classify.labeller import Labeller, load_labeller
+from finetune.classify.measure import HEADLINES, headlines
 from nanogpt import pretrained
 from nanogpt.model import Transformer
 
@@ -29,6 +30,9 @@ from transformers import pipeline
 classify = pipeline("text-classification", {folder!r})
 classify("a text", truncation=True, top_k=None)
 ```"""
+
+SEVERAL = """A text may have several labels, or none: those whose probability is at least their threshold
+(`thresholds` in config.json, in the order of `id2label`)."""
 
 
 def is_classifier(run: str) -> bool:
@@ -47,7 +51,8 @@ def to_hub(path: Path, which: str, folder: Path) -> str:
     _refuse(path, labeller, settings)
     assert isinstance(body, Transformer)
     body.lm_head = None  # of the next token, which is not asked for; nor is its cap
-    classes = hub.Classes(labeller.labels, labeller.model.head.weight)
+    thresholds = None if labeller.thresholds is None else labeller.thresholds.tolist()
+    classes = hub.Classes(labeller.labels, labeller.model.head.weight, thresholds)
     try:
         kind = hub.save(body, labeller.tokenizer, settings | {"logit_cap": None}, folder, "<bos>", classes=classes)
         checked = _check(labeller, folder)
@@ -55,14 +60,15 @@ def to_hub(path: Path, which: str, folder: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     summary, relu2 = read_summary(path), kind != "gpt2" and settings["activation"] == "relu2"
-    accuracy = summary.get("test", {}).get("accuracy")
     facts = card.facts_of(labeller.model, labeller.tokenizer, settings["context"], read_facts(path)["data"]["name"]) | {
         "labels": ", ".join(labeller.labels),
-        "test accuracy": None if accuracy is None else f"{accuracy:.4f}",
+        **{f"test {HEADLINES[name]}": f"{value:.4f}" for name, value in headlines(summary.get("test", {})).items()},
     }
-    card.write(
-        folder, f"{kind} classifier", facts, [USE.format(folder=folder.name)], "text-classification", relu2=relu2
-    )
+    uses = [USE.format(folder=folder.name)]
+    if thresholds is not None:
+        facts["thresholds"] = ", ".join(f"{threshold:.4f}" for threshold in thresholds)
+        uses.append(SEVERAL)
+    card.write(folder, f"{kind} classifier", facts, uses, "text-classification", relu2=relu2)
     return f"wrote {folder}, a {kind}: pipeline('text-classification', {str(folder)!r}) labels with it\n{checked}"
 
 

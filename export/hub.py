@@ -24,10 +24,12 @@ GPT2_END = "<|endoftext|>"  # what GPT-2 calls its <eos>
 
 
 class Classes(NamedTuple):
-    """What makes a classifier of a Transformer: its labels and the weight of its head, (labels, C)."""
+    """What makes a classifier of a Transformer: its labels, the weight of its head, (labels, C), and, where a text may
+    have several labels, from which probability on it has each."""
 
     labels: list[str]
     weight: Tensor
+    thresholds: list[float] | None = None
 
 
 _NAMED = ("bos", "eos", "pad", "unk")
@@ -95,6 +97,8 @@ def _classifier(config: dict[str, Any], weights: dict[str, Tensor], classes: Cla
         "problem_type": "single_label_classification", "id2label": labels,
         "label2id": {label: n for n, label in enumerate(classes.labels)},
     }  # fmt: skip
+    if classes.thresholds is not None:  # transformers keeps the key, and leaves it to who reads the probabilities
+        config |= {"problem_type": "multi_label_classification", "thresholds": classes.thresholds}
     kept = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
     return config, kept | {"score.weight": classes.weight}
 

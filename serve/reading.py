@@ -25,10 +25,10 @@ class Labels:
 
     def card(self) -> dict[str, Any]:
         """What /v1/models says of it."""
-        config = self.labeller.config
+        config, thresholds = self.labeller.config, self.labeller.thresholds
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "charlm", "family": config.model,
-            "labels": self.labeller.labels,
+            "labels": self.labeller.labels, **({} if thresholds is None else {"thresholds": thresholds.tolist()}),
         }  # fmt: skip
 
 
@@ -61,15 +61,15 @@ async def embed(served: Served, asked: Embeddings) -> dict[str, Any]:
 
 
 async def classify(labels: Labels, asked: Classification) -> dict[str, Any]:
-    """The label of each text, with the probability of every label."""
+    """The label of each text, or its labels, with the probability of every label."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     if not texts:
         raise Refused(400, "input is empty", "input")
     found = await asyncio.to_thread(labels.labeller, texts)
     data = []
-    for n, p in enumerate(found.tolist()):
-        by_label = dict(zip(labels.labeller.labels, p, strict=True))
-        data.append({"index": n, "label": max(by_label, key=by_label.__getitem__), "probabilities": by_label})
+    for n, p in enumerate(found):
+        by_label = dict(zip(labels.labeller.labels, p.tolist(), strict=True))
+        data.append({"index": n, **labels.labeller.answer(p), "probabilities": by_label})
     return {"object": "list", "model": labels.name, "data": data}
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 import transformers
 
-from tests.helpers import ok, refused
+from tests.helpers import ok, refused, summary
 
 MODULE = "-m finetune.classify"
 WORDS = {"spam": ["win", "free", "cash", "prize", "claim"], "ham": ["see", "you", "home", "soon", "love"]}
@@ -41,6 +43,30 @@ def test_the_pipeline_labels_as_we_do(cli, sms, tmp_path, layout):
     card = (tmp_path / "out/README.md").read_text("utf-8")
     assert "pipeline_tag: text-classification" in card and "| labels | ham, spam |" in card
     assert "| test accuracy | " in card and not (tmp_path / "out/generation_config.json").exists()
+
+
+def test_a_text_may_have_several_labels_there_too(cli, tmp_path):
+    rows = [
+        (f"{'win cash ' * (n % 2)}{'see you ' * (n % 3 > 0)}{n}", ["spam"] * (n % 2) + ["ham"] * (n % 3 > 0))
+        for n in range(60)
+    ]
+    (tmp_path / "sms.jsonl").write_text("\n".join(json.dumps({"text": t, "label": of}) for t, of in rows), "utf-8")
+    ok(cli(MODULE, "--data", "sms.jsonl", "--model", "transformer", *QUICK, "--out", "run"))
+    assert "its logits in transformers" in ok(cli("-m export", "run", "--to", "hf", "out")).out
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert theirs.config.problem_type == "multi_label_classification"
+    thresholds = [each["threshold"] for each in summary()["test"]["classes"].values()]
+    assert theirs.config.thresholds == thresholds and theirs.config.id2label == {0: "ham", 1: "spam"}
+    texts = ["win cash", "see you 3", "win cash see you"]
+    ours = ok(cli(MODULE, "--out", "run", "--predict", "-", stdin="\n".join(texts).encode())).out.splitlines()
+    found = transformers.pipeline("text-classification", str(tmp_path / "out"))(texts, truncation=True, top_k=None)
+    for line, scores in zip(map(json.loads, ours), found, strict=True):
+        assert {each["label"]: pytest.approx(each["score"], abs=1e-5) for each in scores} == line["probabilities"]
+    ids = torch.tensor([[1, 9, 8, 7]])
+    out = theirs(ids, labels=torch.tensor([[0.0, 1.0]]))
+    assert out.loss == F.binary_cross_entropy_with_logits(out.logits, torch.tensor([[0.0, 1.0]])), "it goes on there"
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert "| test micro-F1 | " in card and "| thresholds | 0." in card and "A text may have several labels" in card
 
 
 REFUSED = {

@@ -101,6 +101,7 @@ KINDS = {
     "adamw": ("train.py", quick("transformer", **SMALL, dropout=0, optimizer="adamw")),
     "micro-batches": ("train.py", quick("gru", **SMALL, dropout=0, grad_accum=3, hash_ngrams=3, hash_rows=64)),
     "classify": ("-m finetune.classify", [*TUNED, "--data", "labels.tsv", "--ngrams", 0, *GRU]),
+    "labels": ("-m finetune.classify", [*TUNED, "--data", "labels.tsv", "--label-separator", "o", "--ngrams", 0, *GRU]),
     "instruct": ("-m finetune.instruct", [*TUNED, "--data", "chat.jsonl", *GRU]),
     "lora": ("-m finetune.instruct", [*TUNED, "--data", "chat.jsonl", "--train", "lora", "--init", "before"]),
     "dpo": ("-m finetune.instruct", [*TUNED, "--data", "pairs.jsonl", "--dpo", "--init", "before"]),

@@ -258,12 +258,6 @@ def test_fine_labels_are_asked_for_and_a_line_of_another_kind_is_left_out(tmp_pa
         pairs(path, Columns(label="2"))
 
 
-def test_lines_with_several_labels_are_refused(tmp_path):
-    path = write({"x.txt": "__label__a __label__b one\n__label__a two\n" * 10}, tmp_path) / "x.txt"
-    with pytest.raises(UserError, match=r"x.txt line 1 has 2 labels, where a text has one \(a, b\); 10 of 20 rows"):
-        pairs(path)
-
-
 ITEMS = [("A joy", "pos"), ("A bore", "neg"), ("Warm", "pos")]
 OBJECTS = [{"sentence": text, "label": label} for text, label in ITEMS]
 COLUMNS = {"text": [text for text, _ in ITEMS], "label": [label for _, label in ITEMS]}
@@ -294,7 +288,8 @@ def test_json_of_splits_has_its_own_split(cli, tmp_path):
 
 BAD_JSON = {
     "ragged": ({"text": ["a", "b"], "label": ["x"]}, "neither columns nor splits"),
-    "nested": ([{"text": "a", "label": ["x", "y"]}], "example 1: 'label' is neither a text nor a number"),
+    "nested": ([{"text": "a", "label": [["x"], "y"]}], "example 1: 'label' is a list of other things than texts and"),
+    "object": ([{"text": "a", "label": {"x": 1}}], "example 1: 'label' is neither a text nor a number nor a list"),
     "twice": ({"train": [["a", "b"]], "val": [["a", "b"]], "dev": [["a", "b"]]}, "two keys for one side"),
     "no keys": ([{"a": "x", "b": "y", "c": "z"}] * 3, "has no key 'text'; it has: a, b, c. --text-column and"),
     "empty side": ({"train": [["a", "b"]], "test": []}, "x.json 'test' holds no examples"),

@@ -144,6 +144,7 @@ def texts(tmp_path):
     (tmp_path / "clinc.json").write_text(
         json.dumps({"train": asked[6:], "val": asked[:4], "test": asked[4:6]}), "utf-8"
     )
+    (tmp_path / "emotions.tsv").write_text("".join(f"joy,love\t{n}\n\tsee {n}\nlove\tmy {n}\n" for n in NAMES), "utf-8")
     for side, label in itertools.product(("train", "test"), ("pos", "neg")):
         (tmp_path / "aclImdb" / side / label).mkdir(parents=True)
         for n, name in enumerate(NAMES):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.errors import UserError, nearest, note
 from data.labelled.example import Columns
@@ -76,9 +76,12 @@ def by_name(path: Path, names: Sequence[str], columns: Columns) -> tuple[int, in
     return text, label
 
 
-def by_content(rows: Sequence[Sequence[str]], label_first: bool = True) -> tuple[int, int]:
-    """The indices of the text and the label among two columns: the label has fewer distinct values. `label_first`:
-    which it is where both have as many."""
+def by_content(rows: Sequence[Sequence[Any]], label_first: bool = True) -> tuple[int, int]:
+    """The indices of the text and the label among two columns: the label has lists, or fewer distinct values.
+    `label_first`: which it is where both have as many."""
+    lists = {index for row in rows for index, value in enumerate(row[:2]) if isinstance(value, list)}
+    if len(lists) == 1:
+        return (1, 0) if 0 in lists else (0, 1)
     first, second = _distinct(rows)
     return (0, 1) if second < first or (second == first and not label_first) else (1, 0)
 
@@ -115,8 +118,8 @@ def _is_header(rows: Sequence[Sequence[str]], text: int, label: int) -> bool:
     return of_numbers or len(labels) >= max(ENOUGH, 2 * len(set(labels)))
 
 
-def _distinct(rows: Sequence[Sequence[str]]) -> tuple[int, int]:
-    pairs = [row for row in rows if len(row) == 2]
+def _distinct(rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    pairs = [tuple(map(str, row)) for row in rows if len(row) == 2]
     return len({row[0] for row in pairs}), len({row[1] for row in pairs})
 
 

@@ -12,11 +12,13 @@ NAMED = 3  # faults that a warning names
 
 
 class Example(NamedTuple):
-    """One text and its label. `where`: its file and line, for messages."""
+    """One text and its label. `where`: its file and line, for messages. `labels`: of data with several labels a text
+    all of them, each once, perhaps none; `label` is then empty."""
 
     text: str
     label: str
     where: str
+    labels: tuple[str, ...] | None = None
 
 
 class Columns(NamedTuple):
@@ -39,8 +41,9 @@ def whole_examples(found: Iterable[Example | Fault], name: object) -> list[Examp
     column or the wrong file."""
     examples, faults = [], []
     for item in found:
-        if isinstance(item, Example) and item.text.strip() and item.label.strip():
-            reading.check_characters(item.label, item.where)  # the label may be the name of a file
+        if isinstance(item, Example) and item.text.strip() and (item.labels is not None or item.label.strip()):
+            for label in item.labels or (item.label,):
+                reading.check_characters(label, item.where)  # it may be the name of a file
             examples.append(item)
         elif isinstance(item, Example):
             faults.append(f"{item.where} has an empty {'label' if item.text.strip() else 'text'}")

@@ -9,6 +9,7 @@ from data.json_items import is_one_value, json_items, json_value, list_items
 from data.labelled.columns import by_content, by_name, tell
 from data.labelled.example import Columns, Example, Fault
 from data.labelled.folders import side_of
+from data.labelled.several import distinct
 
 Items = Iterator[tuple[str, Any]]  # each after its name for messages
 
@@ -63,7 +64,7 @@ def _examples(path: Path, items: Items, columns: Columns) -> Iterator[Example | 
         if any(columns):
             keys = [of_first[index] for index in by_name(path, of_first, columns)]
         else:
-            rows = [[str(item.get(key, "")) for key in of_first] for _, item in listed if isinstance(item, dict)]
+            rows = [[item.get(key, "") for key in of_first] for _, item in listed if isinstance(item, dict)]
             keys = [of_first[index] for index in by_content(rows, label_first=False)]
             tell(path, *keys)
     for where, item in listed:
@@ -73,7 +74,7 @@ def _examples(path: Path, items: Items, columns: Columns) -> Iterator[Example | 
 def _pairs(path: Path, listed: list[tuple[str, Any]], columns: Columns) -> Iterator[Example | Fault]:
     if any(columns):
         raise UserError(f"{path} has pairs of a text and a label, without names: leave out {_first_flag(columns)}")
-    text, label = by_content([list(map(str, pair)) for _, pair in listed], label_first=False)
+    text, label = by_content([pair for _, pair in listed], label_first=False)
     for where, pair in listed:
         yield _example({"text": pair[text], "label": pair[label]}, ["text", "label"], where)
 
@@ -81,7 +82,7 @@ def _pairs(path: Path, listed: list[tuple[str, Any]], columns: Columns) -> Itera
 def _example(item: object, keys: list[str], where: str) -> Example | Fault:
     if not isinstance(item, dict):
         return Fault(f"{where} is not an object with a text and a label")
-    values = []
+    values: list[str] = []
     for key in keys:
         if key not in item:
             there = list(map(str, item))
@@ -90,8 +91,12 @@ def _example(item: object, keys: list[str], where: str) -> Example | Fault:
                 "--label-column say which are meant"
             )
         value = item[key]
+        if key == keys[1] and isinstance(value, list):
+            if not all(isinstance(label, str | int | float) for label in value):
+                return Fault(f"{where}: '{key}' is a list of other things than texts and numbers")
+            return Example(values[0], "", where, distinct(map(str, value)))
         if not isinstance(value, str | int | float | None):
-            return Fault(f"{where}: '{key}' is neither a text nor a number")
+            return Fault(f"{where}: '{key}' is neither a text nor a number{'' if key == keys[0] else ' nor a list'}")
         values.append("" if value is None else str(value))
     text, label = values
     return Example(text, label, where)

@@ -7,6 +7,7 @@ from pathlib import Path
 from data import reading
 from data.errors import UserError, note
 from data.labelled.example import MOST_FAULTS, Columns, Example, Fault
+from data.labelled.several import distinct
 from data.labelled.tables import examples_of_rows
 from data.table_rows import tab_separated
 
@@ -54,7 +55,7 @@ def _fasttext(path: Path, lines: Lines) -> Iterator[Example | Fault]:
         if isinstance(item, Example):
             labels = item.label.replace("__label__", " ").split()
             if len(labels) > 1:
-                item = Fault(f"{item.where} has {len(labels)} labels, where a text has one ({', '.join(labels)[:80]})")
+                item = item._replace(label="", labels=distinct(labels))
             else:
                 item = item._replace(label=labels[0])
         yield item

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data import parquet, reading
 from data.errors import UserError
 from data.labelled.columns import WAY_OUT, by_content, by_name, choose, tell
 from data.labelled.example import Columns, Example, Fault
+from data.labelled.several import distinct
 from data.table_rows import table_rows
 
 
@@ -29,18 +31,29 @@ def examples_of_rows(path: Path, rows: list[tuple[int, list[str]]], columns: Col
 
 
 def read_parquet(path: Path, columns: Columns) -> Iterator[Example | Fault]:
-    """The examples of a Parquet file; numbers of classes whose names it notes become these names.
+    """The examples of a Parquet file; numbers of classes whose names it notes become these names, and a column
+    of lists has all labels of each text.
 
     Raises UserError where pyarrow is missing."""
     names = parquet.column_names(path)
     if any(columns) or {"text", "label"} <= {name.lower() for name in names}:
         text, label = by_name(path, names, columns)
     elif len(names) == 2:
-        text, label = by_content(list(parquet.read_columns(path, names)))
+        text, label = by_content(list(parquet.read_rows(path, names, lists=True)))
         tell(path, names[text], names[label])
     else:
         raise UserError(f"{path} has no columns 'text' and 'label', but: {', '.join(names)[:200]}; {WAY_OUT}")
     classes = dict(enumerate(parquet.class_names(path, names[label])))
-    for n, (said, number) in enumerate(parquet.read_columns(path, [names[text], names[label]]), 1):
-        name = classes.get(int(number), number) if number.isdecimal() else number
-        yield Example(said.strip(), name.strip(), f"{path} row {n}")
+
+    def name(number: Any) -> str:
+        number = "" if number is None else str(number)
+        return classes.get(int(number), number) if number.isdecimal() else number
+
+    texts = parquet.read_columns(path, [names[text]])
+    labels = parquet.read_rows(path, [names[label]], lists=True)
+    for n, ((said,), (label_or_list,)) in enumerate(zip(texts, labels, strict=True), 1):
+        where = f"{path} row {n}"
+        if isinstance(label_or_list, list):
+            yield Example(said.strip(), "", where, distinct(map(name, label_or_list)))
+        else:
+            yield Example(said.strip(), name(label_or_list).strip(), where)

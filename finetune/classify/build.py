@@ -14,14 +14,18 @@ from nanogpt.model import Transformer
 
 def class_weights(power: float, labels: np.ndarray, n_classes: int) -> torch.Tensor:
     """The weight of each class in the loss, (n_classes,): its rarity in `labels` (examples,) to a power, 0 for equal
-    weights, 1 for classes that weigh the same; with mean 1 over `labels`."""
+    weights, 1 for classes that weigh the same; with mean 1 over `labels`. Of texts with several labels these are the
+    labels of all of them."""
     counts = np.maximum(np.bincount(labels, minlength=n_classes), 1)
     weights = counts**-power
     return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
 
 
-def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch.Tensor) -> Classifier:
-    """The classifier of `config` on `body`, with the weights that `--train` leaves alone frozen."""
+def build_classifier(
+    config: ClassifyConfig, body: LanguageModel, weights: torch.Tensor, label_sets: torch.Tensor | None = None
+) -> Classifier:
+    """The classifier of `config` on `body`, with the weights that `--train` leaves alone frozen. `weights` and
+    `label_sets`: as in `Classifier`."""
     tuning = config.tuning
     if not tuning.lm_weight and getattr(body, "lm_head", None) is not None:
         body.register_module("lm_head", None)  # predicts no token any more
@@ -32,7 +36,7 @@ def build_classifier(config: ClassifyConfig, body: LanguageModel, weights: torch
         body, len(weights), pooling=tuning.pooling, ngrams=tuning.ngrams or 0,
         dropout=getattr(config.net, "dropout", 0.0), class_weights=weights,
         lm_weight=tuning.lm_weight,
-        label_smoothing=config.net.label_smoothing, z_loss=config.net.z_loss,
+        label_smoothing=config.net.label_smoothing, z_loss=config.net.z_loss, label_sets=label_sets,
     )  # fmt: skip
     if tuning.train == "lora":
         add_lora(body, tuning.lora_rank, tuning.lora_alpha, tuning.lora_layers)

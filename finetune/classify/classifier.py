@@ -28,9 +28,16 @@ class Classifier(nn.Module):
 
     `targets` (B, T) hold a row's label at its last real token, IGNORE elsewhere, so that a batch says its own lengths.
     `class_weights` (n_classes,) multiply the loss of each class; `lm_weight` times the mean loss of predicting each
-    next token is added while training."""
+    next token is added while training.
+
+    With `label_sets` (sets, n) a text has a set of labels: the target is the row of its classes there, -1 where it has
+    fewer. Each class is then a sigmoid of its own, and the loss of a text is the binary cross-entropy summed over the
+    classes: the NLL of its set. The text has those labels that are at least as probable as `thresholds` (n_classes,),
+    which are stored with the weights."""
 
     class_weights: Tensor | None
+    label_sets: Tensor | None
+    thresholds: Tensor | None
 
     def __init__(
         self,
@@ -44,6 +51,7 @@ class Classifier(nn.Module):
         lm_weight: float = 0.0,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        label_sets: Tensor | None = None,
     ):
         super().__init__()
         self.body, self.pooling, self.lm_weight = body, pooling, lm_weight
@@ -54,6 +62,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(feature_width(body) + BAG_WIDTH * bool(ngrams), n_classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("label_sets", label_sets, persistent=False)
+        self.register_buffer("thresholds", None if label_sets is None else torch.full((n_classes,), 0.5))
 
     def forward(
         self, tokens: Tensor, targets: Tensor, state: State | None = None, *, want_logits: bool = True
@@ -68,20 +78,30 @@ class Classifier(nn.Module):
             features = torch.cat([features, self.bag(tokens, read)], 1)
         logits = self.head(features)  # (B, n_classes)
         labels = targets.amax(1)  # IGNORE is less than any
-        precise = widened(logits)
-        nll_sum = F.cross_entropy(
-            precise,
-            labels,
-            None if self.class_weights is None else self.class_weights.type_as(precise),
-            ignore_index=IGNORE,
-            reduction="sum",
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-        )
-        if self.training and self.z_loss:
-            nll_sum = nll_sum + self.z_loss * precise.logsumexp(-1)[labels != IGNORE].square().sum()
+        nll_sum = self._class_loss(widened(logits), labels)
         if self.training and self.lm_weight:
             nll_sum = nll_sum + self.lm_weight * self._language_loss(tokens, hidden, read, labelled)
         return Output(logits if want_logits else None, nll_sum, labelled.sum(), state)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Those of the classes (B, n_classes): of each, or of each instead of all others."""
+        return logits.softmax(-1) if self.label_sets is None else logits.sigmoid()
+
+    def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else self.class_weights.type_as(logits)
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.label_sets is not None:
+            has_label = multi_hot(self.label_sets[labels.clamp_min(0)], logits.shape[1]).type_as(logits)
+            expected = has_label * (1 - smoothing) + 0.5 * smoothing
+            # A weight is that of the texts that have the label, as in the other loss.
+            nll = F.binary_cross_entropy_with_logits(logits, expected, pos_weight=weights, reduction="none").sum(1)
+            return nll.masked_fill(labels == IGNORE, 0.0).sum()
+        nll_sum = F.cross_entropy(
+            logits, labels, weights, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+        )
+        if self.training and self.z_loss:
+            nll_sum = nll_sum + self.z_loss * logits.logsumexp(-1)[labels != IGNORE].square().sum()
+        return nll_sum
 
     def output_layers(self) -> list[nn.Module]:
         """As of a LanguageModel: what makes the class logits, and what makes those of the next token."""
@@ -124,6 +144,12 @@ class NGramBag(nn.Module):
             weights = F.dropout(weights, BAG_DROPOUT)
         scale = counted.sum(1, keepdim=True).type_as(weights).rsqrt()  # a text has at least one token
         return F.embedding_bag(rows, self.table.weight, per_sample_weights=weights * scale, mode="sum")
+
+
+def multi_hot(classes: Tensor, n_classes: int) -> Tensor:
+    """Which of `n_classes` each row of `classes` (B, n) names, of which -1 is none: (B, n_classes) bool."""
+    found = torch.zeros(len(classes), n_classes + 1, dtype=torch.bool, device=classes.device)
+    return found.scatter(1, classes.where(classes >= 0, n_classes), True)[:, :n_classes]
 
 
 def feature_width(model: LanguageModel) -> int:

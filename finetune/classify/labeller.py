@@ -12,6 +12,7 @@ import torch
 
 from data.errors import UserError, flag, warn
 from data.examples import Columns, read_examples
+from data.labelled import several
 from data.program import command
 from data.reading import file_or_text, read_chunks, read_lines
 from data.rows import Row, by_length, collate
@@ -29,7 +30,7 @@ from engine.run.weights import check_sizes, load_weights
 from finetune.classify import measure
 from finetune.classify.build import build_classifier
 from finetune.classify.classifier import Classifier
-from finetune.classify.examples import encode, read_labelled
+from finetune.classify.examples import Labelled, encode, read_labelled
 from finetune.classify.options import USE_FLAGS, ClassifyConfig
 from finetune.task import UNKNOWN_ALLOWED, backends_of, refuse_edited, refuse_useless_here
 
@@ -43,6 +44,19 @@ class Labeller:
     config: ClassifyConfig
     labels: list[str]
     device: torch.device
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The least probability of each label, (labels,), for a text to have it; None where a text has one label."""
+        return thresholds_of(self.model)
+
+    def answer(self, p: np.ndarray) -> dict[str, str | list[str]]:
+        """What a text with these probabilities (labels,) is said to have: its `label`, or the `labels` that reach their
+        thresholds, the most probable first."""
+        ordered, thresholds = np.argsort(-p, kind="stable"), self.thresholds
+        if thresholds is None:
+            return {"label": self.labels[ordered[0]]}
+        return {"labels": [self.labels[n] for n in ordered if p[n] >= thresholds[n]]}
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Probabilities (texts, classes), in the order of `labels`. Warns of texts that are cut."""
@@ -60,6 +74,7 @@ def load_labeller(path: str | Path, which: str = "best", device: str = "auto", *
     path = Path(path)
     facts = read_classifier_facts(path)
     labels = facts["classify"]["labels"]
+    no_labels = torch.full((1, 1), -1) if facts["classify"].get("multi_label") else None  # is all that is asked for
     config = replace(flags.config_of(path, ClassifyConfig), **{"attention": "auto", "norm_kernel": "auto"} | backends)
     tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     chosen, _ = runtime.choose_device(device)
@@ -67,7 +82,7 @@ def load_labeller(path: str | Path, which: str = "best", device: str = "auto", *
 
     def build() -> Classifier:
         body = build_model(config, tokenizer.vocab_size, tokenizer.special)
-        return build_classifier(config, body, torch.ones(len(labels)))
+        return build_classifier(config, body, torch.ones(len(labels)), no_labels)
 
     check_identity(path / which, identity(facts, tokenizer))
     check_sizes(build, layers(config), path / which)
@@ -79,12 +94,18 @@ def load_labeller(path: str | Path, which: str = "best", device: str = "auto", *
 def read_classifier_facts(path: Path) -> dict[str, Any]:
     """The facts of a classifier's run. Raises UserError for another kind of run."""
     facts = folder.read_facts(path)
-    labels = facts.get("classify", {}).get("labels") if isinstance(facts.get("classify"), dict) else None
-    if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(label, str) for label in labels):
+    about = facts["classify"] if isinstance(facts.get("classify"), dict) else {}
+    labels, fewest = about.get("labels"), 1 if about.get("multi_label") else 2
+    if not isinstance(labels, list) or len(labels) < fewest or not all(isinstance(label, str) for label in labels):
         raise UserError(
             f"{path} is not a run of {command(ClassifyConfig.program)}; start one from it with --init {path}"
         )
     return facts
+
+
+def thresholds_of(model: Classifier) -> np.ndarray | None:
+    """As of a `Labeller`."""
+    return None if model.thresholds is None else model.thresholds.cpu().numpy()
 
 
 def probabilities(model: Classifier, rows: list[Row], pad: int, device: torch.device) -> np.ndarray:
@@ -93,7 +114,8 @@ def probabilities(model: Classifier, rows: list[Row], pad: int, device: torch.de
     with in_evaluation_mode(model):
         for numbers in by_length(rows):
             batch = collate([rows[i] for i in numbers], pad).to(device)
-            found[numbers] = model(batch.tokens, batch.targets).logits.float().softmax(-1).cpu().numpy()
+            logits = model(batch.tokens, batch.targets).logits
+            found[numbers] = model.probabilities(logits.float()).cpu().numpy()
     return found
 
 
@@ -103,32 +125,49 @@ def predict(config: ClassifyConfig, explicit: set[str]) -> int:
     for text in _texts(config):
         (p,) = labeller([text])
         ordered = sorted(zip(labeller.labels, p.tolist(), strict=True), key=lambda pair: -pair[1])
-        line = {"text": text, "label": ordered[0][0], "probabilities": {label: round(q, 6) for label, q in ordered}}
-        show(json.dumps(line), flush=True)
+        probabilities = {label: round(q, 6) for label, q in ordered}
+        show(json.dumps({"text": text, **labeller.answer(p), "probabilities": probabilities}), flush=True)
     return 0
 
 
 def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
     """What `--eval-only` says: of the run's own test examples, or of all of the given data."""
-    labeller = _labeller(config, explicit, {"eval_only", "data", "text_column", "label_column"})
+    labeller = _labeller(config, explicit, {"eval_only", "data", "text_column", "label_column", "label_separator"})
     if "data" in explicit:
-        text = config.text
-        name, examples = read_examples(text.data, Columns(text.text_column, text.label_column), text.encoding)
+        labelled = _given_examples(config, labeller)
     else:
-        if useless := sorted(explicit & {"text_column", "label_column", "encoding"}):
+        if useless := sorted(explicit & {"text_column", "label_column", "label_separator", "encoding"}):
             raise UserError(f"{flag(useless[0])} goes with --data here")
         labelled = read_labelled(labeller.config)
         facts = read_classifier_facts(config.run.path)
         refuse_edited(labeller.config, labelled.key, facts, "name some with --data")
-        name, examples = labelled.name, labelled.sides["test"]
-    if foreign := sorted({e.label for e in examples} - set(labeller.labels)):
-        where = next(e.where for e in examples if e.label == foreign[0])
+    examples = labelled.sides["test"]
+    p = labeller([e.text for e in examples])
+    return {
+        "data": labelled.name, "examples": len(examples),
+        **measure.measure_side(p, labelled, "test", labeller.thresholds),
+    }  # fmt: skip
+
+
+def _given_examples(config: ClassifyConfig, labeller: Labeller) -> Labelled:
+    """The examples of `--data`, as the test side; texts of a run with several labels may have one without a list.
+
+    Raises UserError for labels that the run does not know, and for lists where a text has one label."""
+    text, is_multi = config.text, labeller.thresholds is not None
+    separator = text.label_separator or labeller.config.text.label_separator
+    columns = Columns(text.text_column, text.label_column)
+    name, examples = read_examples(text.data, columns, text.encoding, separator)
+    if is_multi:
+        examples = several.as_lists(examples)
+    elif lists := [e for e in examples if e.labels is not None]:
+        raise UserError(f"{lists[0].where} has a list of labels; a text of {config.run.path} has one label")
+    foreign = sorted({label for e in examples for label in e.labels or (e.label,)} - set(labeller.labels) - {""})
+    if foreign:
+        where = next(e.where for e in examples if foreign[0] in (e.label, *(e.labels or ())))
         raise UserError(
             f"{where} has the label '{foreign[0]}', which training never saw; it knows: {', '.join(labeller.labels)}"
         )
-    predicted = labeller([e.text for e in examples]).argmax(1)
-    actual = np.array([labeller.labels.index(e.label) for e in examples])
-    return {"data": name, "examples": len(actual), **measure.measure(predicted, actual, labeller.labels)}
+    return Labelled(name, labeller.labels, {"test": examples}, key="", is_multi=is_multi)
 
 
 def _labeller(config: ClassifyConfig, explicit: set[str], mode: set[str]) -> Labeller:

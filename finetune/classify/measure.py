@@ -1,4 +1,5 @@
-"""How well a classifier does: accuracy, macro-F1, precision and recall by class, the confusion matrix."""
+"""How well a classifier does: accuracy, macro-F1, precision and recall by class, the confusion matrix; or, where texts
+have several labels, micro-F1 and subset accuracy for the first and the last."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,28 @@ from typing import Any
 import numpy as np
 
 from engine.run.results import write_picture
+from finetune.classify.examples import Labelled
+from finetune.classify.multi_label import measure_sets
 
 MAX_SHOWN = 60  # classes of a confusion matrix that are named and counted in its picture
+
+
+HEADLINES = {
+    "accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "subset_accuracy": "subset accuracy",
+}  # fmt: skip
+
+
+def measure_side(p: np.ndarray, labelled: Labelled, side: str, thresholds: np.ndarray | None) -> dict[str, Any]:
+    """What `summary.json` says of the probabilities `p` (examples, classes) of a side. `thresholds`: of texts with
+    several labels, see `multi_label`."""
+    if thresholds is not None:
+        return measure_sets(p, labelled.has_label(side), labelled.labels, thresholds)
+    return measure(p.argmax(1), labelled.numbers(side), labelled.labels)
+
+
+def headlines(found: dict[str, Any]) -> dict[str, float]:
+    """Those of the measures that say how well it does in all."""
+    return {key: found[key] for key in HEADLINES if key in found}
 
 
 def measure(predicted: np.ndarray, actual: np.ndarray, labels: list[str]) -> dict[str, Any]:
@@ -32,13 +53,15 @@ def measure(predicted: np.ndarray, actual: np.ndarray, labels: list[str]) -> dic
 
 
 def table(found: dict[str, Any]) -> str:
-    """Precision, recall and F1 by class, and the confusion matrix, as text."""
+    """Precision, recall and F1 by class, and the confusion matrix or the thresholds, as text."""
     labels = list(found["classes"])
     width = max(map(len, labels))
-    lines = [f"{'':{width}}  precision  recall      F1  examples"]
+    is_multi = "confusion" not in found
+    lines = [f"{'':{width}}  precision  recall      F1  examples" + "  threshold" * is_multi]
     for label, c in found["classes"].items():
-        lines.append(f"{label:{width}}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:6.3f}  {c['examples']:8d}")
-    if len(labels) > MAX_SHOWN:
+        line = f"{label:{width}}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:6.3f}  {c['examples']:8d}"
+        lines.append(line + (f"  {c['threshold']:9.3f}" if is_multi else ""))
+    if is_multi or len(labels) > MAX_SHOWN:
         return "\n".join(lines)
     cell = max(3, len(str(max(map(max, found["confusion"])))))
     short = [label[:cell] for label in labels]

@@ -30,6 +30,9 @@ class LabelledTexts(Examples):
     """Column or key of the text, by name or by number from 1 (default: text)."""
     label_column: Annotated[str | None, UNSET] = None
     """Column or key of the label (default: label)."""
+    label_separator: Annotated[str | None, UNSET] = None
+    """A text has any number of labels, with this between them, as in "toxic,insult"; so it has where JSON or Parquet
+    has lists of labels."""
 
 
 @dataclass
@@ -90,6 +93,8 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             raise UserError("--predict is empty; give a text, @FILE or -")
         if last_layers(train) is None and train not in ("all", "head", "lora"):
             raise UserError(f"--train is '{train}'; it may be all, head, last:N or lora")
+        if self.text.label_separator == "":
+            raise UserError("--label-separator is empty; give what stands between two labels, as a comma")
         if rarity_power(class_weights) is None:
             raise UserError(f"--class-weights is '{class_weights}'; it may be none, balanced or a number from 0 to 1")
         if train == "head" and self.tuning.lm_weight:

@@ -4,7 +4,9 @@ import shlex
 from typing import Any
 
 import numpy as np
+import torch
 
+from data.errors import UserError
 from data.program import command
 from data.terminal import show
 from data.tokenizers import Tokenizer
@@ -20,6 +22,7 @@ from finetune.classify import baselines, labeller, measure
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
 from finetune.classify.examples import ClassifierData, Labelled, encode_sides, read_labelled
+from finetune.classify.multi_label import choose_thresholds
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.task import FineTuning, refuse_edited, tokenizer_for
 from makemore.base import LanguageModel, count_parameters
@@ -34,6 +37,8 @@ class Classification(FineTuning):
         self, config: ClassifyConfig, explicit: set[str], parent: Run | None
     ) -> tuple[ClassifyConfig, ClassifierData]:
         labelled = read_labelled(config)
+        if labelled.is_multi and config.net.z_loss:
+            raise UserError("--z-loss is for a softmax over the classes; where a text has several labels there is none")
         config, tokenizer = tokenizer_for(config, explicit, [e.text for e in labelled.sides["train"]], parent)
         config = settled(config, explicit, labelled, tokenizer, parent.model if parent else None)
         return config, encode_sides(labelled, tokenizer, config)
@@ -52,17 +57,28 @@ class Classification(FineTuning):
             load_extended(body, parent.model)
         labelled, power = data.labelled, rarity_power(config.tuning.class_weights)
         assert power is not None  # `ClassifyConfig.check`
-        return build_classifier(config, body, class_weights(power, labelled.numbers("train"), len(labelled.labels)))
+        numbers, label_sets = labelled.numbers("train"), None
+        if labelled.is_multi:
+            label_sets, sets = torch.from_numpy(labelled.label_sets), labelled.label_sets[numbers]
+            numbers = sets[sets >= 0]
+        return build_classifier(config, body, class_weights(power, numbers, len(labelled.labels)), label_sets)
 
     def characters(self, config: ClassifyConfig, data: ClassifierData) -> np.ndarray:
-        return np.zeros(len(data.labelled.labels), np.int64)  # a label has no characters
+        labelled = data.labelled
+        targets = len(labelled.label_sets if labelled.is_multi else labelled.labels)
+        return np.zeros(targets, np.int64)  # a label has no characters
 
     def facts(self, config: ClassifyConfig, data: ClassifierData) -> dict[str, Any]:
-        return {"labels": data.labelled.labels}
+        return {"labels": data.labelled.labels} | ({"multi_label": True} if data.labelled.is_multi else {})
 
     def extra_metrics(self, session: Session) -> dict[str, float]:
-        scores = _scores(session, "val")
-        return {"val_accuracy": scores["accuracy"], "val_macro_f1": scores["macro_f1"]}
+        """Of texts with several labels with the thresholds that are best there: these are chosen here, before the
+        weights are saved, and go with them."""
+        p, labelled, model = _probabilities(session, "val"), session.data.labelled, session.model
+        if labelled.is_multi:
+            model.thresholds.copy_(torch.from_numpy(choose_thresholds(p, labelled.has_label("val"))))
+        scores = measure.measure_side(p, labelled, "val", labeller.thresholds_of(model))
+        return {f"val_{name}": value for name, value in measure.headlines(scores).items()}
 
     def finish(self, session: Session, progress: Progress) -> None:
         path, labelled = session.folder, session.data.labelled
@@ -72,7 +88,8 @@ class Classification(FineTuning):
         summary |= {side: _scores(session, side) for side in ("val", "test")} | {"baselines": None}
         results.write_summary(path, summary)  # whoever stops what follows loses the report alone
         results.draw_loss(session.metrics, path)
-        measure.draw_confusion(summary["test"], path / "confusion.png")
+        if not labelled.is_multi:
+            measure.draw_confusion(summary["test"], path / "confusion.png")
         show(f"\n{measure.table(summary['test'])}\n\n{baselines.line('this model', summary['test'])}", flush=True)
         summary["baselines"] = baselines.measure_baselines(
             labelled, progress.seconds, with_ngrams=session.config.run.baseline
@@ -80,9 +97,12 @@ class Classification(FineTuning):
         results.write_summary(path, summary)
         for name, scores in summary["baselines"].items():
             print(baselines.line(name, scores))
+        picture = f"confusion matrix in {path / 'confusion.png'}"
+        if labelled.is_multi:
+            picture = "the thresholds are those of the best F1 on the validation examples"
         print(
             f"\non {len(session.data.rows['test']):,} test examples, best weights of step {summary['best_step']}; "
-            f"confusion matrix in {path / 'confusion.png'}\n"
+            f"{picture}\n"
             f"label a text: {command(ClassifyConfig.program)} --out {shlex.quote(str(path))} --predict 'a text'"
         )
 
@@ -93,10 +113,14 @@ class Classification(FineTuning):
         return labeller.evaluate(config, explicit)
 
 
-def _scores(session: Session, side: str) -> dict[str, Any]:
+def _probabilities(session: Session, side: str) -> np.ndarray:
     data = session.data
-    p = labeller.probabilities(session.model, data.rows[side], data.tokenizer.special.pad, session.device)
-    return measure.measure(p.argmax(1), data.labelled.numbers(side), data.labelled.labels)
+    return labeller.probabilities(session.model, data.rows[side], data.tokenizer.special.pad, session.device)
+
+
+def _scores(session: Session, side: str) -> dict[str, Any]:
+    p, thresholds = _probabilities(session, side), labeller.thresholds_of(session.model)
+    return measure.measure_side(p, session.data.labelled, side, thresholds)
 
 
 def settled(
