@@ -4,7 +4,6 @@ A command, like train.py: it stands on `engine`, and nothing stands on it.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -178,18 +177,10 @@ def data_of(run: Any) -> str:
 
 def to_onnx(run: Any, folder: Path) -> str:
     """Write the run as a graph, with its tokenizer beside it; what to tell the user."""
-    from export import onnx
+    from export import onnx_folder
 
     refuse_counts(run, "onnx")
-    onnx.check_packages()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        ports = onnx.save(run.model, folder / "model.onnx")
-    except BaseException:  # what was not checked is not left behind
-        shutil.rmtree(folder)
-        raise
-    (folder / "tokenizer.json").write_text(json.dumps(run.tokenizer.to_json()), "utf-8")
-    return "\n".join([f"wrote {folder / 'model.onnx'}, which computes what the model does in onnxruntime:", *ports])
+    return onnx_folder.save(run, folder, start_of(run), data_of(run))
 
 
 if __name__ == "__main__":
