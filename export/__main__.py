@@ -56,17 +56,28 @@ def _export(name: str, which: str, kind: str, folder: Path, data: str | None) ->
     from engine.run.load import load_run
     from engine.run.quantised import KINDS
 
-    if kind == "hf":
+    if kind in ("hf", "onnx"):
         from export import classifier
 
         if classifier.is_classifier(name):
-            return classifier.to_hub(Path(name), which, folder)
+            return to_classifier(Path(name), which, kind, folder)
     run = load_run(name, which, "cpu")
     if kind in KINDS:
         return to_rounded(run, kind, folder, data)
     if kind == "peft":
         return to_peft(run, folder, which)
     return {"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder)
+
+
+def to_classifier(path: Path, which: str, kind: str, folder: Path) -> str:
+    """Write a run that labels texts; what to tell the user."""
+    if kind == "onnx":
+        from export import onnx_classifier
+
+        return onnx_classifier.save(path, which, folder)
+    from export import classifier
+
+    return classifier.to_hub(path, which, folder)
 
 
 def to_rounded(run: Any, kind: str, folder: Path, data: str | None) -> str:
