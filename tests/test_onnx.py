@@ -17,11 +17,13 @@ import tokenizers
 import torch
 
 from data.tokenizers import AFTER_EOS
+from engine import load_run
 from engine.registry import build_model
+from engine.run.sampling import Sampling
 from export import onnx, onnx_folder, onnx_parts
 from finetune.classify.classifier import Classifier
 from makemore.counts.ngram import NGram
-from tests.helpers import MODULES, configure, ok, refused, trained
+from tests.helpers import LINES, MODULES, STREAM, configure, ok, refused, trained
 from tests.matrices import matrix
 from tests.test_web import HARD, PROSE, TOKENIZERS
 
@@ -160,18 +162,32 @@ def programs(folder, **values):
     return printed
 
 
-@pytest.mark.parametrize("family", matrix(["mlp", "gru", "transformer"], ["transformer"]))
-def test_the_readmes_programs_write_what_the_run_writes(cli, tmp_path, names, family):
-    trained(cli, family, data=names, kind="lines")
+RUNS = {
+    "mlp": ("mlp", LINES),
+    "gru": ("gru", LINES),
+    "transformer": ("transformer", LINES),
+    "pieces": ("transformer", STREAM | {"tokenizer": "bpe:300"}),
+}
+
+
+@pytest.mark.parametrize("name", matrix(RUNS, ["pieces"]))
+def test_the_readmes_programs_write_what_the_run_writes(cli, tmp_path, names, text, name):
+    family, flags = RUNS[name]
+    trained(cli, family, **flags)
     told = ok(cli("-m export", "run", "--to", "onnx", "out")).out
     assert "wrote out/model.onnx" in told and "out logits float32 (batch, time, " in told
-    ours = ok(cli("sample.py", "run", "--prompt", "em", "--temperature", 0, "--num", 1)).out
+    run = load_run("run")
     config = json.loads((tmp_path / "out/config.json").read_text("utf-8"))
-    for theirs in programs(tmp_path / "out", **{'""': '"em"', " 100": " 15"}):
-        written = min(len(theirs), len(ours), config["context"] or 15) - 1  # past the context a sample of ours goes on
-        assert written > 3 and theirs[:written] == ours[:written]
+    prompt = "em"
+    length = 9 if config["context"] is None else config["context"] + 1 - len(run.prompt_ids(prompt))
+    ids = run.generate_ids(prompt, max_new_tokens=length, sampling=Sampling(temperature=0))
+    ours = prompt + run.tokenizer.decode(int(id_) for id_ in ids)
+    longest = " 9" if config["context"] is None else " 99"
+    for theirs in programs(tmp_path / "out", **{'""': f'"{prompt}"', " 100": longest}):
+        assert theirs == ours + "\n" and len(ours) > 3
     readme = (tmp_path / "out/README.md").read_text("utf-8")
-    assert "library_name: onnx" in readme and "| trained on | names |" in readme and "`<bos>` 1, `<eos>` 2" in readme
+    assert "library_name: onnx" in readme and "`<bos>` 1, `<eos>` 2" in readme
+    assert f"| trained on | {flags['data'][:-4]} |" in readme
     assert ("Past the context** of" in readme) == (config["context"] is not None) and "bytes |" in readme
     refused(cli("-m export", "run", "--to", "onnx", "out"), "out already exists")
 
