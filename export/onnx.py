@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batches import IGNORE
 from data.errors import UserError
 from export.onnx_graphs import Labelling, Reading
 from finetune.classify.classifier import Classifier
@@ -89,15 +90,13 @@ def read(session: Any, pieces: Iterable[np.ndarray]) -> np.ndarray:
 @torch.no_grad()
 def _check_reading(model: LanguageModel, session: Any, path: Path) -> None:
     has_state = len(session.get_inputs()) > 1
-    # Where a window slides, past its end.
-    length = min(model.context or 11, 11) if model.context or not has_state else 8 + (getattr(model, "window", 0) or 0)
-    for batch, time in ((1, 1), (3, length)):
+    slides = has_state and getattr(model, "window", None) if model.context is None else None
+    longest = 8 + slides if slides else min(11, model.context or 11)  # past the end of a window
+    for batch, time in ((1, 1), (3, longest)):
         tokens = torch.randint(model.vocab_size, (batch, time))
         pieces = tokens.split([time - time // 3, *[1] * (time // 3)], 1) if has_state else (tokens,)
-        found = torch.from_numpy(read(session, (piece.numpy() for piece in pieces)))
-        logits = model(tokens).logits
-        assert logits is not None
-        _compare(found, logits, f"{path} is off by {{:.2g}} at batch {batch}, time {time}")
+        found = read(session, (piece.numpy() for piece in pieces))
+        _compare(found, model(tokens).logits, path, f"at batch {batch}, time {time}")
 
 
 @torch.no_grad()
@@ -105,17 +104,17 @@ def _check_labelling(model: Classifier, session: Any, path: Path) -> None:
     vocab_size, time = model.body.vocab_size, min(model.body.context or 9, 9)
     tokens, lengths = torch.randint(vocab_size, (3, time)), torch.tensor([time, 1, max(1, time // 2)])
     last = torch.arange(time) == lengths[:, None] - 1
-    found = session.run(None, {"tokens": tokens.numpy(), "lengths": lengths.numpy()})[0]
-    ours = model(tokens, torch.where(last, 0, -1)).logits
-    assert ours is not None
-    _compare(torch.from_numpy(found), ours, f"{path} is off by {{:.2g}} on texts of {lengths.tolist()} tokens")
+    (found,) = session.run(None, {"tokens": tokens.numpy(), "lengths": lengths.numpy()})
+    ours = model(tokens, torch.where(last, 0, IGNORE)).logits
+    _compare(found, ours, path, f"on texts of {lengths.tolist()} tokens")
 
 
-def _compare(theirs: Tensor, ours: Tensor, message: str) -> None:
+def _compare(theirs: np.ndarray, ours: Tensor | None, path: Path, where: str) -> None:
     """Raise RuntimeError where they differ by more than rounding."""
-    off = float((ours - theirs).abs().max())
+    assert ours is not None  # logits are given unless they are not wanted
+    off = float((ours - torch.from_numpy(theirs)).abs().max())
     if not off <= TOLERANCE * max(1.0, float(ours.abs().max())):
-        raise RuntimeError(f"logits of {message.format(off)}")
+        raise RuntimeError(f"logits of {path} are off by {off:.2g} {where}")
 
 
 def _tidy(graph: Any, context: int | None) -> None:

@@ -138,7 +138,7 @@ def test_a_graph_that_computes_something_else_is_not_passed_off(tmp_path, monkey
         model.bag.table.weight.data *= 100
     else:
         model.__class__ = Flat
-    with pytest.raises(RuntimeError, match="logits of .* is off by"):
+    with pytest.raises(RuntimeError, match="logits of .* are off by"):
         onnx.save(model, tmp_path / "model.onnx")
 
 
