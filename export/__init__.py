@@ -1,1 +1,1 @@
-"""Ways out for a run: the Hub's layout for `transformers`, and ONNX."""
+"""Ways out for a run: the Hub's layout for `transformers`, PEFT, GGUF, ONNX, a web page."""

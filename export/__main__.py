@@ -4,7 +4,6 @@ A command, like train.py: it stands on `engine`, and nothing stands on it.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -57,17 +56,28 @@ def _export(name: str, which: str, kind: str, folder: Path, data: str | None) ->
     from engine.run.load import load_run
     from engine.run.quantised import KINDS
 
-    if kind == "hf":
+    if kind in ("hf", "onnx"):
         from export import classifier
 
         if classifier.is_classifier(name):
-            return classifier.to_hub(Path(name), which, folder)
+            return to_classifier(Path(name), which, kind, folder)
     run = load_run(name, which, "cpu")
     if kind in KINDS:
         return to_rounded(run, kind, folder, data)
     if kind == "peft":
         return to_peft(run, folder, which)
     return {"hf": to_hub, "gguf": to_gguf, "onnx": to_onnx, "web": to_web}[kind](run, folder)
+
+
+def to_classifier(path: Path, which: str, kind: str, folder: Path) -> str:
+    """Write a run that labels texts; what to tell the user."""
+    if kind == "onnx":
+        from export import onnx_classifier
+
+        return onnx_classifier.save(path, which, folder)
+    from export import classifier
+
+    return classifier.to_hub(path, which, folder)
 
 
 def to_rounded(run: Any, kind: str, folder: Path, data: str | None) -> str:
@@ -178,18 +188,10 @@ def data_of(run: Any) -> str:
 
 def to_onnx(run: Any, folder: Path) -> str:
     """Write the run as a graph, with its tokenizer beside it; what to tell the user."""
-    from export import onnx
+    from export import onnx_folder
 
     refuse_counts(run, "onnx")
-    onnx.check_packages()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        ports = onnx.save(run.model, folder / "model.onnx")
-    except BaseException:  # what was not checked is not left behind
-        shutil.rmtree(folder)
-        raise
-    (folder / "tokenizer.json").write_text(json.dumps(run.tokenizer.to_json()), "utf-8")
-    return "\n".join([f"wrote {folder / 'model.onnx'}, which computes what the model does in onnxruntime:", *ports])
+    return onnx_folder.save(run, folder, start_of(run), data_of(run))
 
 
 if __name__ == "__main__":

@@ -47,12 +47,13 @@ def write(
     uses: list[str],
     task: str = "text-generation",
     *,
-    relu2: bool,
+    relu2: bool = False,
+    library: str = "transformers",
 ) -> None:
-    """Write README.md: what the model is, its `facts` (None for one that is not known), and `uses`, how to load it.
-    `kind`: the class of `transformers` that it went out as."""
+    """Write README.md: what the model is, its `facts` (None for one that is not known), and `uses`, how to load it with
+    `library`. `kind`: the class of `transformers` that it went out as, or what else it is."""
     lines = [
-        "---", "library_name: transformers", f"pipeline_tag: {task}", "license: unknown", "---", "",
+        "---", f"library_name: {library}", f"pipeline_tag: {task}", "license: unknown", "---", "",
         f"# {folder.name}", "", f"A {kind} trained from nothing or fine-tuned with charlm.", "",
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value),
     ]  # fmt: skip

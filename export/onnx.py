@@ -1,31 +1,34 @@
-"""Any model as an ONNX graph: a whole sequence at once, or one token and a state where the family is recurrent.
-
-Graphs hold no Python: what picks a kernel by looking at shapes is replaced by its plain form first.
-"""
+"""Any model as an ONNX graph, written and checked in onnxruntime against the model itself."""
 
 import copy
 import importlib.util
+import json
 import logging
-import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import Tensor
 
+from data.batches import IGNORE
 from data.errors import UserError
-from kernels import Attention
-from kernels.attention.reference import sdpa_mask
-from makemore.base import LanguageModel, Output
-from makemore.counts.ngram import FLOOR, NGram
-from makemore.recurrent import Recurrent
-from nanogpt.attention import CausalSelfAttention
+from export.onnx_graphs import Labelling, Reading
+from finetune.classify.classifier import Classifier
+from makemore.base import LanguageModel
 
 TOLERANCE = 1e-4  # largest difference between the graph and the model, of the largest logit where that is above 1
-MAX_SIZE = 1 << 20  # of the batch or time dimension of a graph
 LARGE = 1 << 30  # bytes of weights from which they go into a file of their own
+CONTEXT_NODE = "tokens_past_the_context_of_{}"  # what onnxruntime names when there are more
+
+
+class Ports(NamedTuple):
+    """The inputs and outputs of a graph: the name, type and shape of each; a size that is free is a name."""
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
 
 
 def check_packages() -> None:
@@ -35,151 +38,98 @@ def check_packages() -> None:
             raise UserError(f"--to onnx needs {package}: pip install onnx onnxscript onnxruntime")
 
 
-def save(model: LanguageModel, path: Path) -> list[str]:
-    """Write `model` to `path` and check it with onnxruntime, on sizes that tracing did not see. Returns a line for
-    each input and output. Raises RuntimeError when the graph computes something else than the model."""
+def save(model: LanguageModel | Classifier, path: Path, about: dict[str, Any] | None = None) -> Ports:
+    """Write `model` to `path`, with `about` as its metadata, and check it in onnxruntime, on sizes that tracing did not
+    see. Returns its inputs and outputs. Raises RuntimeError when the graph computes something else than the model."""
     model = copy.deepcopy(model).float().cpu().eval()
-    reference = _Step(model) if isinstance(model, Recurrent) else _Whole(model)
-    graph = reference if isinstance(model, Recurrent) else _Whole(_plain(copy.deepcopy(model)))
-    inputs = graph.example(2, 3)
-    outputs = ["logits", *(f"{name}_after" for name in list(inputs)[1:])]
+    traced = copy.deepcopy(model)
+    graph = Labelling(traced) if isinstance(traced, Classifier) else Reading(traced)
+    inputs, sizes = graph.traced()
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter warns of packages that it could also use
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # and of itself
-        torch.onnx.export(
-            graph, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
-            dynamic_shapes=graph.sizes(), dynamo=True, external_data=weights > LARGE, verbose=False,
+        program = torch.onnx.export(
+            graph.eval(), inputs, input_names=graph.inputs, output_names=graph.outputs, dynamic_shapes=sizes,
+            dynamo=True, verbose=False,
         )  # fmt: skip
-    return _check(reference, path, outputs)
-
-
-def _plain(model: LanguageModel) -> nn.Module:
-    """`model` with everything replaced that a graph cannot hold."""
-    if isinstance(model, NGram):
-        return _Counts(model)
-    for module in model.modules():
-        if isinstance(module, CausalSelfAttention):
-            module.register_module("attend", _Attention(module.attend))
-    return model
-
-
-@torch.no_grad()
-def _check(reference: "_Whole | _Step", path: Path, outputs: list[str]) -> list[str]:
+    assert program is not None  # with dynamo
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in (about or {}).items()})
+    _tidy(program.model.graph, getattr(getattr(model, "body", model), "context", None))
+    program.save(str(path), external_data=weights > LARGE)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for batch, time in ((1, 1), (3, 7)):
-        inputs = reference.example(batch, time)
-        expected = reference(*inputs.values())
-        results = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        for name, ours, theirs in zip(outputs, expected, results, strict=True):
-            off = float((ours - torch.from_numpy(theirs)).abs().max())
-            if not off <= TOLERANCE * max(1.0, float(ours.abs().max())):
-                raise RuntimeError(f"{name} of {path} is off by {off:.2g} at batch {batch}, time {time}")
-    both = [*((port, "in") for port in session.get_inputs()), *((port, "out") for port in session.get_outputs())]
-    return [f"{way:3} {port.name} {port.type.removeprefix('tensor')} {port.shape}" for port, way in both]
+    if isinstance(model, Classifier):
+        _check_labelling(model, session, path)
+    else:
+        _check_reading(model, session, path)
+    return Ports(_described(session.get_inputs()), _described(session.get_outputs()))
 
 
-class _Whole(nn.Module):
-    """tokens (B, T) int64, from the beginning of a text -> logits (B, T, V)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model: Any = model  # a LanguageModel, or _Counts
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens).logits
-
-    def example(self, batch: int, time: int) -> dict[str, Tensor]:
-        """Inputs by name."""
-        time = min(time, self.model.context or time)
-        return {"tokens": torch.randint(self.model.vocab_size, (batch, time))}
-
-    def sizes(self) -> dict[str, Any]:
-        """Which dimensions of the inputs are free, for torch.export."""
-        time = self.model.context or MAX_SIZE
-        return {"tokens": {0: Dim("batch", max=MAX_SIZE), **({1: Dim("time", max=time)} if time > 1 else {})}}
+def first_state(session: Any, batch: int) -> dict[str, np.ndarray]:
+    """The state before a text's first token, by input."""
+    sizes = {"batch": batch, "past": 0}
+    return {
+        port.name: np.zeros([sizes.get(size, size) for size in port.shape], _dtype(port.type))
+        for port in session.get_inputs()[1:]
+    }
 
 
-class _Step(nn.Module):
-    """token (B,) int64 and the state's vectors (B, H), zeros at first -> logits (B, V) and the vectors after it."""
-
-    def __init__(self, model: Recurrent):
-        super().__init__()
-        self.model = model
-        self.names = list(model(torch.zeros(1, 1, dtype=torch.int64)).state)
-
-    def forward(self, token: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-        out = self.model(token[:, None], state=dict(zip(self.names, vectors, strict=True)))
-        return out.logits[:, 0], *(out.state[name] for name in self.names)
-
-    def example(self, batch: int, time: int) -> dict[str, Tensor]:
-        """Inputs by name; `time` is always 1."""
-        vectors = {name: torch.randn(batch, self.model.n_hidden) for name in self.names}
-        return {"token": torch.randint(self.model.vocab_size, (batch,)), **vectors}
-
-    def sizes(self) -> dict[str, Any]:
-        """Which dimensions of the inputs are free, for torch.export."""
-        batch = Dim("batch", max=MAX_SIZE)
-        return {"token": {0: batch}, "vectors": tuple({0: batch} for _ in self.names)}
+def read(session: Any, pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """The logits (B, T, V) of a text's tokens, given a piece (B, t) a call."""
+    state, logits = None, []
+    for piece in pieces:
+        state = first_state(session, len(piece)) if state is None else state
+        some, *after = session.run(None, {"tokens": piece, **state})
+        state = dict(zip(state, after, strict=True))
+        logits.append(some)
+    return np.concatenate(logits, 1)
 
 
-class _Attention(nn.Module):
-    """What `kernels.attention` computes, written out; as many queries as keys."""
-
-    slopes: Tensor | None
-
-    def __init__(self, attend: Attention):
-        super().__init__()
-        self.causal, self.window, self.softcap = attend.causal, attend.window, attend.softcap
-        self.register_buffer("slopes", attend.slopes)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: None = None) -> Tensor:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        T, scores = q.shape[2], q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, T)
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        mask = sdpa_mask(T, T, self.causal, self.window, self.slopes, q.device, q.dtype)
-        scores = scores.masked_fill(~mask, -math.inf) if self.slopes is None else scores + mask
-        return scores.softmax(-1) @ v
+@torch.no_grad()
+def _check_reading(model: LanguageModel, session: Any, path: Path) -> None:
+    has_state = len(session.get_inputs()) > 1
+    slides = has_state and getattr(model, "window", None) if model.context is None else None
+    longest = 8 + slides if slides else min(11, model.context or 11)  # past the end of a window
+    for batch, time in ((1, 1), (3, longest)):
+        tokens = torch.randint(model.vocab_size, (batch, time))
+        pieces = tokens.split([time - time // 3, *[1] * (time // 3)], 1) if has_state else (tokens,)
+        found = read(session, (piece.numpy() for piece in pieces))
+        _compare(found, model(tokens).logits, path, f"at batch {batch}, time {time}")
 
 
-class _Counts(nn.Module):
-    """What NGram.forward computes, every token of the vocabulary searched for in each context."""
-
-    context = None
-
-    def __init__(self, model: NGram):
-        super().__init__()
-        self.model, self.order, self.vocab_size = model, model.order, model.vocab_size
-
-    def forward(self, tokens: Tensor) -> Output:
-        model, (B, T) = self.model, tokens.shape
-        read = torch.cat([tokens.new_full((B, model.history), model.special.bos), tokens], 1)
-        vocabulary = torch.arange(self.vocab_size)
-        node, alive = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)  # (B, T)
-        p = model.uniform.expand(B, T, -1)  # (B, T, V)
-        for k in range(self.order):
-            if k:
-                context_token = read[:, model.history - k + 1 : model.history - k + 1 + T]
-                node, found = _search(getattr(model, f"contexts_{k}"), node * self.vocab_size + context_token)
-                alive = alive & found
-            index, found = _search(getattr(model, f"grams_{k}"), node[..., None] * self.vocab_size + vocabulary)
-            discounted = torch.where(found, getattr(model, f"discounted_{k}")[index], 0.0)
-            backoff_weight = getattr(model, f"backoff_weight_{k}")[node][..., None]
-            p = torch.where(alive[..., None], discounted + backoff_weight * p, p)
-        return Output(p.clamp_min(FLOOR).log(), None, None, {})
+@torch.no_grad()
+def _check_labelling(model: Classifier, session: Any, path: Path) -> None:
+    vocab_size, time = model.body.vocab_size, min(model.body.context or 9, 9)
+    tokens, lengths = torch.randint(vocab_size, (3, time)), torch.tensor([time, 1, max(1, time // 2)])
+    last = torch.arange(time) == lengths[:, None] - 1
+    (found,) = session.run(None, {"tokens": tokens.numpy(), "lengths": lengths.numpy()})
+    ours = model(tokens, torch.where(last, 0, IGNORE)).logits
+    _compare(found, ours, path, f"on texts of {lengths.tolist()} tokens")
 
 
-def _search(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of each of `queries` in the sorted `keys`, and whether it is there: ONNX has no search, so the steps of
-    a bisection are unrolled."""
-    index = torch.zeros_like(queries)
-    for step in reversed(range(len(keys).bit_length())):
-        candidate = index + (1 << step)
-        inside = candidate < len(keys)
-        index = torch.where(inside & (keys[torch.where(inside, candidate, 0)] <= queries), candidate, index)
-    return index, keys[index] == queries
+def _compare(theirs: np.ndarray, ours: Tensor | None, path: Path, where: str) -> None:
+    """Raise RuntimeError where they differ by more than rounding."""
+    assert ours is not None  # logits are given unless they are not wanted
+    off = float((ours - torch.from_numpy(theirs)).abs().max())
+    if not off <= TOLERANCE * max(1.0, float(ours.abs().max())):
+        raise RuntimeError(f"logits of {path} are off by {off:.2g} {where}")
+
+
+def _tidy(graph: Any, context: int | None) -> None:
+    """Give the node that fails past the context a name that says so, and take out where in our files a node is from."""
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        if node.op_type == "Gather" and (node.inputs[0].name or "").endswith("within_context"):
+            node.name = CONTEXT_NODE.format(context)
+
+
+def _described(ports: list[Any]) -> list[dict[str, Any]]:
+    types = {"tensor(int64)": "int64", "tensor(float)": "float32"}  # as numpy and JavaScript call them
+    return [{"name": port.name, "type": types[port.type], "shape": port.shape} for port in ports]
+
+
+def _dtype(type_: str) -> type:
+    return {"tensor(int64)": np.int64, "tensor(float)": np.float32}[type_]

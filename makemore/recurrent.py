@@ -48,7 +48,7 @@ class Recurrent(LanguageModel):
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             names = [f"{name}{i}" for name in self.vectors]
             if state is None:
-                initial = tuple(x.new_zeros(1, len(x), self.n_hidden) for _ in names)
+                initial = tuple(x.new_zeros(1, x.shape[0], self.n_hidden) for _ in names)
             else:
                 initial = tuple(state[name][None] for name in names)  # (1, B, H)
             x, final = self._run(layer, x, initial)

@@ -80,12 +80,12 @@ class Transformer(LanguageModel):
             raise ValueError(f"{past + T} tokens are more than the context of {self.context}; use read()")
         position = torch.arange(past, past + T, device=tokens.device)
         x, last = self.embed(tokens, state)  # (B, T, C)
-        x = self._add_positions(x, position)
+        x = self.add_positions(x, position)
         key_mask = not_padding(valid) if self.looks_ahead and valid is not None else None
         packing = self._packing(valid)
         if packing is not None and valid is not None:
             x, valid = packing.pack(x), packing.pack(valid)
-        x, cos_sin = self.drop(x), self._cos_sin(position)
+        x, cos_sin = self.drop(x), self.rotary(position)
         after = last | self._remember(tokens, state, past)
         y = None
         for i, block in enumerate(self.h):
@@ -137,8 +137,8 @@ class Transformer(LanguageModel):
         if self.context is not None and longest > self.context:
             raise ValueError(f"a row of {longest} tokens is longer than the context of {self.context}")
         position = positions_in_rows(starts, tokens.shape[1], tokens.device)
-        x = self.drop(self._add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
-        y, cos_sin = None, self._cos_sin(position)
+        x = self.drop(self.add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
+        y, cos_sin = None, self.rotary(position)
         for block in self.h:
             x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
         return self.ln_f(y, valid, residual=x)[0]
@@ -235,21 +235,22 @@ class Transformer(LanguageModel):
         dropped = self.context - self.context // 2
         return dropped * (1 + (position - self.context) // dropped)
 
+    def add_positions(self, x: Tensor, position: Tensor) -> Tensor:
+        """x (B, T, C) with the embeddings of `position` (T,) added, if there are such."""
+        if self.wpe is not None:
+            return x + self.wpe(position)
+        return x + sinusoids(position, self.n_embd).type_as(x) if self.positions == "sinusoidal" else x
+
+    def rotary(self, position: Tensor) -> tuple[Tensor, Tensor] | None:
+        """RoPE's cos and sin of `position` (T,), as `rotary_cos_sin` gives them, if there are such."""
+        return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
+
     def _packing(self, valid: Tensor | None) -> Packing | None:
         """In training on CPU; on a GPU the number of positions would have to come back first, and a compiler would meet
         a new size in every batch. Where it is known, `forward` gets rows laid end to end instead."""
         if valid is None or not self.training or valid.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         return leave_padding_out(valid)
-
-    def _add_positions(self, x: Tensor, position: Tensor) -> Tensor:
-        """x (B, T, C) with the embeddings of `position` (T,) added, if there are such."""
-        if self.wpe is not None:
-            return x + self.wpe(position)
-        return x + sinusoids(position, self.n_embd).type_as(x) if self.positions == "sinusoidal" else x
-
-    def _cos_sin(self, position: Tensor) -> tuple[Tensor, Tensor] | None:
-        return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
 
     def _length(self, state: State | None) -> int:
         if state is None:

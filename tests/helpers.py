@@ -26,7 +26,7 @@ def configure(**settings) -> Config:
 
 # A folder node_modules, which `.ci/run` fills:
 # npm install --ignore-scripts --omit=optional node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 \
-#   @huggingface/tokenizers@0.2.0 @huggingface/jinja@0.5.11
+#   @huggingface/tokenizers@0.2.0 @huggingface/jinja@0.5.11 onnxruntime-web@1.30.0
 MODULES = os.environ.get("CHARLM_NODE_MODULES", str(ROOT / "node_modules"))
 
 

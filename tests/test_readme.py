@@ -212,7 +212,8 @@ def test_the_command_that_needs_no_training(cli):
 def test_the_commands_that_export_a_run(cli, texts):
     assert cli("train.py", *SHORT).code == 0
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
-    assert len(EXPORT) == 4
+    assert cli("-m finetune.classify", "--data", "spam.tsv", *SHORT[:4]).code == 0
+    assert len(EXPORT) == 5
     for command in EXPORT:
         ended = cli("-m export", *shlex.split(command)[3:])
         assert ended.code == 0, (command, ended.err)

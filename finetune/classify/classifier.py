@@ -109,7 +109,7 @@ class Classifier(nn.Module):
 
     def _pool(self, hidden: Tensor, labelled: Tensor, read: Tensor) -> Tensor:
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), labelled.int().argmax(1)]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), labelled.int().argmax(1)]
         if self.pooling == "max":
             return hidden.masked_fill(~read[..., None], -torch.inf).amax(1)
         return (hidden * read[..., None]).sum(1) / read.sum(1, keepdim=True)
