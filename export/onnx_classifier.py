@@ -6,6 +6,7 @@ from engine.run.folder import read_facts
 from engine.run.results import read_summary
 from export import card, onnx_folder, onnx_readme
 from finetune.classify.labeller import load_labeller
+from finetune.classify.measure import HEADLINES, headlines
 
 
 def save(path: Path, which: str, folder: Path) -> str:
@@ -20,11 +21,13 @@ def save(path: Path, which: str, folder: Path) -> str:
         "vocab_size": tokenizer.vocab_size,
         "specials": tokenizer.specials,
     }
+    if labeller.thresholds is not None:  # a text has the labels that are at least as probable
+        config["thresholds"] = labeller.thresholds.tolist()
     ports = onnx_folder.write(folder, labeller.model, config, tokenizer, "<bos>", context)
-    accuracy = read_summary(path).get("test", {}).get("accuracy")
+    measured = headlines(read_summary(path).get("test", {}))
     facts = card.facts_of(labeller.model, tokenizer, context, read_facts(path)["data"]["name"]) | {
         "labels": ", ".join(labeller.labels),
-        "test accuracy": None if accuracy is None else f"{accuracy:.4f}",
+        **{f"test {HEADLINES[name]}": f"{value:.4f}" for name, value in measured.items()},
     }
     card.write(
         folder, f"classifier ({config['family']}) as ONNX,", facts | onnx_folder.size_of(folder),

@@ -30,6 +30,7 @@ def plain(model: nn.Module) -> Any:
     """`model`, changed: with everything replaced that a graph cannot hold."""
     if isinstance(model, Classifier):
         model.body = plain(model.body)
+        model.label_sets = None  # of the loss, which is no part of a graph
         if model.bag is not None:
             model.bag = Bag(model.bag)  # type: ignore[assignment]  # computes the same
         return model

@@ -17,8 +17,11 @@ REACH = """It has no state: give it the text so far at each call, of which the l
 logits depend on no others."""
 LABELLED = """`tokens` are the ids of texts, padded on the right with {pad}, and `lengths` how many of each row are the
 text's, at least 1. A text has the same logits alone and in a batch. `labels` in `config.json`, and in the graph's
-metadata, are the classes in the order of the logits; the softmax of these is their probabilities. Texts are cut at
+metadata, are the classes in the order of the logits; {probabilities} Texts are cut at
 {context:,} tokens, as in training; `tokenizers` in Python does so by itself."""
+ONE = "the softmax of these is their probabilities."
+SEVERAL = """the sigmoid of each is its probability. A text has those labels,
+or none, that are at least as probable as their `thresholds`."""
 CHATS = {
     "chatml": "`[<bos>, <user>, *ids of the message, <assistant>]`",
     "alpaca": "`[<bos>, <user>, *ids of '### Instruction:\\n' + the message + '\\n\\n### Response:\\n', <assistant>]`",
@@ -88,8 +91,12 @@ for row, ids in zip(tokens, rows):
     row[: len(ids)] = ids
 lengths = np.array([len(ids) for ids in rows], np.int64)
 (logits,) = session.run(None, {"tokens": tokens, "lengths": lengths})
-odds = np.exp(logits - logits.max(1, keepdims=True))
-for p in odds / odds.sum(1, keepdims=True):  # probabilities: the softmax of the logits
+if "thresholds" in config:  # several labels a text
+    probabilities = 1 / (1 + np.exp(-logits))
+else:
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = odds / odds.sum(1, keepdims=True)
+for p in probabilities:
     print({label: round(float(q), 6) for label, q in zip(config["labels"], p)})
 ```"""
 )
@@ -160,7 +167,8 @@ const ids = tokenizer.encode(text).ids.slice(0, config.context);
 const { logits } = await session.run({ tokens: int64(ids, [1, ids.length]), lengths: int64([ids.length], [1]) });
 const odds = Array.from(logits.data, Math.exp);
 const total = odds.reduce((a, b) => a + b);
-console.log(Object.fromEntries(config.labels.map((label, i) => [label, odds[i] / total])));
+const probabilities = odds.map((o) => ("thresholds" in config ? o / (1 + o) : o / total));
+console.log(Object.fromEntries(config.labels.map((label, i) => [label, probabilities[i]])));
 ```"""
 )
 
@@ -188,7 +196,11 @@ def of_a_classifier(config: dict[str, Any], ports: Ports) -> list[str]:
     return [
         FILES,
         _table(ports),
-        LABELLED.format(context=config["context"], pad=config["specials"]["<pad>"]),
+        LABELLED.format(
+            context=config["context"],
+            pad=config["specials"]["<pad>"],
+            probabilities=SEVERAL if "thresholds" in config else ONE,
+        ),  # fmt: skip
         _specials(config) + " `tokenizer.json` puts `<bos>` before a text.",
         LABELS,
         LABELS_JS,

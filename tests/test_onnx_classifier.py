@@ -12,7 +12,7 @@ import torch
 from data.batches import IGNORE
 from export import onnx
 from finetune.classify.classifier import Classifier
-from tests.helpers import ok
+from tests.helpers import ok, summary
 from tests.matrices import matrix
 from tests.test_export_classifier import MODULE, sms  # noqa: F401 - a fixture
 from tests.test_onnx import MODELS, VOCAB, made, programs
@@ -87,3 +87,25 @@ def test_the_readmes_programs_label_as_predict_does(cli, sms, tmp_path):  # noqa
     assert json.loads((tmp_path / "out/config.json").read_text("utf-8"))["labels"] == labels
     card = (tmp_path / "out/README.md").read_text("utf-8")
     assert "pipeline_tag: text-classification" in card and "| labels | ham, spam |" in card
+
+
+def test_a_text_may_have_several_labels_there_too(cli, tmp_path):
+    rows = [
+        (f"{'win cash ' * (n % 2)}{'see you ' * (n % 3 > 0)}{n}", ["spam"] * (n % 2) + ["ham"] * (n % 3 > 0))
+        for n in range(60)
+    ]
+    (tmp_path / "sms.jsonl").write_text("\n".join(json.dumps({"text": t, "label": of}) for t, of in rows), "utf-8")
+    few = ("--n-embd", 8, "--n-hidden", 12, "--steps", 20, "--batch-size", 8, "--lr", 0.01)
+    ok(cli(MODULE, "--data", "sms.jsonl", *few, "--out", "run"))
+    ok(cli("-m export", "run", "--to", "onnx", "out"))
+    ours = ok(cli(MODULE, "--out", "run", "--predict", "win cash see you")).out
+    wanted = {name: pytest.approx(p, abs=1e-5) for name, p in json.loads(ours)["probabilities"].items()}
+    in_python, *in_javascript = programs(tmp_path / "out", **{'"a text"': '"win cash see you"'})
+    assert (
+        ast.literal_eval(in_python.splitlines()[0]) == wanted and sum(json.loads(ours)["probabilities"].values()) != 1
+    )
+    for line in in_javascript:
+        assert {name: float(p) for name, p in re.findall(r"(\w+): ([\d.e-]+)", line)} == wanted
+    config = json.loads((tmp_path / "out/config.json").read_text("utf-8"))
+    assert config["thresholds"] == [each["threshold"] for each in summary()["test"]["classes"].values()]
+    assert "the sigmoid of each is its probability" in (tmp_path / "out/README.md").read_text("utf-8")
