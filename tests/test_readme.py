@@ -249,7 +249,7 @@ def test_the_lines_with_kernels_run():
 def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
     monkeypatch.setenv("CHARLM_DATA", str(tmp_path))  # sst2 and imdb
-    assert len(CLASSIFY) == 11
+    assert len(CLASSIFY) == 12
     for command in CLASSIFY:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
