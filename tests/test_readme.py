@@ -1,21 +1,17 @@
 """The README and the pages of docs/ keep their word: commands run as they stand there, links lead to files, the tree in
 docs/house.md is complete."""
 
-import gzip
-import itertools
-import json
 import re
 import shlex
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
-import zstandard
 
-from tests.conftest import NAMES, ROOT
+from tests.conftest import ROOT
 from tests.kernel_helpers import DEVICE
 from tests.matrices import matrix
+from tests.readme_files import write_conversations, write_labelled, write_preferences, write_texts
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # tests/test_articles.py runs what articles say
@@ -130,49 +126,10 @@ def test_everything_the_tree_names_exists():
 @pytest.fixture
 def texts(tmp_path):
     """The files that a reader of the pages has."""
-    prose = "".join(f"The sea, the sea. {a} saw {b}.\n\n" for a, b in zip(NAMES, NAMES[3:], strict=False))
-    for name in ("poems.txt", "big.txt", "other.txt", "huge.txt", "letters.txt", "a.md", "notes/one.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(prose, "utf-8")
-    (tmp_path / "letters.txt.gz").write_bytes(gzip.compress(prose.encode()))
-    (tmp_path / "songs.csv").write_text("title,lyrics\n" + "".join(f"{n},la la {n}\n" for n in NAMES), "utf-8")
-    (tmp_path / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
-    (tmp_path / "ag_news.csv").write_text("".join(f'"{n % 2}","{n}","win {name}"\n' for n, name in enumerate(NAMES)))
-    for name, part in {"train_5500.label": NAMES, "TREC_10.label": NAMES[:3]}.items():
-        (tmp_path / name).write_text("".join(f"HUM:ind Who is {n} ?\nLOC:city Where is {n} ?\n" for n in part), "utf-8")
-    asked = [[f"{word} {n}", word] for n in NAMES for word in ("see", "win")]
-    (tmp_path / "clinc.json").write_text(
-        json.dumps({"train": asked[6:], "val": asked[:4], "test": asked[4:6]}), "utf-8"
-    )
-    (tmp_path / "emotions.tsv").write_text("".join(f"joy,love\t{n}\n\tsee {n}\nlove\tmy {n}\n" for n in NAMES), "utf-8")
-    for side, label in itertools.product(("train", "test"), ("pos", "neg")):
-        (tmp_path / "aclImdb" / side / label).mkdir(parents=True)
-        for n, name in enumerate(NAMES):
-            (tmp_path / "aclImdb" / side / label / f"{n}_7.txt").write_text(f"{label} {name} {side}", "utf-8")
-    (tmp_path / "SST-2").mkdir()
-    for side in ("train", "dev"):
-        rows = "".join(f"{side} {n} \t{label}\n" for n in NAMES for label in (0, 1))
-        (tmp_path / "SST-2" / f"{side}.tsv").write_text(f"sentence\tlabel\n{rows}", "utf-8")
-    said = [{"prompt": f"Who is {n}?", "completion": n} for n in NAMES]
-    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, said)), "utf-8")
-    shared = [{"conversations": [{"from": "human", "value": n}, {"from": "gpt", "value": n}]} for n in NAMES]
-    (tmp_path / "sharegpt.json").write_text(json.dumps(shared), "utf-8")
-    alpaca = [{"instruction": "Greet.", "input": n, "output": f"hi {n}"} for n in NAMES]
-    (tmp_path / "alpaca.json").write_text(json.dumps(alpaca), "utf-8")
-    (tmp_path / "dolly.jsonl").write_text(
-        "\n".join(json.dumps({"instruction": "Who?", "context": n, "response": n}) for n in NAMES), "utf-8"
-    )
-    (tmp_path / "faq.jsonl").write_text("\n".join(json.dumps({"ask": n, "say": n}) for n in NAMES), "utf-8")
-    spoken = [{side: f"\n\nHuman: {n}\n\nAssistant: {side}" for side in ("chosen", "rejected")} for n in NAMES]
-    (tmp_path / "hh.jsonl").write_text("\n".join(map(json.dumps, spoken)), "utf-8")
-    liked = [{"prompt": f"Who is {n}?", "chosen": n, "rejected": "no"} for n in NAMES]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
-    (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
-    documents = [{"text": prose, "body": prose}] * 3
-    (tmp_path / "corpus.jsonl.zst").write_bytes(zstandard.compress("\n".join(map(json.dumps, documents)).encode()))
-    (tmp_path / "corpus").mkdir()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(documents), tmp_path / "corpus/a.parquet")
-    return prose
+    write_labelled(tmp_path)
+    write_conversations(tmp_path)
+    write_preferences(tmp_path)
+    return write_texts(tmp_path)
 
 
 @pytest.mark.parametrize("command", matrix(TRAIN, FIRST_PAGE.__contains__))
@@ -249,7 +206,7 @@ def test_the_lines_with_kernels_run():
 def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
     assert cli("train.py", "--data", "poems.txt", *SHORT).code == 0
     monkeypatch.setenv("CHARLM_DATA", str(tmp_path))  # sst2 and imdb
-    assert len(CLASSIFY) == 12
+    assert len(CLASSIFY) == 17
     for command in CLASSIFY:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
@@ -258,7 +215,7 @@ def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
 
 def test_the_commands_that_follow_instructions(cli, texts):
     assert cli("train.py", "--data", "poems.txt", "--tokenizer", "byte", *SHORT).code == 0
-    assert len(INSTRUCT) == 12
+    assert len(INSTRUCT) == 14
     short = [*SHORT[:4], "--max-answer", "2"]
     for command in INSTRUCT:
         words = shlex.split(command)[2 if "sample.py" in command else 3 :]
