@@ -32,7 +32,7 @@ def facts_of(model: nn.Module, tokenizer: Tokenizer, context: int, data: str) ->
 
 
 def losses_of(facts: dict[str, Any]) -> dict[str, str | None]:
-    """Those of a model of language, by what its checkpoint says."""
+    """Those of a language model, by what its checkpoint says."""
     return {
         "steps": f"{facts['step']:,}" if facts.get("step") else None,
         "validation loss": _number(facts.get("val_loss"), "nats a token"),

@@ -174,7 +174,7 @@ console.log(Object.fromEntries(config.labels.map((label, i) => [label, probabili
 
 
 def of_a_model(config: dict[str, Any], ports: Ports, starts: str, template: str | None) -> list[str]:
-    """The parts of the README of a model of language. `starts`: the special that a text begins with, or ''; `template`:
+    """The parts of the README of a language model. `starts`: the special that a text begins with, or ''; `template`:
     that of its conversations."""
     has_state, context = len(ports.inputs) > 1, config["context"]
     begins = f"`tokenizer.json` puts `{starts}` before a text. " if starts else ""
