@@ -32,9 +32,7 @@ def save(run: Run, folder: Path, starts: str, data: str) -> str:
     if model.context is None:
         facts["context"] = f"any number of tokens; trained on {trained:,}"
     uses = onnx_readme.of_a_model(config, ports, starts, run.template)
-    card.write(
-        folder, f"language model ({config['family']}) as ONNX,", facts | size_of(folder), uses, library="onnx"
-    )
+    card.write(folder, f"language model ({config['family']}) as ONNX,", facts | size_of(folder), uses, library="onnx")
     return told(folder, ports)
 
 

@@ -52,7 +52,9 @@ def whole_examples(found: Iterable[Example | Fault], name: object) -> list[Examp
     rows = len(examples) + len(faults)
     if len(faults) > max(min(FEW_FAULTS, 0.5 * (rows - 1)), MOST_FAULTS * rows):
         others = f"; {len(faults):,} of {rows:,} rows cannot be used" if rows > 1 else ""
-        raise UserError(f"{faults[0]}{others}")
+        no_label = faults[0].endswith("an empty label")
+        way_out = ". Where a text may have any number of labels, --label-separator , says so" if no_label else ""
+        raise UserError(f"{faults[0]}{others}{way_out}")
     if not examples:
         raise UserError(f"{name} holds no examples")
     if faults:
