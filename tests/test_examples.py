@@ -133,12 +133,7 @@ MISTAKES = {
     "no list": ("x.json", '{"text": "a"}', PLAIN, "is not a list of examples: it holds one dict"),
     "broken": ("x.json", "[{", PLAIN, "is not JSON"),
     "empty text": ("x.tsv", "a\tb\na\t \n", PLAIN, "line 2 has an empty text"),
-    "empty label": (
-        "x.jsonl",
-        '{"text": "a", "label": ""}\n',
-        PLAIN,
-        "line 1 has an empty label. Where a text may have any number of labels, --label-separator ,",
-    ),
+    "empty label": ("x.jsonl", '{"text": "a", "label": ""}\n', PLAIN, "empty label. Where a text may have any number"),
     "nothing": ("x.tsv", "\n\n", PLAIN, "holds no examples"),
     "format": (
         "x.xlsx",
