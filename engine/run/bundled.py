@@ -9,8 +9,8 @@ from engine.run.results import read_summary
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled/names"
 # How it was trained; of what that left, engine/bundled has what is needed to use it.
 RECIPE = recorded("train") + (
-    " --model transformer --data names --n-layer 3 --n-head 4 --n-embd 32 --dropout 0.05 --batch-size 128 --steps 10000"
-    " --eval-interval 500 --seed 1 --threads 1"
+    " --model transformer --activation relu2 --data names --n-layer 3 --n-head 4 --n-embd 32 --dropout 0.05"
+    " --batch-size 128 --steps 10000 --eval-interval 500 --seed 1 --threads 1"
 )
 
 
