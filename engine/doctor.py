@@ -113,7 +113,7 @@ def _vector_unit() -> str:
 def _has_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mps.is_available()
+    return torch.backends.mps.is_available() or runtime.multiplies_bfloat16()
 
 
 def _memory() -> str:

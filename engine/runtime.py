@@ -12,6 +12,8 @@ import torch
 from data.errors import UserError, nearest, warn
 from engine.distributed.ranks import ALONE, Ranks
 
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # what a CPU has that multiplies it, as torch calls them
+
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
     """The device for `--device` and why. Raises UserError for one this machine does not have."""
@@ -43,8 +45,19 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     if wanted == "auto":
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU multiplies it natively"
-        return torch.float32, "half precision is slower here" if device.type == "cpu" else "safe on this device"
+        if device.type == "cpu":
+            why = (
+                "a large model tries bfloat16 first" if multiplies_bfloat16() else "this CPU does not multiply bfloat16"
+            )
+            return torch.float32, why
+        return torch.float32, "safe on this device"
     return getattr(torch, wanted), "asked for"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in BFLOAT16)
 
 
 def widest(device: torch.device) -> torch.dtype:

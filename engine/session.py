@@ -13,7 +13,7 @@ from data.errors import UserError, fault, is_fault, outlive_readers
 from data.prepare import print_notes
 from data.program import recorded, spoken
 from data.tokenizers import Tokenizer
-from engine import runtime, threads
+from engine import precision, runtime, threads
 from engine.backends import check_backends
 from engine.config.checks import refuse_contradictions, refuse_useless, same_settings
 from engine.config.sections import Config
@@ -91,6 +91,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     model = task.build(config, data, parent)
     batches = task.batches(config, data, model)
     model = task.trained(config, data, model, None)
+    config = precision.settle(config, device, model, task.ranks)
     dealing_of(config, model, task.ranks)  # sizes that do not divide are refused before there is a folder
     with _new_folder(task, config, data) as (path, facts):
         session = _session(task, config, data, model, batches, device, path, facts)
@@ -284,7 +285,7 @@ def _going_on(
         if not same_settings(config, facts["config"], explicit):
             raise UserError(f"{path} was changed by another process just now; try again")
         device = _check_machine(config)
-        config = threads.settle(config, explicit, device, facts["config"])
+        config = precision.resumed(threads.settle(config, explicit, device, facts["config"]), facts["config"])
         for name in ("base", "best", "last"):
             if ranks.is_first:
                 checkpoint.settle(path / name)

@@ -32,7 +32,7 @@ class Mark(Enum):
     TRAINING = "of no use to a model that counts"
     BACKEND = "whose kernels run: a matter of the machine"
     CALL = "about one call of the command: not stored"
-    SETTLED = "None, or on by default, until the data is known: a run has what was settled then"
+    SETTLED = "None, auto, or on by default, until data and machine are known: a run has what was settled then"
     USES_RUN = "works on the run in --out instead of making one"
 
 

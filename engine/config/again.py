@@ -20,7 +20,9 @@ def to_go_on(config: Any, explicit: set[str], kept: dict[str, Any]) -> tuple[Any
     sources = _sources(config)
     said = {name for name in {*explicit, *sources, *cls.apart} if name in line} - marked(cls, Mark.CALL)
     before = with_defaults(config, kept)
-    said = {name for name in said if not _is_settled(name, line[name], cls) or name in explicit}
+    said = {
+        name for name in said if not _is_settled(name, line[name], cls) or (name in explicit and line[name] != "auto")
+    }
     free = marked(cls, Mark.RESUMABLE, Mark.PLACE)
     refuse_contradictions(config, said, kept, free, "--go-on", {n: s for n, s in sources.items() if n not in explicit})
     limits = steps_of_minutes({name for name in said if line[name] is not None}, kept)
@@ -49,4 +51,4 @@ def _sources(config: Any) -> dict[str, str]:
 
 def _is_settled(name: str, value: Any, cls: type) -> bool:
     """Whether a run has another value than this in the end, which followed its data."""
-    return Mark.SETTLED in all_settings(cls)[name].marks and (value is None or value is True)
+    return Mark.SETTLED in all_settings(cls)[name].marks and (value is None or value is True or value == "auto")

@@ -115,7 +115,9 @@ def refuse_contradictions(
     from before a flag was there has its default. `sources`: which words give a setting that is no flag of its own."""
     values = flat(config)
     kept = with_defaults(config, kept)
-    names = set(explicit) & set(kept) - may_change
+    names = set(explicit) & set(kept) - may_change - {
+        n for n in marked(type(config), Mark.SETTLED) if values.get(n) == "auto"
+    }
     if contradicting := sorted(n for n in names if n in values and values[n] != kept[n]):
         given = {n: f"{flag(n)} {values[n]}" + (f" of {sources[n]}" if n in sources else "") for n in contradicting}
         listed = ", ".join(f"{words} (the run has {kept[n]})" for n, words in given.items())

@@ -102,8 +102,9 @@ class Machine:
     ] = None
     """Threads that torch computes on (default: $OMP_NUM_THREADS or the cores; of a resume, as the run had). Another
     number may give other last bits; on a busy machine 1 is faster."""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Mark.TRAINING] = "auto"
-    """Arithmetic; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Mark.TRAINING, Mark.SETTLED] = "auto"
+    """Arithmetic of matrix products; auto: bfloat16 on a GPU that has it, and on a CPU where a large model is faster in
+    it, which is tried; a run keeps what it began with."""
     compile: Annotated[Literal["auto", "on", "off"], Mark.RESUMABLE, Mark.TRAINING] = "auto"
     """torch.compile; auto: on for cuda, off elsewhere."""
     shard: Annotated[bool, Mark.RESUMABLE, Mark.TRAINING] = False
