@@ -36,13 +36,15 @@ def build(config: Config) -> nn.Module:
     return build_model(config, VOCAB)
 
 
-def muons(shapes: list[tuple[int, ...]], weight_decay: float, steps: int = 6) -> list[tuple[torch.Tensor, ...]]:
+def muons(
+    shapes: list[tuple[int, ...]], weight_decay: float, half: bool = False, steps: int = 6
+) -> list[tuple[torch.Tensor, ...]]:
     """Parameters of these shapes after `steps` under our Muon, under torch's (flattened), and where both started."""
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=random) for shape in shapes]
     ours, theirs = [nn.Parameter(p.clone()) for p in start], [nn.Parameter(p.flatten(1).clone()) for p in start]
     optimizers = (
-        Muon(ours, lr=0.05, momentum=0.9, weight_decay=weight_decay),
+        Muon(ours, lr=0.05, momentum=0.9, weight_decay=weight_decay, half=half),
         torch.optim.Muon(theirs, lr=0.05, momentum=0.9, weight_decay=weight_decay),
     )
     for _ in range(steps):
@@ -56,8 +58,9 @@ def muons(shapes: list[tuple[int, ...]], weight_decay: float, steps: int = 6) ->
 
 @pytest.mark.parametrize("shapes", [[(24, 8)], [(8, 24)], [(16, 16), (16, 16), (8, 24)], [(6, 4, 5)]], ids=str)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-def test_muon_takes_the_same_steps_as_that_of_torch(shapes, weight_decay):
-    for ours, theirs, start in muons(shapes, weight_decay):
+@pytest.mark.parametrize("half", [False, True])
+def test_muon_takes_the_same_steps_as_that_of_torch(shapes, weight_decay, half):
+    for ours, theirs, start in muons(shapes, weight_decay, half):
         # torch's iterates in bfloat16, which has 3 digits: each step is off by about 1 %
         assert (ours - theirs).norm() < 0.03 * (theirs - start).norm()
 

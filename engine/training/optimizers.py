@@ -21,8 +21,9 @@ class Muon(torch.optim.Optimizer):
 
     `torch.optim.Muon` takes the same steps up to rounding. Here the iteration is in float32 and not bfloat16, works on
     Gram matrices (see `orthogonalise`), takes all matrices of one shape together, and flattens what has more than two
-    dimensions. `python -m bench.muon`, CPU time over torch's: 0.2 where the CPU has no arithmetic for bfloat16; where
-    it has (AMX), 0.9 to 1.0 for 4 layers of width 128 and 2.1 to 3.1 for 6 layers of width 384.
+    dimensions. `half`: in bfloat16 as there, for a CPU that multiplies it. `python -m bench.muon`, CPU time over
+    torch's: 0.2 where the CPU does not; where it does (AMX), 0.9 to 1.1 for 4 layers of width 128 and 2.1 to 3.1 for 6
+    layers of width 384, of which `half` takes two thirds away.
 
     Several processes (`ranks`) each do a share of the iterations; of sharded parameters each holds its rows of the
     momentum."""
@@ -30,9 +31,17 @@ class Muon(torch.optim.Optimizer):
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        ranks: Ranks = ALONE,
+        half: bool = False,
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.ranks = ranks
+        self.ranks, self.half = ranks, half
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # without a closure
@@ -62,7 +71,8 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _orthogonalise(self, matrices: Tensor) -> Tensor:
-        return orthogonalise(matrices, self.COEFFICIENTS, self.ITERATIONS)
+        iteration = orthogonalise_in_half if self.half else orthogonalise
+        return iteration(matrices, self.COEFFICIENTS, self.ITERATIONS)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -95,8 +105,24 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: LanguageModel, config: Optim, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
-    """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients.
+def orthogonalise_in_half(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+    """As `orthogonalise`, in bfloat16: each iteration on x itself, which forgives the rounding of the one before, as
+    products of Gram matrices do not."""
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).bfloat16()
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def make_optimizers(
+    model: LanguageModel, config: Optim, ranks: Ranks = ALONE, half: bool = False
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of `model`: one, or for muon two, and a SparseAdam for tables with sparse gradients. `half`: see
+    `Muon`.
 
     Matrices get weight decay; biases, gains and embedding tables get none. Muon takes the hidden matrices, all but
     those of the model's `output_layers`, and AdamW the rest. The schedule scales each group's `peak_lr`."""
@@ -109,7 +135,7 @@ def make_optimizers(model: LanguageModel, config: Optim, ranks: Ranks = ALONE) -
         output = {id(p) for layer in model.output_layers() for p in layer.parameters()}
         hidden = [p for p in matrices.values() if id(p) not in output]
         if hidden:
-            optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay, ranks))
+            optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay, ranks, half))
         if groups := _groups([p for p in matrices.values() if id(p) in output], others, config):
             optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:

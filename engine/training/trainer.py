@@ -73,8 +73,10 @@ class Trainer:
         self.ranks, self.draws_by_step = ranks, run_format >= DRAWS_BY_STEP
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
-        self.optimizers = make_optimizers(model, config.optim, ranks)
-        self.autocast = runtime.autocast(device, runtime.choose_dtype(config.machine.dtype, device)[0])
+        dtype, _ = runtime.choose_dtype(config.machine.dtype, device)
+        half = device.type == "cpu" and dtype == torch.bfloat16
+        self.optimizers = make_optimizers(model, config.optim, ranks, half)
+        self.autocast = runtime.autocast(device, dtype)
         self.progress = Progress()
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
