@@ -45,12 +45,14 @@ class LanguageModel(nn.Module):
     `context`: the most tokens that one `forward` takes, state included (nanoGPT: block_size); None when unbounded.
     `logit_cap`: the soft cap of the logits, which `head` applies to its product; None without.
     `fixed`: prefixes of the names of buffers that training does not change.
+    `fused`: whether training may compute in ways that are faster and give other last bits than the layers themselves.
     `wte`: the embedding table that `embed` reads; families without one have an `embed`, or a `hidden`, of their own.
     """
 
     context: int | None = None
     logit_cap: float | None = None
     fixed: tuple[str, ...] = ()
+    fused: bool = True
     wte: nn.Embedding
 
     def __init__(self, vocab_size: int, config: ModelConfig, special: Special = OURS):
@@ -241,6 +243,13 @@ class LanguageModel(nn.Module):
         if self.training and self.z_loss:
             found["z_loss"] = self.z_loss
         return found
+
+
+def keep_bits(model: nn.Module) -> None:
+    """Let every model in `model` train as its layers are written, to the last bit (see `LanguageModel.fused`)."""
+    for module in model.modules():
+        if isinstance(module, LanguageModel):
+            module.fused = False
 
 
 def precise(device: torch.device) -> torch.dtype:

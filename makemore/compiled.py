@@ -32,6 +32,17 @@ def compiled_functions(model: nn.Module, rows: int) -> library.Library | None:
     return None if sum(each.numel() for each in parameters) > MOST_PARAMETERS else functions()
 
 
+def training_functions(*tensors: Tensor | None) -> library.Library | None:
+    """The functions, for a part of a training step that reads `tensors`; None where torch has to compute it."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    if any(each is not None and (each.device.type != "cpu" or each.dtype != torch.float32) for each in tensors):
+        return None
+    return functions()
+
+
 @functools.cache
 def functions() -> library.Library | None:
     """What is compiled for this machine; None where no compiler is, or no folder to keep what it makes."""

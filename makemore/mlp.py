@@ -11,6 +11,7 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.config import MLPConfig
 from makemore.layers import activation_of, initialise, make_norm
+from makemore.mlp_looked_up import looked_up_hidden
 
 
 class MLP(LanguageModel):
@@ -37,6 +38,8 @@ class MLP(LanguageModel):
         return max(self.order, self.ngrams.n if self.ngrams else 1)
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
+        if fused := looked_up_hidden(self, tokens, state, valid):  # the same by other sums, in training
+            return fused
         B, T = tokens.shape
         history = tokens.new_full((B, self.order - 1), self.special.pad) if state is None else state["tokens"]
         tokens = torch.cat([history, tokens], 1)  # (B, order - 1 + T)

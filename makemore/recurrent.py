@@ -1,7 +1,8 @@
 """RNN, LSTM and GRU: a hidden vector, updated at every token, that summarises everything read so far.
 
-Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torch.nn`'s fused ones, or, with
-`cells="written"`, the loops of `makemore/cells.py` (same parameters, same numbers). The state is each layer's hidden
+Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014. The layers are `torch.nn`'s fused ones, which train on a CPU
+by the compiled loop of `makemore/recurrent_scan.py`, or, with `cells="written"`, the loops of `makemore/cells.py` (same
+parameters, same numbers). The state is each layer's hidden
 vector(s); it may be carried over consecutive stream batches for truncated backpropagation through time.
 """
 
@@ -13,8 +14,9 @@ from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, State, make_head, make_ngrams
 from makemore.cells import GRUCell, LSTMCell, RNNCell
 from makemore.config import RecurrentConfig
-from makemore.exact import has_methods_of, needs_gradients, note
+from makemore.exact import has_methods_of, is_exact, needs_gradients, note
 from makemore.layers import initialise, make_norm
+from makemore.recurrent_scan import scan_layer
 from makemore.recurrent_step import compiled_stepper
 from makemore.segments import Take, read_segments
 from makemore.small_work import for_small_work
@@ -51,7 +53,7 @@ class Recurrent(LanguageModel):
                 initial = tuple(x.new_zeros(1, x.shape[0], self.n_hidden) for _ in names)
             else:
                 initial = tuple(state[name][None] for name in names)  # (1, B, H)
-            x, final = self._run(layer, x, initial)
+            x, final = self._scanned(i, x, initial[0], tokens) or self._run(layer, x, initial)
             x = self.dropout(norm(x, valid))
             new_state |= {name: vector[0] for name, vector in zip(names, final, strict=True)}
         return x, new_state
@@ -78,6 +80,14 @@ class Recurrent(LanguageModel):
         is_known = type(self) in (RNN, LSTM, GRU) and has_methods_of(self, type(self))
         fast = compiled_stepper(self, state) if is_known and not needs_gradients(self, state) else None
         return fast or super().stepper(state)
+
+    def _scanned(self, i: int, x: Tensor, first: Tensor, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """What layer i gives after `first` (1, B, H) by its loop in compiled code, in training; None where there is
+        none. What the first one reads may be rows of `wte` for `tokens` and nothing else."""
+        if not (self.training and self.fused) or self.written:
+            return None
+        is_table = i == 0 and self.ngrams is None and not self.dropout.p and is_exact(self.wte, nn.Embedding)
+        return scan_layer(self.layers[i], x, first, self.wte if is_table else None, tokens)
 
     def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:

@@ -30,9 +30,11 @@ FORMATS = {
     3: "optimizer state by parameter name (engine/training/state.py); config.json has its family's settings alone",
     4: "dropout follows from the seed, the step and the micro-batch (engine/training/trainer.py); the order of a "
     "large epoch is computed (data/orders.py)",
+    5: "training takes the fused ways of makemore/, which give other last bits (`LanguageModel.fused`)",
 }
 FORMAT = max(FORMATS)  # of a new run; older ones are read for ever
 DRAWS_BY_STEP = COMPUTES_ORDER = 4  # a run of an older format goes on as it did, and is not rewritten as one of this
+FUSES = 5
 MAX_VOCABULARY = 1 << 24
 _FACTS = {
     "format": Whole(1),
@@ -114,7 +116,7 @@ def _describe(
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Replace `config.json`. A run of an older format becomes one of format 3, the last that trains as it does."""
+    """Replace `config.json`. A run of format 1 or 2 becomes one of format 3, the last that trains as it does."""
     written = max(facts["format"], DRAWS_BY_STEP - 1)
     replace_file(folder / "config.json", json.dumps(facts | {"format": written}, indent=1).encode())
 

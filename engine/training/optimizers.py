@@ -15,6 +15,36 @@ from makemore.base import LanguageModel
 from makemore.layers import embedding_names, sparse_parameters
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW on a CPU, to the bit, without what torch does around its one pass over all weights: sorting the
+    tensors by device and type takes 0.1 ms, where a whole step of a small model takes one of 0.5."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        for group in self.param_groups:
+            params, grads, first, second, steps = [], [], [], [], []
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p] or self._begin(p)
+                    params.append(p)
+                    grads.append(p.grad)
+                    first.append(state["exp_avg"])
+                    second.append(state["exp_avg_sq"])
+                    steps.append(state["step"])
+            if params:
+                torch._foreach_add_(steps, 1)
+                beta1, beta2 = group["betas"]
+                torch._fused_adamw_(
+                    params, grads, first, second, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2,
+                    weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+                )  # fmt: skip
+
+    def _begin(self, p: Tensor) -> dict[str, Tensor]:
+        zeros = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2)]
+        self.state[p] |= {"step": torch.zeros((), device=p.device), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+        return self.state[p]
+
+
 class Muon(torch.optim.Optimizer):
     """SGD with momentum whose update is orthogonalised by a Newton-Schulz iteration, for hidden matrices. Jordan et
     al., "Muon: An optimizer for hidden layers in neural networks", 2024.
@@ -131,15 +161,17 @@ def make_optimizers(
     matrices = {name: p for name, p in named if p.ndim >= 2 and name not in tables}
     others = [p for name, p in named if name not in matrices]
     optimizers: list[torch.optim.Optimizer] = []
+    is_plain = all(p.device.type == "cpu" and not is_sharded(p) for _, p in named)
+    adamw = AdamW if is_plain else torch.optim.AdamW
     if config.optimizer == "muon":
         output = {id(p) for layer in model.output_layers() for p in layer.parameters()}
         hidden = [p for p in matrices.values() if id(p) not in output]
         if hidden:
             optimizers.append(Muon(hidden, config.muon_lr, config.momentum, config.weight_decay, ranks, half))
         if groups := _groups([p for p in matrices.values() if id(p) in output], others, config):
-            optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), fused=True))
+            optimizers.append(adamw(groups, lr=config.lr, betas=_betas(config), fused=True))
     else:
-        optimizers.append(_torch_optimizer(_groups(list(matrices.values()), others, config), config))
+        optimizers.append(_torch_optimizer(_groups(list(matrices.values()), others, config), config, adamw))
     if sparse_trained := [p for p in sparse.values() if p.requires_grad]:  # only the rows that a batch has met move
         optimizers.append(torch.optim.SparseAdam(sparse_trained, lr=config.lr, betas=_betas(config)))
     for optimizer in optimizers:
@@ -160,7 +192,7 @@ def _betas(config: Optim) -> tuple[float, float]:
     return config.beta1, config.beta2
 
 
-def _torch_optimizer(groups: list[dict], config: Optim) -> torch.optim.Optimizer:
+def _torch_optimizer(groups: list[dict], config: Optim, adamw: type[torch.optim.AdamW]) -> torch.optim.Optimizer:
     lr = config.lr
     match config.optimizer:
         case "sgd":
@@ -174,4 +206,4 @@ def _torch_optimizer(groups: list[dict], config: Optim) -> torch.optim.Optimizer
         case "adam":
             return torch.optim.Adam(groups, lr=lr, betas=_betas(config), fused=True)
         case _:  # fused: one pass over all weights, on CPU too several times faster than a loop over tensors
-            return torch.optim.AdamW(groups, lr=lr, betas=_betas(config), fused=True)
+            return adamw(groups, lr=lr, betas=_betas(config), fused=True)

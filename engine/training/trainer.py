@@ -25,7 +25,7 @@ from engine.distributed.ranks import ALONE, Ranks
 from engine.distributed.sharding import Sharded, all_whole, whole
 from engine.evaluate import evaluate_unless
 from engine.run import checkpoint
-from engine.run.folder import DRAWS_BY_STEP, FORMAT
+from engine.run.folder import DRAWS_BY_STEP, FORMAT, FUSES
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
 from engine.training.drawing import draw_from
@@ -35,7 +35,7 @@ from engine.training.optimizers import make_optimizers
 from engine.training.progress import Evaluation, Progress
 from engine.training.schedules import lr_factor
 from engine.training.state import TRAINER_FACTS, load_optimizer_state, optimizer_state, under
-from makemore.base import LanguageModel, State
+from makemore.base import LanguageModel, State, keep_bits
 from makemore.layers import sparse_parameters
 
 OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
@@ -71,6 +71,8 @@ class Trainer:
         self.config, self.folder, self.device, self.metrics = config, folder, device, metrics
         self.extra_metrics, self.belongs_to = extra_metrics, belongs_to
         self.ranks, self.draws_by_step = ranks, run_format >= DRAWS_BY_STEP
+        if run_format < FUSES:
+            keep_bits(model)
         sparse = sparse_parameters(model)  # left out of clipping: Adam's steps do not depend on a gradient's scale
         self.clipped = [p for name, p in model.named_parameters() if p.requires_grad and name not in sparse]
         dtype, _ = runtime.choose_dtype(config.machine.dtype, device)

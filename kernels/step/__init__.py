@@ -1,1 +1,1 @@
-"""Tokens of a few rows through a small model in one call, in C: for CPUs, where a compiler is."""
+"""Small models on CPUs, in C, where a compiler is: a token of a few rows in one call, and parts of a training step."""

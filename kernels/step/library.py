@@ -1,4 +1,4 @@
-"""step.c and draw.c as a library: compiled at first use for this machine's CPU, and kept in a folder."""
+"""The C sources as a library: compiled at first use for this machine's CPU, and kept in a folder."""
 
 import ctypes
 import functools
@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c", "scan.c", "windows.c")]
+HEADER = Path(__file__).with_name("vectors.h")
 # -ffast-math lets sums run in vectors. Linking is a step of its own, without it: with it gcc adds code that rounds the
 # smallest numbers to 0 in the whole process.
 COMPILE = ["-O3", "-ffast-math", "-fPIC", "-c"]
-TUNED = [["-march=native"], ["-mcpu=native"], []]  # Apple's clang knows the second; the first that works is taken
+TUNED = [  # the first that works is taken; Apple's clang knows no -march=native, and no OpenMP
+    [*parallel, *tuned] for parallel in (["-fopenmp"], []) for tuned in (["-march=native"], ["-mcpu=native"], [])
+]
 SECONDS = 60
 
 
@@ -26,6 +29,10 @@ class Library(NamedTuple):
     step: Callable[..., None]
     draw: Callable[..., None]
     decode: Callable[..., int]
+    scan: Callable[..., int]
+    scan_back: Callable[..., int]
+    windows: Callable[..., None]
+    windows_back: Callable[..., None]
 
 
 @functools.cache
@@ -35,7 +42,7 @@ def load(folder: Path) -> Library | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
-    facts = repr([*(source.read_bytes() for source in SOURCES), compiler, _cpu(), COMPILE, TUNED])
+    facts = repr([*(source.read_bytes() for source in [HEADER, *SOURCES]), compiler, _cpu(), COMPILE, TUNED])
     path = folder / "step" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,13 +50,19 @@ def load(folder: Path) -> Library | None:
             return None
         library = ctypes.CDLL(str(path))
         step, draw, decode = library.charlm_step, library.charlm_draw, library.charlm_decode
+        scan, scan_back = library.charlm_scan, library.charlm_scan_back
+        windows, windows_back = library.charlm_windows, library.charlm_windows_back
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
     whole, pointer = ctypes.c_int64, ctypes.c_void_p
     step.argtypes, step.restype = [pointer, whole, whole, *[pointer] * 4], None
     draw.argtypes, draw.restype = [*[pointer] * 4, whole, whole, pointer, pointer], None
     decode.argtypes, decode.restype = [pointer, *[whole] * 4, *[pointer] * 5], whole
-    return Library(step, draw, decode)
+    scan.argtypes, scan.restype = [*[whole] * 4, *[pointer] * 5], whole
+    scan_back.argtypes, scan_back.restype = [*[whole] * 4, *[pointer] * 6], whole
+    windows.argtypes, windows.restype = [*[whole] * 4, *[pointer] * 4], None
+    windows_back.argtypes, windows_back.restype = [*[whole] * 4, *[pointer] * 3], None
+    return Library(step, draw, decode, scan, scan_back, windows, windows_back)
 
 
 def _compile(compiler: str, path: Path) -> bool:
@@ -60,13 +73,23 @@ def _compile(compiler: str, path: Path) -> bool:
         def run(*words: str) -> bool:
             return not subprocess.run([compiler, *words], capture_output=True, timeout=SECONDS, cwd=work).returncode
 
-        def compiled(tuned: list[str]) -> bool:
-            return all(run(*COMPILE, *tuned, str(c), "-o", o) for c, o in zip(SOURCES, made, strict=True))
+        def works(tuned: list[str]) -> bool:
+            each = (run(*COMPILE, *tuned, str(c), "-o", o) for c, o in zip(SOURCES, made, strict=True))
+            return all(each) and run("-shared", *made, "-o", str(library), "-lm") and _loads(library)
 
-        if not (any(map(compiled, TUNED)) and run("-shared", *made, "-o", str(library), "-lm")):
+        if not any(map(works, TUNED)):
             return False
         library.chmod(0o600)
         os.replace(library, path)  # whole, or not there: others may compile it at the same time
+    return True
+
+
+def _loads(library: Path) -> bool:
+    """Whether this process finds all that it needs: OpenMP's functions are torch's."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
     return True
 
 

@@ -3,17 +3,7 @@
 //
 // A row's sums run in one order, whatever rows are beside it: it is to the bit what it is alone.
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __AVX512F__
-enum { LANES = 16, TILE = 4 };  // floats of a vector, rows that a product takes at a time
-#else
-enum { LANES = 8, TILE = 1 };
-#endif
-enum { PANEL = 64, VECTORS = PANEL / LANES };  // columns of a panel of weights
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#include "vectors.h"
 
 enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP };
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, RELU2 };
@@ -30,43 +20,17 @@ typedef struct {
     float *scratch;
 } Op;
 
-static inline __attribute__((always_inline)) void product_tile(
-    const int rows, const Op *op, const float *in, float *out, int64_t panel)
-{
-    const int64_t K = op->width_in, N = op->width_out;
-    const float *w = op->weight + panel * K * PANEL;
-    vector sum[TILE][VECTORS];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = op->bias ? *(const vector *)(op->bias + panel * PANEL + v * LANES) : (vector){0};
-    for (int64_t k = 0; k < K; k++, w += PANEL)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) {
-            const vector weights = *(const vector *)(w + v * LANES);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) sum[r][v] += in[r * K + k] * weights;
-        }
-    const int64_t first = panel * PANEL, columns = N - first < PANEL ? N - first : PANEL;
-    for (int r = 0; r < rows; r++) {
-        const float *from = (const float *)sum[r];
-        float *to = out + r * N + first;
-        if (op->variant)
-            for (int64_t j = 0; j < columns; j++) to[j] += from[j];
-        else
-            memcpy(to, from, columns * sizeof(float));
-    }
-}
-
 // out (B, N) = in (B, K) times the weights, panels of (K, 64), plus the bias.
 static void product(const Op *op, int64_t B, float *out)
 {
-    const int64_t panels = (op->width_out + PANEL - 1) / PANEL;
-    for (int64_t panel = 0; panel < panels; panel++) {
+    const int64_t K = op->width_in, N = op->width_out;
+    for (int64_t first = 0; first < N; first += PANEL) {
+        const float *w = op->weight + first * K, *bias = op->bias ? op->bias + first : 0, *in = op->in;
         int64_t b = 0;
         for (; b + TILE <= B; b += TILE)
-            product_tile(TILE, op, op->in + b * op->width_in, out + b * op->width_out, panel);
+            product_tile(TILE, K, N, w, bias, in + b * K, K, out + b * N, first, op->variant);
         for (; b < B; b++)
-            product_tile(1, op, op->in + b * op->width_in, out + b * op->width_out, panel);
+            product_tile(1, K, N, w, bias, in + b * K, K, out + b * N, first, op->variant);
     }
 }
 
@@ -92,20 +56,12 @@ static void rms_norm(const float *x, float *y, int64_t C, const float *weight, f
     for (int64_t i = 0; i < C; i++) y[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
 
-// Element by element, also in place: without INDEPENDENT the compiler would have to fear that `x` and `y` overlap.
-#ifdef __clang__
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define INDEPENDENT _Pragma("GCC ivdep")
-#endif
 #define EACH(value)                                   \
     INDEPENDENT for (int64_t i = 0; i < n; i++) {     \
         const float a = x[i];                         \
         y[i] = value;                                 \
     }                                                 \
     break
-
-static inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 static void activate(int64_t variant, const float *x, float *y, int64_t n)
 {
