@@ -248,8 +248,8 @@ class LanguageModel(nn.Module):
 def keep_bits(model: nn.Module) -> None:
     """Let every model in `model` train as its layers are written, to the last bit (see `LanguageModel.fused`)."""
     for module in model.modules():
-        if isinstance(module, LanguageModel):
-            module.fused = False
+        if getattr(module, "fused", False):
+            module.fused = False  # type: ignore[assignment]
 
 
 def precise(device: torch.device) -> torch.dtype:

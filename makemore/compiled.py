@@ -32,13 +32,15 @@ def compiled_functions(model: nn.Module, rows: int) -> library.Library | None:
     return None if sum(each.numel() for each in parameters) > MOST_PARAMETERS else functions()
 
 
-def training_functions(*tensors: Tensor | None) -> library.Library | None:
-    """The functions, for a part of a training step that reads `tensors`; None where torch has to compute it."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+def training_functions(*tensors: Tensor | None, half: bool = False) -> library.Library | None:
+    """The functions, for a part of a training step that reads `tensors`, of float32 or, with `half`, bfloat16; None
+    where torch has to compute it."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    if torch._C._are_functorch_transforms_active():
+    if torch.is_autocast_enabled("cpu") and not half:
         return None
-    if any(each is not None and (each.device.type != "cpu" or each.dtype != torch.float32) for each in tensors):
+    dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
+    if any(each is not None and (each.device.type != "cpu" or each.dtype not in dtypes) for each in tensors):
         return None
     return functions()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels import Attention
 from makemore.constants import ROPE_BASE
 from nanogpt.config import TransformerConfig
+from nanogpt.fused import fused_turn
 from nanogpt.packing import Packing
 
 
@@ -19,6 +20,8 @@ class CausalSelfAttention(nn.Module):
     -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded.
     `key_mask` (B, T): which positions are no padding, where later ones are seen. `starts`: B is 1, of rows laid end to
     end, as `kernels.attention_packed` takes them."""
+
+    fused = True  # see `LanguageModel`
 
     def __init__(self, config: TransformerConfig, slopes: Tensor | None):
         super().__init__()
@@ -58,10 +61,11 @@ class CausalSelfAttention(nn.Module):
         B, T, _ = qkv.shape
         heads = qkv.view(B, T, -1, self.head_size)  # those of q, then of k, then of v
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], 2)
-        if self.qk_norm:
-            qk = F.rms_norm(qk, (self.head_size,))
-        if cos_sin is not None:
-            qk = rotate(qk, *cos_sin)
+        if (turned := fused_turn(self, qk, cos_sin)) is not None:  # the same in one pass, in training
+            qk = turned
+        else:
+            qk = F.rms_norm(qk, (self.head_size,)) if self.qk_norm else qk
+            qk = qk if cos_sin is None else rotate(qk, *cos_sin)
         q, k = qk.split([self.n_head, self.n_kv_head], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

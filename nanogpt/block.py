@@ -11,12 +11,15 @@ from makemore.exact import is_exact, note
 from makemore.layers import activation_of, make_norm
 from nanogpt.attention import CausalSelfAttention
 from nanogpt.config import TransformerConfig
+from nanogpt.fused import fused_activation
 from nanogpt.packing import Packing
 
 
 class MLP(nn.Module):
     """(B, T, C) -> four times as wide -> (B, T, C). SwiGLU has two inner matrices, two thirds as wide: as many
     weights."""
+
+    fused = True  # see `LanguageModel`
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -30,7 +33,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
-        if self.gated:
+        if (activated := fused_activation(self, x)) is not None:  # the same in one pass, in training
+            x = activated
+        elif self.gated:
             x, gate = x.chunk(2, -1)
             x = x * self.activation(gate)
         else:

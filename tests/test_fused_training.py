@@ -1,6 +1,7 @@
 """The faster ways of a training step on a CPU give what the layers give, and are taken only in their place."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,15 +14,19 @@ import makemore.mlp_looked_up
 import makemore.recurrent_scan
 from engine.registry import build_model
 from engine.training.optimizers import AdamW
+from kernels.step.elements import activated
 from kernels.step.scan import scan
 from makemore.base import keep_bits
 from makemore.tables import looked_up, looked_up_windows
+from nanogpt.attention import rotary_cos_sin, rotate
+from nanogpt.fused import fused_turn
 from tests.helpers import configure
 
 pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler here")
 FIXED = settings(max_examples=40, deadline=None, derandomize=True)
 SIZES = st.integers(1, 9)
 VOCAB = 9
+HALF = {"rtol": 3e-2, "atol": 6e-2}  # of bfloat16, which is rounded after each of torch's operations
 SMALL = {"n_embd": 6, "n_hidden": 10, "n_layer": 1, "order": 3, "activation": "tanh", "context": 8}
 
 
@@ -194,3 +199,56 @@ def test_adamw_takes_torchs_steps_to_the_bit():
         state = [optimizer.state[p][name] for p in params for name in ("exp_avg", "exp_avg_sq", "step")]
         sides.append([p.detach() for p in params] + state)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*sides, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normed", [True, False])
+@given(B=SIZES, T=SIZES, heads=st.integers(1, 4), others=st.integers(0, 2), half=st.sampled_from([1, 3, 16, 20]))
+@FIXED
+def test_turned_heads_are_normed_and_rotated(dtype, normed, B, T, heads, others, half):
+    torch.manual_seed(0)
+    whole = torch.randn(B, T, heads + others, 2 * half).to(dtype).requires_grad_()
+    x, (cos, sin) = whole[:, :, :heads], rotary_cos_sin(torch.arange(T), 2 * half)
+    attention = SimpleNamespace(training=True, fused=True, qk_norm=normed)
+    exact = torch.nn.functional.rms_norm(x, (2 * half,)) if normed else x
+    theirs, ours = rotate(exact, cos, sin), fused_turn(attention, x, (cos, sin))
+    mix, near = torch.randn(theirs.shape).to(dtype), dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else HALF
+    torch.testing.assert_close(ours, theirs, **near)
+    torch.testing.assert_close(*(gradients((y * mix).sum(), [whole])[0] for y in (ours, theirs)), **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+@given(B=SIZES, C=st.integers(1, 40))
+@FIXED
+def test_fused_activations_are_the_activations(dtype, activation, B, C):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(2, B, 2 * C)).to(dtype).requires_grad_()
+    theirs = x[..., :C] * torch.nn.functional.silu(x[..., C:]) if activation == "swiglu" else x.relu().square()
+    ours = activated(makemore.compiled.functions(), activation, x)
+    mix, near = torch.randn(theirs.shape).to(dtype), dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else HALF
+    torch.testing.assert_close(ours, theirs, **near)
+    torch.testing.assert_close(*(gradients((y * mix).sum(), [x])[0] for y in (ours, theirs)), **near)
+
+
+TRANSFORMERS = {
+    "the default": {},
+    "relu2, grouped heads": {"activation": "relu2", "n_kv_head": 1},
+    "without norms of queries and keys": {"qk_norm": False},
+    "dropout": {"dropout": 0.2},
+    "GPT-2's parts": {"positions": "learned", "qk_norm": False, "activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("options", TRANSFORMERS.values(), ids=list(TRANSFORMERS))
+def test_a_fused_step_of_a_transformer_is_the_written_one(options, half):
+    default = {"model": "transformer", "n_layer": 2, "n_head": 2, "n_embd": 16, "positions": "rope", "qk_norm": True,
+               "activation": "swiglu", "bias": False}  # fmt: skip
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        ours, theirs = (step_of(default | options, fused, carried=False) for fused in (True, False))
+    near = HALF if half else {"rtol": 1e-4, "atol": 1e-5}
+    for a, b in zip([ours[0], *ours[1]], [theirs[0], *theirs[1]], strict=True):
+        torch.testing.assert_close(a, b, **near)
+    if not half and "gelu" not in options.values():
+        assert not torch.equal(ours[1][0], theirs[1][0])  # by other sums

@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c", "scan.c", "windows.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "draw.c", "scan.c", "windows.c", "elements.c")]
 HEADER = Path(__file__).with_name("vectors.h")
 # -ffast-math lets sums run in vectors. Linking is a step of its own, without it: with it gcc adds code that rounds the
 # smallest numbers to 0 in the whole process.
@@ -33,6 +33,20 @@ class Library(NamedTuple):
     scan_back: Callable[..., int]
     windows: Callable[..., None]
     windows_back: Callable[..., None]
+    activate: Callable[..., None]
+    activate_back: Callable[..., None]
+    turn: Callable[..., None]
+    turn_back: Callable[..., None]
+
+
+LETTERS: dict[str, Any] = {"w": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
+TYPES = {  # what each takes: whole numbers, pointers, doubles; and what it returns
+    "step": ("pww" + "pppp", ""), "draw": ("pppp" + "ww" + "pp", ""), "decode": ("p" + "wwww" + "ppppp", "w"),
+    "scan": ("wwww" + "ppppp", "w"), "scan_back": ("wwww" + "pppppp", "w"),
+    "windows": ("wwww" + "pppp", ""), "windows_back": ("wwww" + "ppp", ""),
+    "activate": ("wwww" + "pp", ""), "activate_back": ("wwww" + "ppp", ""),
+    "turn": ("wwwwwww" + "d" + "pppp", ""), "turn_back": ("wwwwwww" + "d" + "ppppp", ""),
+}  # fmt: skip
 
 
 @functools.cache
@@ -49,20 +63,12 @@ def load(folder: Path) -> Library | None:
         if not (_is_ours(path.parent) and (path.exists() or _compile(compiler, path)) and _is_ours(path)):
             return None
         library = ctypes.CDLL(str(path))
-        step, draw, decode = library.charlm_step, library.charlm_draw, library.charlm_decode
-        scan, scan_back = library.charlm_scan, library.charlm_scan_back
-        windows, windows_back = library.charlm_windows, library.charlm_windows_back
+        found = {name: getattr(library, f"charlm_{name}") for name in Library._fields}
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
-    whole, pointer = ctypes.c_int64, ctypes.c_void_p
-    step.argtypes, step.restype = [pointer, whole, whole, *[pointer] * 4], None
-    draw.argtypes, draw.restype = [*[pointer] * 4, whole, whole, pointer, pointer], None
-    decode.argtypes, decode.restype = [pointer, *[whole] * 4, *[pointer] * 5], whole
-    scan.argtypes, scan.restype = [*[whole] * 4, *[pointer] * 5], whole
-    scan_back.argtypes, scan_back.restype = [*[whole] * 4, *[pointer] * 6], whole
-    windows.argtypes, windows.restype = [*[whole] * 4, *[pointer] * 4], None
-    windows_back.argtypes, windows_back.restype = [*[whole] * 4, *[pointer] * 3], None
-    return Library(step, draw, decode, scan, scan_back, windows, windows_back)
+    for name, (arguments, result) in TYPES.items():
+        found[name].argtypes, found[name].restype = [LETTERS[letter] for letter in arguments], LETTERS.get(result)
+    return Library(**found)
 
 
 def _compile(compiler: str, path: Path) -> bool:
