@@ -87,6 +87,9 @@ class Optim:
     """Where linear, cosine and wsd end, as a fraction of --lr."""
     eval_interval: Annotated[int, COUNT, Mark.RESUMABLE] = 250
     """Steps between evaluations, each of which also saves."""
+    save_interval: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
+    """Steps between saves, in place of one at each evaluation: what a crash can lose. The best weights are saved when
+    they are found, and everything at the end and on a signal."""
     patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from data.json_files import Whole
 from engine.distributed.sharding import like
+from makemore.base import State
 
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 _NUMBER = (float, None)
 TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
     "progress": {
@@ -57,6 +59,28 @@ def load_optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Opti
         optimizer.load_state_dict(state_dict)
     if unknown:
         raise ValueError(f"there is no parameter for {min(unknown)}")
+
+
+def generator_state(device: torch.device) -> dict[str, Tensor]:
+    """What the generators draw next, of a run whose dropout follows from that."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    return state | {"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def load_generator_state(stored: dict[str, Any], device: torch.device) -> None:
+    """Load what `generator_state` gave. Raises KeyError or RuntimeError where there is none."""
+    torch.set_rng_state(stored["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in stored:
+        torch.cuda.set_rng_state(stored["rng.cuda"], device)
+
+
+def carried_state(stored: dict[str, Any], device: torch.device) -> State:
+    """The state that the next batch begins from, by today's names."""
+    carried = {}
+    for name, vector in under(stored, "carried.").items():
+        *path, part = name.split(".")  # of a mixture's neural model: neural.history
+        carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(device)
+    return carried
 
 
 def under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:

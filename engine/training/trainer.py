@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -29,16 +29,21 @@ from engine.run.folder import DRAWS_BY_STEP, FORMAT
 from engine.run.weights import load_state, trained_weights
 from engine.training.budget import Budget
 from engine.training.drawing import draw_from
-from engine.training.losses import Losses
+from engine.training.losses import Losses, all_finite, diverged
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
 from engine.training.progress import Evaluation, Progress
 from engine.training.schedules import lr_factor
-from engine.training.state import TRAINER_FACTS, load_optimizer_state, optimizer_state, under
+from engine.training.state import (
+    TRAINER_FACTS,
+    carried_state,
+    generator_state,
+    load_generator_state,
+    load_optimizer_state,
+    optimizer_state,
+)
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
-
-OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 class Trainer:
@@ -77,7 +82,8 @@ class Trainer:
         half = device.type == "cpu" and dtype == torch.bfloat16
         self.optimizers = make_optimizers(model, config.optim, ranks, half)
         self.autocast = runtime.autocast(device, dtype)
-        self.progress = Progress()
+        self.progress, self.begun = Progress(), 0
+        self.lost_best: int | None = None  # the step of a `best/` that is newer than the `last/` to go on from
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
@@ -96,7 +102,7 @@ class Trainer:
         self.model.train()
         if self.sharded is not None:
             self.sharded.free()
-        self.budget = Budget(self.config.optim, self.progress)
+        self.budget, self.begun = Budget(self.config.optim, self.progress), self.progress.step
         self.signals = runtime.Signals(self.ranks)
         with self.signals, self.budget.bar() as self.bar:
             while True:
@@ -104,14 +110,22 @@ class Trainer:
                 if self._evaluation_is_due():
                     self._evaluate_and_save()
                 if self.signals.agreed is not None:
-                    self._check_losses()
-                    self.save_last()
-                    self.ranks.wait()  # torchrun ends all where one has left
-                    raise runtime.Interrupted(self.signals.agreed)
-                if self.budget.used >= 1 or self._is_out_of_patience():
+                    self._save_and_leave(self.signals.agreed)
+                if self._save_is_due():
+                    self._save_between()
+                if self._is_over():
                     return
                 self.step()
                 self.budget.show(self.bar)
+
+    def _is_over(self) -> bool:
+        return self.budget.used >= 1 or self._is_out_of_patience()
+
+    def _save_and_leave(self, signum: int) -> NoReturn:
+        self._check_losses()
+        self.save_last()
+        self.ranks.wait()  # torchrun ends all where one has left
+        raise runtime.Interrupted(signum)
 
     def step(self) -> None:
         """One optimizer step, on as many batches as it accumulates."""
@@ -183,7 +197,7 @@ class Trainer:
         progress, losses = self.progress, self.losses.read()
         for loss in losses:
             if not math.isfinite(loss.nll_sum):
-                raise self._diverged(loss.step, loss.lr, "training loss")
+                raise self._diverged("training loss", loss.step, loss.lr)
             progress.nll_sum += loss.nll_sum
             progress.nll_tokens += loss.divisor
         if losses:
@@ -191,15 +205,8 @@ class Trainer:
             rate = progress.tokens / progress.seconds if progress.seconds else 0
             self.bar.set_postfix_str(f"loss {last:.3f}, {rate:,.0f} tokens/s", refresh=False)
 
-    def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
-        last = checkpoint.find(self.folder / "last")
-        saved = f"; {last} keeps the last good checkpoint" if last else ""
-        muon = " and --muon-lr" if self.config.optim.optimizer == "muon" else ""
-        clip = "" if self.config.optim.grad_clip else ", --grad-clip 1"
-        return UserError(
-            f"the {quantity} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
-            f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
-        )
+    def _diverged(self, quantity: str, step: int, lr: float) -> UserError:
+        return diverged(quantity, step, lr, self.config.optim, self.folder)
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -219,54 +226,45 @@ class Trainer:
             )
         if evaluation is None:
             return
-        progress = self.progress
         if not math.isfinite(evaluation.loss):
-            raise self._diverged(progress.step, self.set_lr(), "validation loss")
-        if progress.nll_tokens:
-            progress.train_loss = progress.nll_sum / progress.nll_tokens
-        progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
-        progress.val_tokens = evaluation.n_tokens
-        is_best = progress.best_val is None or evaluation.loss < progress.best_val
-        if is_best:
-            progress.best_val, progress.best_bits = evaluation.loss, evaluation.bits_per_char
-            progress.best_step = progress.step
-        progress.worse = 0 if is_best else progress.worse + 1
+            raise self._diverged("validation loss", self.progress.step, self.set_lr())
+        is_best = self.progress.note(evaluation, self._best_is_lost())
         if self.sharded is not None:
             self.sharded.collect()
         extra = self.extra_metrics() if self.ranks.is_first else {}
         if self.ranks.is_first:
-            self._write_metrics(evaluation, extra)
+            self.metrics.write(self.progress.line(evaluation, self.set_lr(), extra))
         self.budget.read_clock(self.ranks.first)
         if is_best:
             self.save_best(evaluation)
-        self.save_last()
-        self._show(evaluation, extra, is_best)
-
-    def _write_metrics(self, evaluation: Evaluation, extra: dict[str, float]) -> None:
-        progress = self.progress
-        self.metrics.write(
-            {
-                "step": progress.step,
-                "train_loss": progress.train_loss,
-                "val_loss": evaluation.loss,
-                "val_bits_per_char": evaluation.bits_per_char,
-                "lr": self.set_lr(),
-                "tokens": progress.tokens,
-                "seconds": round(progress.seconds, 3),
-                **extra,
-            }
-        )
-
-    def _show(self, evaluation: Evaluation, extra: dict[str, float], is_best: bool) -> None:
-        progress = self.progress
-        train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
-        mark = "  best" if is_best else ""
+            self.lost_best = None
+        if self._evaluation_saves():
+            self.save_last()
         with contextlib.suppress(OSError):  # the reader of the output has closed it: the training goes on
-            self.bar.write(
-                f"step {progress.step:5d}  {train}val {evaluation.loss:.4f}  "
-                + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in extra.items())
-                + f"{progress.seconds:6.1f} s{mark}"
-            )
+            self.bar.write(self.progress.says(evaluation, extra, is_best))
+
+    def _best_is_lost(self) -> bool:
+        """Whether `best/` is of an evaluation after the save that the run goes on from, which was not met again on the
+        way: elsewhere than on the CPU, or with another --eval-interval. Then this evaluation takes its place."""
+        return self.lost_best is not None and (self.progress.step >= self.lost_best or self.budget.used >= 1)
+
+    def _evaluation_saves(self) -> bool:
+        """Whether `last/` is saved with this evaluation: without --save-interval always, and always with the last."""
+        interval = self.config.optim.save_interval
+        return interval is None or self.progress.step % interval == 0 or self._is_over()
+
+    def _save_is_due(self) -> bool:
+        """Whether `last/` is to be saved although there was no evaluation."""
+        step, interval = self.progress.step, self.config.optim.save_interval
+        return interval is not None and step % interval == 0 and step not in (self.begun, self.progress.evaluated)
+
+    def _save_between(self) -> None:
+        """Save `last/` between two evaluations. Raises UserError for weights that are not finite, as an evaluation
+        does: they would take the place of the last good ones."""
+        self._check_losses()
+        if not all_finite(self.model):
+            raise self._diverged("sum of the weights", self.progress.step, self.set_lr())
+        self.save_last()
 
     def save_best(self, evaluation: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
@@ -288,11 +286,8 @@ class Trainer:
         if self.sharded is not None:
             tensors = all_whole(tensors, self.ranks)
         if not self.draws_by_step:
-            tensors["rng.cpu"] = torch.get_rng_state()
-            if self.device.type == "cuda":
-                tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, vector in self.dealing.whole(self.carried).items():
-            tensors[f"carried.{name}"] = vector
+            tensors |= generator_state(self.device)
+        tensors |= {f"carried.{name}": vector for name, vector in self.dealing.whole(self.carried).items()}
         facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
         return tensors, {"step": self.progress.step, "val_loss": None, **facts}
 
@@ -309,15 +304,12 @@ class Trainer:
             self.loader.load_state_dict(facts["loader"])
             load_optimizer_state(self.model, self.optimizers, stored | facts["optimizer"])
             if not self.draws_by_step:
-                torch.set_rng_state(stored["rng.cpu"])
+                load_generator_state(stored, self.device)
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
-        if self.device.type == "cuda" and "rng.cuda" in stored:
-            torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
-        carried = {}
-        for name, vector in under(stored, "carried.").items():
-            *path, part = name.split(".")  # of a mixture's neural model: neural.history
-            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
-        self.carried = self.dealing.own(carried) or None
+        self.carried = self.dealing.own(carried_state(stored, self.device)) or None
         if self.ranks.is_first:
             self.metrics.cut_back(self.progress.evaluated)
+        with contextlib.suppress(UserError):  # one that is damaged is found out where it is used
+            step = checkpoint.load(folder.with_name("best"), ())[1].get("step", 0)
+            self.lost_best = step if step > self.progress.best_step else None
