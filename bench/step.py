@@ -55,7 +55,7 @@ def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:
 def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
     """Take one step of the loop, with each part called through `timed(name, part)`, which returns its result."""
     lr = trainer.set_lr()
-    batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.optim.grad_accum)])
+    batches = timed("batches", trainer.feed.next).batches
     n_tokens = sum(batch.n_tokens for batch in batches)
     parts = timed("forward and backward", lambda: [trainer.backward(batch, n_tokens) for batch in batches])
     norm = timed("clipping", trainer.clip)

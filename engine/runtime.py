@@ -74,6 +74,12 @@ def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
     return wanted == "on", "asked for"
 
 
+def computes_apart(device: torch.device) -> bool:
+    """Whether `device` computes while this process does something else. Then batches are made ahead, and saves written,
+    on threads; on a CPU these would take from the step what they give (docs/log.md)."""
+    return device.type == "cuda"
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """A context in which matrix products run in `dtype`."""
     if dtype == torch.float32:

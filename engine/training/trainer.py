@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,32 +15,25 @@ from tqdm import tqdm
 from data.batches import Batch, Loader
 from data.end_to_end import end_to_end
 from data.errors import UserError
-from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
 from engine.distributed.dealing import WholeBatch, dealing_of, share_sums
 from engine.distributed.gradients import GradientSum
 from engine.distributed.ranks import ALONE, Ranks
-from engine.distributed.sharding import Sharded, all_whole, whole
+from engine.distributed.sharding import Sharded, whole
 from engine.evaluate import evaluate_unless
-from engine.run import checkpoint
 from engine.run.folder import DRAWS_BY_STEP, FORMAT
-from engine.run.weights import load_state, trained_weights
+from engine.run.weights import trained_weights
 from engine.training.budget import Budget
 from engine.training.drawing import draw_from
+from engine.training.feed import Feed
 from engine.training.losses import Losses, all_finite, diverged
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
 from engine.training.progress import Evaluation, Progress
+from engine.training.saver import Saver
 from engine.training.schedules import lr_factor
-from engine.training.state import (
-    TRAINER_FACTS,
-    carried_state,
-    generator_state,
-    load_generator_state,
-    load_optimizer_state,
-    optimizer_state,
-)
+from engine.training.state import go_on_from, state_of
 from makemore.base import LanguageModel, State
 from makemore.layers import sparse_parameters
 
@@ -88,6 +80,9 @@ class Trainer:
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
         self.dealing = dealing_of(config, model, ranks)
+        apart = runtime.computes_apart(device)
+        self.feed = Feed(loader, self.dealing, config.optim.grad_accum, self.prepare, apart)
+        self.saver = Saver(folder, belongs_to, apart)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
             tables = [p for p in sparse.values() if p.requires_grad]
@@ -104,8 +99,9 @@ class Trainer:
             self.sharded.free()
         self.budget, self.begun = Budget(self.config.optim, self.progress), self.progress.step
         self.signals = runtime.Signals(self.ranks)
-        with self.signals, self.budget.bar() as self.bar:
+        with self.signals, self.budget.bar() as self.bar, self.feed, self.saver:
             while True:
+                self.saver.check()
                 self.budget.read_clock(self.ranks.first)
                 if self._evaluation_is_due():
                     self._evaluate_and_save()
@@ -123,7 +119,9 @@ class Trainer:
 
     def _save_and_leave(self, signum: int) -> NoReturn:
         self._check_losses()
-        self.save_last()
+        with self.saver.one_save():
+            self.save_last()
+        self.saver.wait()
         self.ranks.wait()  # torchrun ends all where one has left
         raise runtime.Interrupted(signum)
 
@@ -131,9 +129,8 @@ class Trainer:
         """One optimizer step, on as many batches as it accumulates."""
         started = time.perf_counter()
         lr = self.set_lr()
-        shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.grad_accum)])
-        batches = [self.loader.batch(share.deal) for share in shares]
-        divisor, n_tokens = self.dealing.totals(shares, batches, self.signals)
+        shares, batches, sizes, _ = self.feed.next()
+        divisor, n_tokens = self.dealing.totals(shares, sizes, self.signals)
         parts = []
         for n, (share, batch) in enumerate(zip(shares, batches, strict=True), 1):
             if self.gradients is not None:
@@ -155,8 +152,9 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - started
 
     def backward(self, batch: Batch, divisor: float) -> Tensor:
-        """Add the gradient of a batch's summed loss over `divisor`, that of the whole step, and return that sum."""
-        batch = (end_to_end(batch) if self._takes_packed() else batch).to(self.device)
+        """Add the gradient of a prepared batch's summed loss over `divisor`, that of the whole step. Returns the
+        sum."""
+        batch = batch.to(self.device)
         state = self._start(batch) if batch.fresh else self.carried
         with self.autocast:
             options = {"weight": batch.weight, "starts": batch.starts}
@@ -169,9 +167,11 @@ class Trainer:
             self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return out.nll_sum.detach() if math.isfinite(divisor) else torch.zeros_like(out.nll_sum)
 
-    def _takes_packed(self) -> bool:
-        """Whether the model takes rows laid end to end; what is fine-tuned may be another kind of model."""
-        return isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
+    def prepare(self, batch: Batch) -> Batch:
+        """What the CPU does with a batch before it goes to the device: rows are laid end to end where the model takes
+        them so. What is fine-tuned may be another kind of model."""
+        takes_packed = isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
+        return (end_to_end(batch) if takes_packed else batch).near(self.device)
 
     def _start(self, batch: Batch) -> State | None:
         """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
@@ -235,13 +235,18 @@ class Trainer:
         if self.ranks.is_first:
             self.metrics.write(self.progress.line(evaluation, self.set_lr(), extra))
         self.budget.read_clock(self.ranks.first)
-        if is_best:
-            self.save_best(evaluation)
-            self.lost_best = None
-        if self._evaluation_saves():
-            self.save_last()
+        said = self.progress.says(evaluation, extra, is_best)
+        with self.saver.one_save():
+            if is_best:
+                self.save_best(evaluation)
+                self.lost_best = None
+            if self._evaluation_saves():
+                self.save_last()
+            self.saver.then(lambda: self._show(said))
+
+    def _show(self, said: str) -> None:
         with contextlib.suppress(OSError):  # the reader of the output has closed it: the training goes on
-            self.bar.write(self.progress.says(evaluation, extra, is_best))
+            self.bar.write(said)
 
     def _best_is_lost(self) -> bool:
         """Whether `best/` is of an evaluation after the save that the run goes on from, which was not met again on the
@@ -264,7 +269,8 @@ class Trainer:
         self._check_losses()
         if not all_finite(self.model):
             raise self._diverged("sum of the weights", self.progress.step, self.set_lr())
-        self.save_last()
+        with self.saver.one_save():
+            self.save_last()
 
     def save_best(self, evaluation: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
@@ -278,38 +284,12 @@ class Trainer:
 
     def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         if self.ranks.is_first:
-            checkpoint.save(self.folder / name, tensors, facts, self.belongs_to)
+            self.saver.save(name, tensors, facts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state that `resume` loads besides the weights: tensors by name, and JSON."""
-        tensors, numbers = optimizer_state(self.model, self.optimizers)
-        if self.sharded is not None:
-            tensors = all_whole(tensors, self.ranks)
-        if not self.draws_by_step:
-            tensors |= generator_state(self.device)
-        tensors |= {f"carried.{name}": vector for name, vector in self.dealing.whole(self.carried).items()}
-        facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
-        return tensors, {"step": self.progress.step, "val_loss": None, **facts}
+        return state_of(self)
 
     def resume(self, folder: Path) -> None:
         """Load the checkpoint `folder` (a `last/`), so that training continues bit for bit."""
-        tensors, facts = checkpoint.load(folder, ("model", "trainer"))
-        check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
-        load_state(self.plain, tensors["model"], folder)
-        if self.sharded is not None:
-            self.sharded.spread()
-        stored = tensors["trainer"]
-        try:
-            self.progress = Progress(**facts["progress"])
-            self.loader.load_state_dict(facts["loader"])
-            load_optimizer_state(self.model, self.optimizers, stored | facts["optimizer"])
-            if not self.draws_by_step:
-                load_generator_state(stored, self.device)
-        except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
-        self.carried = self.dealing.own(carried_state(stored, self.device)) or None
-        if self.ranks.is_first:
-            self.metrics.cut_back(self.progress.evaluated)
-        with contextlib.suppress(UserError):  # one that is damaged is found out where it is used
-            step = checkpoint.load(folder.with_name("best"), ())[1].get("step", 0)
-            self.lost_best = step if step > self.progress.best_step else None
+        go_on_from(folder, self)
