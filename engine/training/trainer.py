@@ -30,6 +30,7 @@ from engine.training.feed import Feed
 from engine.training.losses import Losses, all_finite, diverged
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
+from engine.training.profiling import Profile
 from engine.training.progress import Evaluation, Progress
 from engine.training.saver import Saver
 from engine.training.schedules import lr_factor
@@ -99,7 +100,7 @@ class Trainer:
             self.sharded.free()
         self.budget, self.begun = Budget(self.config.optim, self.progress), self.progress.step
         self.signals = runtime.Signals(self.ranks)
-        with self.signals, self.budget.bar() as self.bar, self.feed, self.saver:
+        with self.signals, self.budget.bar() as self.bar, self.feed, self.saver, self._profile() as profile:
             while True:
                 self.saver.check()
                 self.budget.read_clock(self.ranks.first)
@@ -111,8 +112,14 @@ class Trainer:
                     self._save_between()
                 if self._is_over():
                     return
+                profile.next_step()
                 self.step()
                 self.budget.show(self.bar)
+
+    def _profile(self) -> Profile:
+        """What --profile records; of several processes the first one's steps."""
+        n_steps = self.config.run.profile if self.ranks.is_first else None
+        return Profile(n_steps, self.folder, self.device, self._show)
 
     def _is_over(self) -> bool:
         return self.budget.used >= 1 or self._is_out_of_patience()
