@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -58,6 +58,25 @@ def multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 by itself."""
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(found.get(name) for name in BFLOAT16)
+
+
+def multiplies_tf32(device: torch.device) -> bool:
+    """Whether `device` multiplies in TF32: float32 whose factors are rounded to 10 bits, NVIDIA's since 2020."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextlib.contextmanager
+def in_tf32() -> Iterator[None]:
+    """A context in which CUDA's products of float32 are of TF32; what was set is set again afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def widest(device: torch.device) -> torch.dtype:
