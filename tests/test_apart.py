@@ -183,3 +183,27 @@ def test_what_is_saved_is_what_was_there_when_it_was_given(tmp_path):
             for name in ("best", "last"):
                 read = checkpoint.load(tmp_path / name, ("model",))[0]["model"]
                 assert all(torch.equal(read[n], kept[n]) for n in kept)
+
+
+def test_a_batch_for_a_gpu_waits_in_pinned_memory_and_is_pinned_once(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    ids = np.arange(6).reshape(2, 3)
+    near = Batch(ids, ids, 6, position=ids[:, 0], starts=ids[0]).near(torch.device("cuda"))
+    assert len(pinned) == 4 and all(isinstance(near[n], torch.Tensor) for n in (0, 1)) and near.weight is None
+    assert near.near(torch.device("cuda")) == near and len(pinned) == 4
+    assert near.to(torch.device("cpu")).tokens.tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "shard"])
+def test_several_processes_have_the_same_bits_too(ranks, tmp_path, monkeypatch, more):
+    """Saving between evaluations, where all of them gather what one writes."""
+    flags = {"data": "text.txt", "batch_size": 4, "grad_accum": 2, "optimizer": "muon", "n_embd": 16, "n_head": 2}
+    words = ["train.py", *quick("transformer", **flags), *more]
+    for result in [process.wait() for process in ranks(2, *words, "--out", "straight")]:
+        ok(result)
+    monkeypatch.setattr(runtime, "computes_apart", lambda device: True)
+    for result in [process.wait() for process in ranks(2, *words, "--save-interval", 2)]:
+        ok(result)
+    assert left(tmp_path / "run") == left(tmp_path / "straight")
+    assert facts(tmp_path / "run")["loader"] == facts(tmp_path / "straight")["loader"]
