@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from data.errors import UserError, flag, run_command
 from engine import runtime, threads
@@ -25,10 +24,11 @@ from engine.distributed.ranks import ALONE, Ranks, device_for
 from engine.distributed.sharding import Sharded
 from engine.pretraining import Pretraining
 from engine.training.metrics import Metrics
+from engine.training.profiling import profiler_of, table
 from engine.training.trainer import Trainer
 
-WARM_UP, OPERATIONS = 10, 12
-NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log"}
+WARM_UP = 10
+NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log", "profile"}
 
 
 def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:
@@ -55,7 +55,7 @@ def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:
 def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
     """Take one step of the loop, with each part called through `timed(name, part)`, which returns its result."""
     lr = trainer.set_lr()
-    batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.optim.grad_accum)])
+    batches = timed("batches", trainer.feed.next).batches
     n_tokens = sum(batch.n_tokens for batch in batches)
     parts = timed("forward and backward", lambda: [trainer.backward(batch, n_tokens) for batch in batches])
     norm = timed("clipping", trainer.clip)
@@ -101,12 +101,10 @@ def main() -> int:
     seconds["the rest"] = total - sum(seconds.values())
     print(f"{1000 * total / config.optim.steps:.2f} ms a step: ", end="")
     print(", ".join(f"{name} {1000 * s / config.optim.steps:.2f} ({s / total:.0%})" for name, s in seconds.items()))
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (trainer.device.type == "cuda")
-    with profile(activities=activities) as profiler:
+    with profiler_of(trainer.device) as profiler:
         for _ in range(WARM_UP):
             take_step(trainer, lambda name, part: part())
-    order = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40))
+    print(table(profiler, trainer.device))
     return 0
 
 

@@ -47,18 +47,25 @@ class Batch(NamedTuple, Generic[Numbers]):
         weight: Any = self.weight
         return self.n_tokens if weight is None else float(weight[self.targets != IGNORE].sum())
 
-    def to(self, device: "torch.device") -> "Batch[torch.Tensor]":
-        """The batch as tensors on `device`, but for `starts`; a copy to a GPU is asynchronous."""
+    def near(self, device: "torch.device") -> "Batch[torch.Tensor]":
+        """The batch as tensors in the memory of the CPU, from where a copy to a GPU is asynchronous."""
         import torch
 
-        is_far = device.type == "cuda"
-        tensors: dict[str, Any] = {}
-        for name, array in self._asdict().items():
-            if isinstance(array, np.ndarray):
-                tensor = torch.from_numpy(array)
-                tensor = tensor.pin_memory() if is_far else tensor
-                tensors[name] = tensor if name == "starts" else tensor.to(device, non_blocking=is_far)
+        arrays = {name: array for name, array in self._asdict().items() if isinstance(array, np.ndarray)}
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return self._replace(**tensors)  # type: ignore[return-value]  # it is of tensors now
+
+    def to(self, device: "torch.device") -> "Batch[torch.Tensor]":
+        """The batch, of arrays or `near`, as tensors on `device`, but for `starts`."""
+        import torch
+
+        batch: Any = self.near(device)
+        tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+        is_far = device.type == "cuda"
+        moved = {n: tensor.to(device, non_blocking=is_far) for n, tensor in tensors.items() if n != "starts"}
+        return batch._replace(**moved)
 
 
 class Deal(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -60,6 +60,25 @@ def multiplies_bfloat16() -> bool:
     return any(found.get(name) for name in BFLOAT16)
 
 
+def multiplies_tf32(device: torch.device) -> bool:
+    """Whether `device` multiplies in TF32: float32 whose factors are rounded to 10 bits, NVIDIA's since 2020."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextlib.contextmanager
+def in_tf32() -> Iterator[None]:
+    """A context in which CUDA's products of float32 are of TF32; what was set is set again afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def widest(device: torch.device) -> torch.dtype:
     """What sums and probabilities are computed in: float64, which Apple's GPUs have not."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -72,6 +91,12 @@ def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
             return False, "on CPU compiling a small model takes longer than it saves"
         return True, "small kernels fuse well on a GPU"
     return wanted == "on", "asked for"
+
+
+def computes_apart(device: torch.device) -> bool:
+    """Whether `device` computes while this process does something else. Then batches are made ahead, and saves written,
+    on threads; on a CPU these would take from the step what they give (docs/log.md)."""
+    return device.type == "cuda"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import IGNORE, Batch, Deal, Loader
+from engine import runtime
 from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
 from engine.registry import build_model
+from engine.training import optimizers
 from engine.training.lora import add_lora
 from engine.training.metrics import Metrics
-from engine.training.optimizers import Muon, make_optimizers, orthogonalise
+from engine.training.optimizers import Muon, make_optimizers, orthogonalise, orthogonalise_directly
 from engine.training.schedules import lr_factor
 from engine.training.trainer import Trainer
 from tests.conftest import TINY
@@ -78,6 +81,65 @@ def test_an_orthogonalised_matrix_keeps_its_directions_and_loses_its_sizes(shape
     inner = torch.diagonal(u.mT @ y @ v.mT, dim1=1, dim2=2)
     assert ((0.5 < inner) & (inner < 1.3)).all()
     assert torch.allclose(u @ torch.diag_embed(inner) @ v, y, atol=1e-4)
+
+
+class Products(TorchDispatchMode):
+    """Notes what CUDA's products are set to at each product, whose factors are rounded to TF32 where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.set_to: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in ("aten::bmm", "aten::baddbmm", "aten::mm"):
+            self.set_to.append(torch.backends.cuda.matmul.fp32_precision)
+            if self.set_to[-1] == "tf32":
+                args = (*args[:-2], *map(to_tf32, args[-2:]))
+        return function(*args, **kwargs or {})
+
+
+def to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """float32 with 10 of its 23 bits."""
+    bits = (x.contiguous().view(torch.int32) + (1 << 12)) & -(1 << 13)
+    return bits.view(torch.float32)
+
+
+def test_muons_iteration_alone_is_in_tf32_where_the_device_has_it(monkeypatch):
+    monkeypatch.setattr(runtime, "multiplies_tf32", lambda device: True)
+    before = torch.backends.cuda.matmul.fp32_precision
+    weight = nn.Parameter(torch.randn(8, 16))
+    optimizer = Muon([weight], lr=0.1)
+    with Products() as products:
+        (torch.randn(4, 8) @ weight).sum().backward()
+        assert products.set_to and set(products.set_to) == {before} and before != "tf32"
+        products.set_to.clear()
+        optimizer.step()
+        assert len(products.set_to) == 3 * Muon.ITERATIONS and set(products.set_to) == {"tf32"}
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    monkeypatch.setattr(optimizers, "orthogonalise_directly", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_in_tf32_the_iteration_keeps_what_products_of_gram_matrices_lose():
+    """Singular values from 1 to 1e-4, as a momentum's may be."""
+    torch.manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(2, 64, 64))[0] for _ in range(2))
+    x, numbers = (u * torch.logspace(0, -4, 64)) @ v, (Muon.COEFFICIENTS, Muon.ITERATIONS)
+    exact = orthogonalise(x, *numbers)
+    with runtime.in_tf32(), Products():
+        directly, on_gram = orthogonalise_directly(x, *numbers, torch.float32), orthogonalise(x, *numbers)
+    assert (directly - exact).norm() < 0.005 * exact.norm()
+    assert (on_gram - exact).norm() > 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "has"), [("cpu", (9, 0), False), ("cuda", (7, 5), False), ("cuda", (8, 0), True)]
+)
+def test_which_devices_have_tf32(monkeypatch, device, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert runtime.multiplies_tf32(torch.device(device)) is has
 
 
 def test_muon_leaves_what_has_no_gradient_and_survives_a_zero_one():

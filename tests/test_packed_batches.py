@@ -192,7 +192,7 @@ def test_training_on_another_device_lays_rows_end_to_end_and_waits_for_nothing(c
     laid = end_to_end(batch).to(torch.device("meta"))
     assert laid.tokens.device.type == "meta" and laid.starts.device.type == "cpu"
     with Watch() as watch:
-        training.backward(batch, batch.divisor)
+        training.backward(training.prepare(batch), batch.divisor)
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert watch.rows and batch.tokens.size not in watch.rows
     before = 2 + 1  # tokens and targets, which a GPU gets from pinned memory without blocking, and the trainer's starts
@@ -203,7 +203,8 @@ def test_a_fine_tuned_model_of_another_kind_trains_with_its_padding(small_steps,
     made = Classifier(build("transformer", **TRITON_ATTENTION).float(), 3, pooling="last").to(DEVICE)
     batch = padded([3, 2, 9])
     batch.targets[batch.targets != IGNORE] %= 3
-    loss = trainer_of(made, tmp_path, DEVICE).backward(batch, batch.divisor)
+    training = trainer_of(made, tmp_path, DEVICE)
+    loss = training.backward(training.prepare(batch), batch.divisor)
     assert float(loss) > 0
 
 

@@ -104,6 +104,10 @@ def _training(smoke: bool, toy: tuple[str, ...]) -> tuple[list[Stage], list[Row]
         for each in compiles
         for group in groups
     ]  # fmt: skip
+    steps += [
+        Job("training", f"{', '.join(group)}, threads and TF32", "", "bench.gpu.apart", (*toy, *group), 120)
+        for group in groups
+    ]
     runs = [
         Job("training", "baby GPT, a run", name, "bench.gpu.race", (*toy, *flag))
         for name, flag in (("with counts", ()), ("without counts", ("--alone",)))

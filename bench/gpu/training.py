@@ -1,7 +1,7 @@
 """Whole training steps of a model, with each choice of kernels; python -m bench.gpu.training MODEL ...
 
-A step is the loop's own (`Trainer.step`): batches made and moved, forward, backward, clipping, optimizers. FLOPs a
-token are 6 N + 12 L C T: N weights without position embeddings, L layers, C wide, T tokens a row (causal attention
+A step is the loop's own (`Trainer.step`): batches made ahead and moved, forward, backward, clipping, optimizers. FLOPs
+a token are 6 N + 12 L C T: N weights without position embeddings, L layers, C wide, T tokens a row (causal attention
 counted in full, and the optimizer not at all, as nanoGPT does).
 """
 
@@ -123,16 +123,17 @@ def time_steps(trainer: Trainer, smoke: bool) -> Times:
     trainer.model.train()
     warm_up, block, blocks = (1, 1, 1) if smoke else (WARM_UP, BLOCK, BLOCKS)
     rows = trainer.config.optim.batch_size * trainer.config.optim.grad_accum
-    for _ in range(warm_up):
-        trainer.step()
-    synchronize()
-    before, began, times = trainer.progress.tokens, time.perf_counter(), list[float]()
-    while len(times) < blocks and (len(times) < 2 or time.perf_counter() - began < SECONDS):
-        started = time.perf_counter()
-        for _ in range(block):
+    with trainer.feed:
+        for _ in range(warm_up):
             trainer.step()
         synchronize()
-        times.append(1000 * (time.perf_counter() - started) / block)
+        before, began, times = trainer.progress.tokens, time.perf_counter(), list[float]()
+        while len(times) < blocks and (len(times) < 2 or time.perf_counter() - began < SECONDS):
+            started = time.perf_counter()
+            for _ in range(block):
+                trainer.step()
+            synchronize()
+            times.append(1000 * (time.perf_counter() - started) / block)
     tokens = (trainer.progress.tokens - before) / (block * len(times))
     return Times(statistics.median(times), tokens, rows)
 

@@ -55,8 +55,9 @@ def check_mode(config: Config, explicit: set[str]) -> None:
         raise UserError("--go-on needs --out, the run directory: the same one each time")
     if marked(type(config), Mark.USES_RUN) & set(modes):
         mode = flag(modes[0])
-        if "watch" in explicit and modes[0] != "resume":
-            raise UserError(f"--watch shows a training, and {mode} is none; leave it out")
+        for name, does in (("watch", "shows"), ("profile", "records")):
+            if name in explicit and modes[0] != "resume":
+                raise UserError(f"{flag(name)} {does} a training, and {mode} is none; leave it out")
         if not config.run.out:
             raise UserError(f"{mode} needs --out, the run directory")
         if useless := sorted(explicit & {"preset", "config"}):

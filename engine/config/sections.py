@@ -87,6 +87,9 @@ class Optim:
     """Where linear, cosine and wsd end, as a fraction of --lr."""
     eval_interval: Annotated[int, COUNT, Mark.RESUMABLE] = 250
     """Steps between evaluations, each of which also saves."""
+    save_interval: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
+    """Steps between saves, in place of one at each evaluation: what a crash can lose. The best weights are saved when
+    they are found, and everything at the end and on a signal."""
     patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
 
@@ -141,6 +144,9 @@ class RunFlags:
     watch: Annotated[int | None, Range(0, 65535, says="from 0 to 65535"), Mark.CALL, Mark.TRAINING, UNSET] = None
     """Show the loss curves of this run, and of those beside it, on a page at this port while it trains (0: a free
     one)."""
+    profile: Annotated[int | None, Range(1, 1000), Mark.CALL, Mark.TRAINING, UNSET] = None
+    """Record this many steps, after a few to warm up, into trace.json.gz in the run directory, to open at
+    ui.perfetto.dev, and print the operations that take most."""
     config: Annotated[str | None, Mark.CALL, UNSET] = None
     """Take defaults from this config.json."""
     preset: Annotated[str | None, Mark.CALL, UNSET] = None

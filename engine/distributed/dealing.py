@@ -52,13 +52,10 @@ class Dealing:
             return [Share(n, rank, deal.share(rank, world)) for n, deal in enumerate(deals)]
         return [Share(n, 0, deals[n]) for n in range(rank, len(deals), world)]
 
-    def totals(self, shares: list[Share], batches: list[Batch], signals: Signals) -> tuple[float, int]:
+    def totals(self, shares: list[Share], sizes: list[tuple[float, int]], signals: Signals) -> tuple[float, int]:
         """What the summed loss of a step is divided by, and its number of tokens, over all processes, of which this one
-        has these batches: one message, which also says what signals they have received."""
-        counted = [
-            (batch.divisor, batch.n_tokens) if share.deal.counts else (0, 0)
-            for share, batch in zip(shares, batches, strict=True)
-        ]
+        has batches of these `sizes`: one message, which also says what signals they have received."""
+        counted = [size if share.deal.counts else (0, 0) for share, size in zip(shares, sizes, strict=True)]
         if self.ranks.world == 1:
             return sum(divisor for divisor, _ in counted), sum(n for _, n in counted)
         everyone = self.ranks.gather([signals.received or 0, *(number for pair in counted for number in pair)])

@@ -48,7 +48,8 @@ OF_EVERY_RUN = ("format", "id", "config", "data", "vocab_size", "command")  # wh
 _DESCRIPTION = {LOCK, "tokenizer.json", "tokenizer.json.new", "config.json.new"}  # written before config.json
 _OURS = (
     LOCK, "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt", "loss.png", "confusion.png",
-    "generations.jsonl", "tensorboard", "base", "best", "best.new", "best.old", "last", "last.new", "last.old",
+    "generations.jsonl", "trace.json.gz", "tensorboard", "base", "best", "best.new", "best.old",
+    "last", "last.new", "last.old",
 )  # fmt: skip
 
 

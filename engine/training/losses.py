@@ -1,12 +1,17 @@
 """The training losses of the last steps, read a few steps later where reading one has to wait."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from data.errors import UserError
+from engine.config.sections import Optim
 from engine.distributed.ranks import Ranks
+from engine.distributed.sharding import whole
+from engine.run import checkpoint
 
 READ_EVERY = 20  # steps, where reading waits for a GPU or for the other processes
 
@@ -58,3 +63,22 @@ class Losses:
         everyone = self.ranks.gather(mine.tolist()).astype(mine.numpy().dtype)
         by_step = everyone.reshape(self.ranks.world, len(losses), -1).transpose(1, 2, 0).reshape(len(losses), -1)
         return np.add.accumulate(by_step, axis=1)[:, -1].tolist()
+
+
+def diverged(quantity: str, step: int, lr: float, optim: Optim, run: Path) -> UserError:
+    """The error for a `quantity` that is not finite, at this step and learning rate of the training `optim` of `run`:
+    what to lower, and what is saved."""
+    last = checkpoint.find(run / "last")
+    saved = f"; {last} keeps the last good checkpoint" if last else ""
+    muon = " and --muon-lr" if optim.optimizer == "muon" else ""
+    clip = "" if optim.grad_clip else ", --grad-clip 1"
+    return UserError(
+        f"the {quantity} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
+        f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
+    )
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every trained weight of `model` is finite, by their sums: one wait for a GPU. Every process asks."""
+    sums = [whole(p.detach().sum()) for p in model.parameters() if p.requires_grad]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())

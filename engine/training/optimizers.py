@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import runtime
 from engine.config.sections import Optim
 from engine.distributed.muon import iterate, iterate_sharded
 from engine.distributed.ranks import ALONE, Ranks
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
     Gram matrices (see `orthogonalise`), takes all matrices of one shape together, and flattens what has more than two
     dimensions. `half`: in bfloat16 as there, for a CPU that multiplies it. `python -m bench.muon`, CPU time over
     torch's: 0.2 where the CPU does not; where it does (AMX), 0.9 to 1.1 for 4 layers of width 128 and 2.1 to 3.1 for 6
-    layers of width 384, of which `half` takes two thirds away.
+    layers of width 384, of which `half` takes two thirds away. On CUDA that multiplies TF32, in that.
 
     Several processes (`ranks`) each do a share of the iterations; of sharded parameters each holds its rows of the
     momentum."""
@@ -101,8 +102,12 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _orthogonalise(self, matrices: Tensor) -> Tensor:
-        iteration = orthogonalise_in_half if self.half else orthogonalise
-        return iteration(matrices, self.COEFFICIENTS, self.ITERATIONS)
+        if self.half:
+            return orthogonalise_directly(matrices, self.COEFFICIENTS, self.ITERATIONS, torch.bfloat16)
+        if runtime.multiplies_tf32(matrices.device):
+            with runtime.in_tf32():
+                return orthogonalise_directly(matrices, self.COEFFICIENTS, self.ITERATIONS, torch.float32)
+        return orthogonalise(matrices, self.COEFFICIENTS, self.ITERATIONS)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -135,13 +140,15 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def orthogonalise_in_half(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """As `orthogonalise`, in bfloat16: each iteration on x itself, which forgives the rounding of the one before, as
-    products of Gram matrices do not."""
+def orthogonalise_directly(
+    matrices: Tensor, coefficients: tuple[float, float, float], iterations: int, dtype: torch.dtype
+) -> Tensor:
+    """As `orthogonalise`, for arithmetic that rounds more, in `dtype`: each iteration on x itself, which forgives the
+    rounding of the one before, as products of Gram matrices do not."""
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).bfloat16()
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).to(dtype)
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

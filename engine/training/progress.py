@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -21,6 +22,39 @@ class Progress:
     best_step: int = 0
     worse: int = 0  # evaluations since the best one
     val_tokens: int = 0  # targets of the last evaluation
+
+    def note(self, evaluation: "Evaluation", replaces_best: bool = False) -> bool:
+        """Take in the evaluation of this step, and with it the training losses since the last one. Returns whether it
+        is the best so far, or `replaces_best`."""
+        if self.nll_tokens:
+            self.train_loss = self.nll_sum / self.nll_tokens
+        self.nll_sum, self.nll_tokens, self.evaluated = 0.0, 0, self.step
+        self.val_tokens = evaluation.n_tokens
+        is_best = replaces_best or self.best_val is None or evaluation.loss < self.best_val
+        if is_best:
+            self.best_val, self.best_bits, self.best_step = evaluation.loss, evaluation.bits_per_char, self.step
+        self.worse = 0 if is_best else self.worse + 1
+        return is_best
+
+    def line(self, evaluation: "Evaluation", lr: float, extra: dict[str, float]) -> dict[str, Any]:
+        """What `metrics.jsonl` says of an evaluation."""
+        return {
+            "step": self.step,
+            "train_loss": self.train_loss,
+            "val_loss": evaluation.loss,
+            "val_bits_per_char": evaluation.bits_per_char,
+            "lr": lr,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            **extra,
+        }
+
+    def says(self, evaluation: "Evaluation", extra: dict[str, float], is_best: bool) -> str:
+        """What the terminal says of an evaluation."""
+        train = "" if self.train_loss is None else f"train {self.train_loss:.4f}  "
+        others = "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in extra.items())
+        mark = "  best" if is_best else ""
+        return f"step {self.step:5d}  {train}val {evaluation.loss:.4f}  {others}{self.seconds:6.1f} s{mark}"
 
     def is_out_of_patience(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row were no better than the best one."""

@@ -1,14 +1,24 @@
-"""What a checkpoint holds besides the weights, to go on exactly: the schema of its facts, the optimizers' state."""
+"""What a checkpoint holds besides the weights, to go on exactly, and going on: the schema of its facts, the
+optimizers' state."""
 
+import contextlib
 from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data.json_files import Whole
-from engine.distributed.sharding import like
+from data.errors import UserError
+from data.json_files import Whole, check_schema
+from engine.distributed.sharding import all_whole, like
+from engine.run import checkpoint
+from engine.run.weights import load_state
+from engine.training.progress import Progress
+from makemore.base import State
 
+OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 _NUMBER = (float, None)
 TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every checkpoint
     "progress": {
@@ -19,6 +29,48 @@ TRAINER_FACTS = {  # in the facts.json of a `last/`, beside those of every check
     "loader": {"epoch": Whole(), "position": Whole()},
     "optimizer": dict,
 }  # fmt: skip
+
+
+def state_of(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What going on with a Trainer takes besides the weights: tensors by name, and JSON."""
+    tensors, numbers = optimizer_state(trainer.model, trainer.optimizers)
+    if trainer.sharded is not None:
+        tensors = all_whole(tensors, trainer.ranks)
+    if not trainer.draws_by_step:
+        tensors |= generator_state(trainer.device)
+    tensors |= {f"carried.{name}": vector for name, vector in trainer.dealing.whole(trainer.carried).items()}
+    facts = {"progress": asdict(trainer.progress), "loader": trainer.feed.position, "optimizer": numbers}
+    return tensors, {"step": trainer.progress.step, "val_loss": None, **facts}
+
+
+def go_on_from(folder: Path, trainer: Any) -> None:
+    """Load the checkpoint `folder` (a `last/`) into a Trainer. Raises UserError for one that does not fit."""
+    tensors, facts = checkpoint.load(folder, ("model", "trainer"))
+    check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
+    load_state(trainer.plain, tensors["model"], folder)
+    if trainer.sharded is not None:
+        trainer.sharded.spread()
+    stored = tensors["trainer"]
+    try:
+        trainer.progress = Progress(**facts["progress"])
+        trainer.loader.load_state_dict(facts["loader"])
+        load_optimizer_state(trainer.model, trainer.optimizers, stored | facts["optimizer"])
+        if not trainer.draws_by_step:
+            load_generator_state(stored, trainer.device)
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
+    trainer.carried = trainer.dealing.own(carried_state(stored, trainer.device)) or None
+    trainer.lost_best = _lost_best(folder.with_name("best"), trainer.progress)
+    if trainer.ranks.is_first:
+        trainer.metrics.cut_back(trainer.progress.evaluated)
+
+
+def _lost_best(best: Path, progress: Progress) -> int | None:
+    """The step of a `best/` that is newer than what `progress` knows of; None for one that is not."""
+    with contextlib.suppress(UserError):  # damage is found where it is used
+        step = checkpoint.load(best, ())[1].get("step", 0)
+        return step if step > progress.best_step else None
+    return None
 
 
 def optimizer_state(
@@ -57,6 +109,28 @@ def load_optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Opti
         optimizer.load_state_dict(state_dict)
     if unknown:
         raise ValueError(f"there is no parameter for {min(unknown)}")
+
+
+def generator_state(device: torch.device) -> dict[str, Tensor]:
+    """What the generators draw next, of a run whose dropout follows from that."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    return state | {"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def load_generator_state(stored: dict[str, Any], device: torch.device) -> None:
+    """Load what `generator_state` gave. Raises KeyError or RuntimeError where there is none."""
+    torch.set_rng_state(stored["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in stored:
+        torch.cuda.set_rng_state(stored["rng.cuda"], device)
+
+
+def carried_state(stored: dict[str, Any], device: torch.device) -> State:
+    """The state that the next batch begins from, by today's names."""
+    carried = {}
+    for name, vector in under(stored, "carried.").items():
+        *path, part = name.split(".")  # of a mixture's neural model: neural.history
+        carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(device)
+    return carried
 
 
 def under(stored: dict[str, Any], prefix: str) -> dict[str, Any]:

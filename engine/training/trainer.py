@@ -4,9 +4,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,29 +15,28 @@ from tqdm import tqdm
 from data.batches import Batch, Loader
 from data.end_to_end import end_to_end
 from data.errors import UserError
-from data.json_files import check_schema
 from engine import runtime
 from engine.config.sections import Config
 from engine.distributed.dealing import WholeBatch, dealing_of, share_sums
 from engine.distributed.gradients import GradientSum
 from engine.distributed.ranks import ALONE, Ranks
-from engine.distributed.sharding import Sharded, all_whole, whole
+from engine.distributed.sharding import Sharded, whole
 from engine.evaluate import evaluate_unless
-from engine.run import checkpoint
 from engine.run.folder import DRAWS_BY_STEP, FORMAT, FUSES
-from engine.run.weights import load_state, trained_weights
+from engine.run.weights import trained_weights
 from engine.training.budget import Budget
 from engine.training.drawing import draw_from
-from engine.training.losses import Losses
+from engine.training.feed import Feed
+from engine.training.losses import Losses, all_finite, diverged
 from engine.training.metrics import Metrics
 from engine.training.optimizers import make_optimizers
+from engine.training.profiling import Profile
 from engine.training.progress import Evaluation, Progress
+from engine.training.saver import Saver
 from engine.training.schedules import lr_factor
-from engine.training.state import TRAINER_FACTS, load_optimizer_state, optimizer_state, under
+from engine.training.state import go_on_from, state_of
 from makemore.base import LanguageModel, State, keep_bits
 from makemore.layers import sparse_parameters
-
-OLD_STATE = {"last": "history", "place": "position"}  # parts of a carried state by their names in older checkpoints
 
 
 class Trainer:
@@ -79,11 +77,15 @@ class Trainer:
         half = device.type == "cpu" and dtype == torch.bfloat16
         self.optimizers = make_optimizers(model, config.optim, ranks, half)
         self.autocast = runtime.autocast(device, dtype)
-        self.progress = Progress()
+        self.progress, self.begun = Progress(), 0
+        self.lost_best: int | None = None  # the step of a `best/` that is newer than the `last/` to go on from
         self.budget, self.bar = Budget(config.optim, self.progress), tqdm(disable=True)
         self.carries_state = getattr(config.net, "carry_state", False)
         self.carried: State | None = None
         self.dealing = dealing_of(config, model, ranks)
+        apart = runtime.computes_apart(device)
+        self.feed = Feed(loader, self.dealing, config.optim.grad_accum, self.prepare, apart)
+        self.saver = Saver(folder, belongs_to, apart)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
             tables = [p for p in sparse.values() if p.requires_grad]
@@ -98,30 +100,46 @@ class Trainer:
         self.model.train()
         if self.sharded is not None:
             self.sharded.free()
-        self.budget = Budget(self.config.optim, self.progress)
+        self.budget, self.begun = Budget(self.config.optim, self.progress), self.progress.step
         self.signals = runtime.Signals(self.ranks)
-        with self.signals, self.budget.bar() as self.bar:
+        with self.signals, self.budget.bar() as self.bar, self.feed, self.saver, self._profile() as profile:
             while True:
+                self.saver.check()
                 self.budget.read_clock(self.ranks.first)
                 if self._evaluation_is_due():
                     self._evaluate_and_save()
                 if self.signals.agreed is not None:
-                    self._check_losses()
-                    self.save_last()
-                    self.ranks.wait()  # torchrun ends all where one has left
-                    raise runtime.Interrupted(self.signals.agreed)
-                if self.budget.used >= 1 or self._is_out_of_patience():
+                    self._save_and_leave(self.signals.agreed)
+                if self._save_is_due():
+                    self._save_between()
+                if self._is_over():
                     return
+                profile.next_step()
                 self.step()
                 self.budget.show(self.bar)
+
+    def _profile(self) -> Profile:
+        """What --profile records; of several processes the first one's steps."""
+        n_steps = self.config.run.profile if self.ranks.is_first else None
+        return Profile(n_steps, self.folder, self.device, self._show)
+
+    def _is_over(self) -> bool:
+        return self.budget.used >= 1 or self._is_out_of_patience()
+
+    def _save_and_leave(self, signum: int) -> NoReturn:
+        self._check_losses()
+        with self.saver.one_save():
+            self.save_last()
+        self.saver.wait()
+        self.ranks.wait()  # torchrun ends all where one has left
+        raise runtime.Interrupted(signum)
 
     def step(self) -> None:
         """One optimizer step, on as many batches as it accumulates."""
         started = time.perf_counter()
         lr = self.set_lr()
-        shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.grad_accum)])
-        batches = [self.loader.batch(share.deal) for share in shares]
-        divisor, n_tokens = self.dealing.totals(shares, batches, self.signals)
+        shares, batches, sizes, _ = self.feed.next()
+        divisor, n_tokens = self.dealing.totals(shares, sizes, self.signals)
         parts = []
         for n, (share, batch) in enumerate(zip(shares, batches, strict=True), 1):
             if self.gradients is not None:
@@ -143,8 +161,9 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - started
 
     def backward(self, batch: Batch, divisor: float) -> Tensor:
-        """Add the gradient of a batch's summed loss over `divisor`, that of the whole step, and return that sum."""
-        batch = (end_to_end(batch) if self._takes_packed() else batch).to(self.device)
+        """Add the gradient of a prepared batch's summed loss over `divisor`, that of the whole step. Returns the
+        sum."""
+        batch = batch.to(self.device)
         state = self._start(batch) if batch.fresh else self.carried
         with self.autocast:
             options = {"weight": batch.weight, "starts": batch.starts}
@@ -157,9 +176,11 @@ class Trainer:
             self.carried = {name: vector.detach() for name, vector in out.state.items()}
         return out.nll_sum.detach() if math.isfinite(divisor) else torch.zeros_like(out.nll_sum)
 
-    def _takes_packed(self) -> bool:
-        """Whether the model takes rows laid end to end; what is fine-tuned may be another kind of model."""
-        return isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
+    def prepare(self, batch: Batch) -> Batch:
+        """What the CPU does with a batch before it goes to the device: rows are laid end to end where the model takes
+        them so. What is fine-tuned may be another kind of model."""
+        takes_packed = isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
+        return (end_to_end(batch) if takes_packed else batch).near(self.device)
 
     def _start(self, batch: Batch) -> State | None:
         """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
@@ -185,7 +206,7 @@ class Trainer:
         progress, losses = self.progress, self.losses.read()
         for loss in losses:
             if not math.isfinite(loss.nll_sum):
-                raise self._diverged(loss.step, loss.lr, "training loss")
+                raise self._diverged("training loss", loss.step, loss.lr)
             progress.nll_sum += loss.nll_sum
             progress.nll_tokens += loss.divisor
         if losses:
@@ -193,15 +214,8 @@ class Trainer:
             rate = progress.tokens / progress.seconds if progress.seconds else 0
             self.bar.set_postfix_str(f"loss {last:.3f}, {rate:,.0f} tokens/s", refresh=False)
 
-    def _diverged(self, step: int, lr: float, quantity: str) -> UserError:
-        last = checkpoint.find(self.folder / "last")
-        saved = f"; {last} keeps the last good checkpoint" if last else ""
-        muon = " and --muon-lr" if self.config.optim.optimizer == "muon" else ""
-        clip = "" if self.config.optim.grad_clip else ", --grad-clip 1"
-        return UserError(
-            f"the {quantity} is not finite at step {step} (learning rate {lr:.2g}): try a lower --lr{muon} "
-            f"(a third), a longer --warmup{clip} or --dtype float32{saved}"
-        )
+    def _diverged(self, quantity: str, step: int, lr: float) -> UserError:
+        return diverged(quantity, step, lr, self.config.optim, self.folder)
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -221,54 +235,51 @@ class Trainer:
             )
         if evaluation is None:
             return
-        progress = self.progress
         if not math.isfinite(evaluation.loss):
-            raise self._diverged(progress.step, self.set_lr(), "validation loss")
-        if progress.nll_tokens:
-            progress.train_loss = progress.nll_sum / progress.nll_tokens
-        progress.nll_sum, progress.nll_tokens, progress.evaluated = 0.0, 0, progress.step
-        progress.val_tokens = evaluation.n_tokens
-        is_best = progress.best_val is None or evaluation.loss < progress.best_val
-        if is_best:
-            progress.best_val, progress.best_bits = evaluation.loss, evaluation.bits_per_char
-            progress.best_step = progress.step
-        progress.worse = 0 if is_best else progress.worse + 1
+            raise self._diverged("validation loss", self.progress.step, self.set_lr())
+        is_best = self.progress.note(evaluation, self._best_is_lost())
         if self.sharded is not None:
             self.sharded.collect()
         extra = self.extra_metrics() if self.ranks.is_first else {}
         if self.ranks.is_first:
-            self._write_metrics(evaluation, extra)
+            self.metrics.write(self.progress.line(evaluation, self.set_lr(), extra))
         self.budget.read_clock(self.ranks.first)
-        if is_best:
-            self.save_best(evaluation)
-        self.save_last()
-        self._show(evaluation, extra, is_best)
+        said = self.progress.says(evaluation, extra, is_best)
+        with self.saver.one_save():
+            if is_best:
+                self.save_best(evaluation)
+                self.lost_best = None
+            if self._evaluation_saves():
+                self.save_last()
+            self.saver.then(lambda: self._show(said))
 
-    def _write_metrics(self, evaluation: Evaluation, extra: dict[str, float]) -> None:
-        progress = self.progress
-        self.metrics.write(
-            {
-                "step": progress.step,
-                "train_loss": progress.train_loss,
-                "val_loss": evaluation.loss,
-                "val_bits_per_char": evaluation.bits_per_char,
-                "lr": self.set_lr(),
-                "tokens": progress.tokens,
-                "seconds": round(progress.seconds, 3),
-                **extra,
-            }
-        )
-
-    def _show(self, evaluation: Evaluation, extra: dict[str, float], is_best: bool) -> None:
-        progress = self.progress
-        train = "" if progress.train_loss is None else f"train {progress.train_loss:.4f}  "
-        mark = "  best" if is_best else ""
+    def _show(self, said: str) -> None:
         with contextlib.suppress(OSError):  # the reader of the output has closed it: the training goes on
-            self.bar.write(
-                f"step {progress.step:5d}  {train}val {evaluation.loss:.4f}  "
-                + "".join(f"{name.removeprefix('val_')} {value:.4f}  " for name, value in extra.items())
-                + f"{progress.seconds:6.1f} s{mark}"
-            )
+            self.bar.write(said)
+
+    def _best_is_lost(self) -> bool:
+        """Whether `best/` is of an evaluation after the save that the run goes on from, which was not met again on the
+        way: elsewhere than on the CPU, or with another --eval-interval. Then this evaluation takes its place."""
+        return self.lost_best is not None and (self.progress.step >= self.lost_best or self.budget.used >= 1)
+
+    def _evaluation_saves(self) -> bool:
+        """Whether `last/` is saved with this evaluation: without --save-interval always, and always with the last."""
+        interval = self.config.optim.save_interval
+        return interval is None or self.progress.step % interval == 0 or self._is_over()
+
+    def _save_is_due(self) -> bool:
+        """Whether `last/` is to be saved although there was no evaluation."""
+        step, interval = self.progress.step, self.config.optim.save_interval
+        return interval is not None and step % interval == 0 and step not in (self.begun, self.progress.evaluated)
+
+    def _save_between(self) -> None:
+        """Save `last/` between two evaluations. Raises UserError for weights that are not finite, as an evaluation
+        does: they would take the place of the last good ones."""
+        self._check_losses()
+        if not all_finite(self.model):
+            raise self._diverged("sum of the weights", self.progress.step, self.set_lr())
+        with self.saver.one_save():
+            self.save_last()
 
     def save_best(self, evaluation: Evaluation) -> None:
         facts = {"step": self.progress.step, "val_loss": evaluation.loss, "val_bits_per_char": evaluation.bits_per_char}
@@ -282,44 +293,12 @@ class Trainer:
 
     def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         if self.ranks.is_first:
-            checkpoint.save(self.folder / name, tensors, facts, self.belongs_to)
+            self.saver.save(name, tensors, facts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state that `resume` loads besides the weights: tensors by name, and JSON."""
-        tensors, numbers = optimizer_state(self.model, self.optimizers)
-        if self.sharded is not None:
-            tensors = all_whole(tensors, self.ranks)
-        if not self.draws_by_step:
-            tensors["rng.cpu"] = torch.get_rng_state()
-            if self.device.type == "cuda":
-                tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, vector in self.dealing.whole(self.carried).items():
-            tensors[f"carried.{name}"] = vector
-        facts = {"progress": asdict(self.progress), "loader": self.loader.state_dict(), "optimizer": numbers}
-        return tensors, {"step": self.progress.step, "val_loss": None, **facts}
+        return state_of(self)
 
     def resume(self, folder: Path) -> None:
         """Load the checkpoint `folder` (a `last/`), so that training continues bit for bit."""
-        tensors, facts = checkpoint.load(folder, ("model", "trainer"))
-        check_schema(facts, TRAINER_FACTS, str(folder / "facts.json"))
-        load_state(self.plain, tensors["model"], folder)
-        if self.sharded is not None:
-            self.sharded.spread()
-        stored = tensors["trainer"]
-        try:
-            self.progress = Progress(**facts["progress"])
-            self.loader.load_state_dict(facts["loader"])
-            load_optimizer_state(self.model, self.optimizers, stored | facts["optimizer"])
-            if not self.draws_by_step:
-                torch.set_rng_state(stored["rng.cpu"])
-        except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder} does not hold a state this version can go on with ({error})") from error
-        if self.device.type == "cuda" and "rng.cuda" in stored:
-            torch.cuda.set_rng_state(stored["rng.cuda"], self.device)
-        carried = {}
-        for name, vector in under(stored, "carried.").items():
-            *path, part = name.split(".")  # of a mixture's neural model: neural.history
-            carried[".".join([*path, OLD_STATE.get(part, part)])] = vector.to(self.device)
-        self.carried = self.dealing.own(carried) or None
-        if self.ranks.is_first:
-            self.metrics.cut_back(self.progress.evaluated)
+        go_on_from(folder, self)
