@@ -6,6 +6,7 @@ The parts are those of engine/training/trainer.py, each timed to its end (so tha
 do in a real step).
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -23,8 +24,10 @@ from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.distributed.ranks import ALONE, Ranks, device_for
 from engine.distributed.sharding import Sharded
+from engine.flops import peak_flops, utilization
 from engine.pretraining import Pretraining
 from engine.training.metrics import Metrics
+from engine.training.progress import Progress
 from engine.training.trainer import Trainer
 
 WARM_UP, OPERATIONS = 10, 12
@@ -55,7 +58,7 @@ def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:
 def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
     """Take one step of the loop, with each part called through `timed(name, part)`, which returns its result."""
     lr = trainer.set_lr()
-    batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.optim.grad_accum)])
+    batches = timed("batches", lambda: [trainer.loader.next() for _ in range(trainer.config.optim.micro_batches)])
     n_tokens = sum(batch.n_tokens for batch in batches)
     parts = timed("forward and backward", lambda: [trainer.backward(batch, n_tokens) for batch in batches])
     norm = timed("clipping", trainer.clip)
@@ -65,6 +68,19 @@ def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
         timed(type(optimizer).__name__, optimizer.step)
         optimizer.zero_grad(set_to_none=True)
     trainer.progress.step += 1
+    trainer.progress.tokens += n_tokens
+
+
+def speed(trainer: Trainer, before: Progress, seconds: float) -> str:
+    """Tokens/s of the steps since `before`, which took so long, and their share of what this device does at most."""
+    steps, tokens = trainer.progress.step - before.step, trainer.progress.tokens - before.tokens
+    done = Progress(step=steps, tokens=tokens, seconds=seconds)
+    share = utilization(trainer.plain, done, trainer.config, trainer.device, trainer.ranks.world)
+    dtype = runtime.choose_dtype(trainer.config.machine.dtype, trainer.device)[0]
+    peak = peak_flops(trainer.device, dtype)
+    return (
+        f"{tokens / seconds:,.0f} tokens/s, MFU {share:.1%} of the {peak / 1e12:,.3g} TFLOP/s of a matrix product here"
+    )
 
 
 def check(config: Config, explicit: set[str]) -> None:
@@ -94,6 +110,7 @@ def main() -> int:
     for _ in range(WARM_UP):
         take_step(trainer, timed)
     seconds.clear()
+    before = dataclasses.replace(trainer.progress)
     started = time.perf_counter()
     for _ in range(config.optim.steps):
         take_step(trainer, timed)
@@ -101,6 +118,7 @@ def main() -> int:
     seconds["the rest"] = total - sum(seconds.values())
     print(f"{1000 * total / config.optim.steps:.2f} ms a step: ", end="")
     print(", ".join(f"{name} {1000 * s / config.optim.steps:.2f} ({s / total:.0%})" for name, s in seconds.items()))
+    print(speed(trainer, before, total))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (trainer.device.type == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(WARM_UP):

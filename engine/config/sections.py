@@ -90,6 +90,11 @@ class Optim:
     patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
 
+    @property
+    def micro_batches(self) -> int:
+        """--grad-accum as a number: batches a step."""
+        return self.grad_accum
+
 
 @dataclass
 class Machine:

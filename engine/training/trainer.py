@@ -117,7 +117,7 @@ class Trainer:
         """One optimizer step, on as many batches as it accumulates."""
         started = time.perf_counter()
         lr = self.set_lr()
-        shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.grad_accum)])
+        shares = self.dealing.shares([self.loader.deal() for _ in range(self.config.optim.micro_batches)])
         batches = [self.loader.batch(share.deal) for share in shares]
         divisor, n_tokens = self.dealing.totals(shares, batches, self.signals)
         parts = []
