@@ -87,6 +87,8 @@ def check(config: Config, explicit: set[str]) -> None:
     """Raise UserError for a model without training steps, and for flags about a run."""
     if config.net.is_counted:
         raise UserError("a model that counts takes no steps")
+    if config.optim.grad_accum == "auto":
+        raise UserError("--grad-accum auto is found by a run; give a number here")
     if useless := sorted(explicit & NOT_HERE):
         raise UserError(f"{flag(useless[0])} means nothing here: a step from nothing is timed, not kept")
 

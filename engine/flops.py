@@ -23,13 +23,17 @@ MEASURED_FOR = 0.2  # seconds, of products of matrices
 SIDES = {"cuda": 8192, "cpu": 1024}  # of those matrices: large enough that nothing but the product takes time
 
 
-def multiplied(model: nn.Module, trained_only: bool = False) -> int:
-    """How many weights each token is multiplied by: those of matrices, but for tables that are looked up alone."""
+def multiplied_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that each token is multiplied by: matrices, but for tables that are looked up alone."""
     heads = [m.head_weights() for m in model.modules() if isinstance(m, LanguageModel)]
     products = {id(head[0]) for head in heads if head is not None}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)} - products
-    weights = {id(p): p for p in model.parameters() if p.dim() > 1 and id(p) not in tables}.values()
-    return sum(p.numel() for p in weights if p.requires_grad or not trained_only)
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in tables]
+
+
+def multiplied(model: nn.Module, trained_only: bool = False) -> int:
+    """How many weights each token is multiplied by."""
+    return sum(p.numel() for p in multiplied_weights(model) if p.requires_grad or not trained_only)
 
 
 def flops_per_token(model: nn.Module, length: float) -> float:

@@ -102,6 +102,8 @@ def compile_or_warn(model: torch.nn.Module) -> None:
         try:
             out = compiled(*args, **kwargs)
         except Exception as error:  # whatever a compiler, its toolchain or the driver may throw
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warn(f"torch.compile does not work here, going on without it ({reason[0][:160]})")
             model.forward = eager.__get__(model)

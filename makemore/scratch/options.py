@@ -70,6 +70,8 @@ class NumPyConfig(Config[Net], Generic[Net]):
             raise UserError(
                 f"an n-gram model has no gradients to write by hand: {command('train')} --model ngram counts it"
             )
+        if optim.grad_accum == "auto":
+            raise UserError("--grad-accum auto: NumPy asks nobody how much memory there is; give a number")
         for name, value in self.fixed.items():
             if (asked := getattr(net, name, value)) != value:
                 raise UserError(f"{flag(name)} {asked} is not among the NumPy models; {command('train')} has it")
