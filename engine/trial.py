@@ -17,6 +17,7 @@ from engine.training.metrics import Metrics
 from engine.training.state import optimizer_state
 from engine.training.trainer import Trainer
 from makemore.layers import sparse_parameters
+from nanogpt.model import Transformer
 
 LOOKED_AT = 20  # batches, the fullest of which is tried where padding is left out
 
@@ -46,9 +47,24 @@ def try_step(model: Any, batches: Batches, config: Any, device: torch.device, ro
 
 
 def estimate(model: Any, batches: Batches, config: Any, device: torch.device, rows: int) -> Needs:
-    """What a step on `rows` rows would need, by what a pass over one of the longest rows keeps."""
+    """What a step on `rows` rows would need, by what a pass over one of the longest rows keeps; where activations are
+    computed again, with those of one block."""
     loader = _required(batches.train)
     trainer = Trainer(model, loader, batches.val, batches.characters, config, Path(), device, Metrics(Path()))
+    batch = largest(trainer, 1)
+    kept = _kept(trainer, batch)
+    if again := [module for module in model.modules() if isinstance(module, Transformer) and module.recomputes]:
+        for module in again:
+            module.recomputes = False
+        kept += _kept(trainer, batch) // max(len(module.h) for module in again)
+        for module in again:
+            module.recomputes = True
+    return needs(model, config.optim, rows * kept)
+
+
+def _kept(trainer: Trainer, batch: Batch[Array]) -> int:
+    """Bytes that the forward pass keeps for the backward one, the weights apart."""
+    model = trainer.plain
     weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -57,9 +73,9 @@ def estimate(model: Any, batches: Batches, config: Any, device: torch.device, ro
             kept[start] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with untouched(model, device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.backward(largest(trainer, 1), 1.0)
-    return needs(model, config.optim, rows * sum(kept.values()))
+    with untouched(model, trainer.device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        trainer.backward(batch, batch.divisor)
+    return sum(kept.values())
 
 
 def explained(model: Any, batches: Batches, config: Any, device: torch.device, rows: int) -> str:

@@ -75,7 +75,9 @@ def test_a_cpu_says_what_fits_by_what_a_row_keeps(cli, monkeypatch):
 
     monkeypatch.setattr(trial, "estimate", noted)
     # As much memory as half of the step needs, besides the weights.
-    monkeypatch.setattr(memory, "free", lambda device: sum(needed[0][:3]) + needed[0][3] // 2 if needed else 0)
+    monkeypatch.setattr(
+        memory, "free", lambda device: sum(needed[0][:3]) + 0.5 * fitting.HEADROOM * needed[0][3] if needed else 0
+    )
     assert "2 batches of 2" in ok(cli("train.py", *words)).out and settings_of() == (2, 2)
     monkeypatch.setattr(memory, "free", lambda device: None)
     refused(cli("train.py", *words, "--overwrite"), "nobody says how much memory cpu has; give a number")
@@ -306,6 +308,10 @@ def test_what_is_estimated_is_what_is_kept():
     assert four[:3] == one[:3] == memory.needs(model, config.optim, 0)[:3]
     least = memory.least_activations(model, 4 * 8, torch.float32)
     assert 0 < least < four.activations < 20 * least
+    model.recomputes = True
+    again = trial.estimate(model, batches, config, CPU, 4).activations
+    assert model.recomputes and 0.5 * four.activations < again < four.activations, "one block of two, and their inputs"
+    assert memory.least_activations(model, 4 * 8, torch.float32) == 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"])

@@ -75,6 +75,10 @@ class RandomTokens(Loader):
         super().__init__(batch_size, 0)
         self.shape, self.vocab_size, self.rng = (batch_size, context + 1), vocab_size, np.random.default_rng(0)
 
+    @property
+    def longest(self) -> int:
+        return self.shape[1] - 1
+
     def deal(self) -> Deal:
         return Deal(self.rng.integers(6, self.vocab_size, self.shape))
 
