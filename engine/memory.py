@@ -98,14 +98,15 @@ def not_enough(config: Any, model: nn.Module, device: torch.device, found: str =
     has = capacity(device)
     where = f" into the {in_units(has)} of {device}" if has else f" into the memory of {device}"
     ways = []
-    if optim.batch_size > 1:
+    if optim.batch_size > 1 and not config.run.resume:
         half = optim.batch_size // 2
         smaller = f"--batch-size {half} --grad-accum {2 * optim.micro_batches} (or --grad-accum auto)"
         ways.append(f"cut the step into smaller batches: {smaller}")
     recomputes = [module.recomputes for module in model.modules() if isinstance(module, Transformer)]
     if recomputes and not all(recomputes):
         ways.append("compute activations again: --activation-checkpointing")
-    ways.append("lower --context, or the sizes of the model")
+    keeps = "go on where there is more memory: a run keeps its sizes and its --batch-size"
+    ways.append(keeps if config.run.resume else "lower --context, or the sizes of the model")
     return UserError(f"out of memory: {size} does not fit{where}{found}. Ways out: {'; '.join(ways)}")
 
 

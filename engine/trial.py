@@ -16,6 +16,7 @@ from engine.task import Batches
 from engine.training.metrics import Metrics
 from engine.training.state import optimizer_state
 from engine.training.trainer import Trainer
+from makemore.base import LanguageModel
 from makemore.layers import sparse_parameters
 from nanogpt.model import Transformer
 
@@ -74,7 +75,7 @@ def _kept(trainer: Trainer, batch: Batch[Array]) -> int:
         return tensor
 
     with untouched(model, trainer.device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.backward(batch, batch.divisor)
+        _backward(trainer, batch)
     return sum(kept.values())
 
 
@@ -92,7 +93,7 @@ def largest(trainer: Trainer, rows: int) -> Batch[Array]:
     """So many rows of the text, as long as the longest one; where the model takes rows without their padding, those of
     the fullest of the next batches. The loader is left where it is."""
     loader, state = trainer.loader, trainer.loader.state_dict()
-    packed = trainer._takes_packed()
+    packed = isinstance(trainer.model, LanguageModel) and trainer.model.takes_packed(trainer.device)
     deals = [loader.deal() for _ in range(LOOKED_AT if packed else 1)]
     found, items = max(((loader.batch(deal), len(deal.items)) for deal in deals), key=lambda each: each[0].n_tokens)
     loader.load_state_dict(state)
@@ -145,9 +146,13 @@ def _pass(trainer: Trainer, batch: Batch[Array], accumulates: bool) -> None:
         for p in model.parameters():
             if p.requires_grad and id(p) not in sparse:
                 p.grad = torch.zeros_like(p)
+    _backward(trainer, batch)
+    held.clear()
+
+
+def _backward(trainer: Trainer, batch: Batch[Array]) -> None:
     trainer.backward(batch, batch.divisor)
     trainer.carried = None
-    held.clear()
 
 
 def _changing(model: Any) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from engine.distributed.ranks import ALONE
 from engine.registry import build_model
 from engine.task import Batches
 from engine.training.trainer import Trainer
+from tests.conftest import NAMES, TINY
 from tests.helpers import LINES, STREAM, at_call, configure, facts, left, metrics, ok, quick, refused, summary
 from tests.test_optimizers import Given
 
@@ -338,6 +339,10 @@ def test_memory_that_is_out_in_a_later_step_is_told_too(cli):
     refused(ended, "out of memory: a batch of 4 rows of up to", "--batch-size 2 --grad-accum 2 (or --grad-accum auto)")
     assert "--activation-checkpointing" not in ended.err
     assert metrics()[-1]["step"] == 4
+    with at_call(Trainer, "backward", 1, fail):
+        again = cli("train.py", "--resume", "--out", "run")
+    refused(again, "out of memory: a batch of 4 rows", "go on where there is more memory: a run keeps its sizes")
+    assert "--grad-accum" not in again.err
 
 
 def test_a_compiler_is_not_blamed_for_memory_that_is_out(monkeypatch):
@@ -349,3 +354,39 @@ def test_a_compiler_is_not_blamed_for_memory_that_is_out(monkeypatch):
     runtime.compile_or_warn(model)
     with pytest.raises(torch.OutOfMemoryError):
         model(torch.zeros(1, 3, dtype=torch.long))
+
+
+TUNED = ["--steps", 4, "--eval-interval", 2, "--batch-size", 3, "--warmup", 2, "--dropout", 0.1]
+TASKS = {
+    "classify": (
+        "-m finetune.classify",
+        [*TUNED, "--data", "labels.tsv", "--no-baseline", "--model", "gru", *TINY["gru"]],
+    ),
+    "instruct": ("-m finetune.instruct", [*TUNED, "--data", "chat.jsonl", "--model", "gru", *TINY["gru"]]),
+    "dpo": ("-m finetune.instruct", [*TUNED, "--data", "pairs.jsonl", "--dpo", "--init", "before"]),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fine_tuning_is_tried_and_cut_too(cli, tmp_path, monkeypatch, task):
+    rows = [{"prompt": f"Leave.\n{name}", "completion": "bye"} for name in NAMES]
+    pairs = [{"prompt": row["prompt"], "chosen": "bye", "rejected": "hi"} for row in rows]
+    for file, found in (("chat.jsonl", rows), ("pairs.jsonl", pairs)):
+        (tmp_path / file).write_text("\n".join(map(json.dumps, found)))
+    (tmp_path / "labels.tsv").write_text("".join(f"{'long' if len(name) > 5 else 'short'}\t{name}\n" for name in NAMES))
+    if task == "dpo":
+        ok(cli("-m finetune.instruct", *TASKS["instruct"][1], "--out", "before"))
+    command, words = TASKS[task]
+    ok(cli(command, *words, "--out", "plain"))
+    settle = fitting.settle
+
+    def tried(config, device, model, batches, ranks, deal):
+        trial.try_step(model, batches, config, device, 3, accumulates=True)
+        return settle(config, device, model, batches, ranks, deal)
+
+    monkeypatch.setattr(fitting, "settle", tried)
+    ok(cli(command, *words, "--out", "run"))
+    assert left(tmp_path / "run") == left(tmp_path / "plain")
+    monkeypatch.setattr(memory, "free", lambda device: 10**12)
+    assert "a step of" not in ok(cli(command, *words, "--grad-accum", "auto", "--out", "auto")).out
+    assert left(tmp_path / "auto") == left(tmp_path / "plain")
