@@ -77,6 +77,7 @@ def _side(device: torch.device, dtype: torch.dtype) -> int:
     """The side of the matrices: at the end of a training there may be little memory."""
     n = SIDES.get(device.type, 4096)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         while n > 1024 and 5 * n * n * 4 > torch.cuda.mem_get_info(device)[0]:
             n //= 2
     return n

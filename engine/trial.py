@@ -25,7 +25,7 @@ LOOKED_AT = 20  # batches, the fullest of which is tried where padding is left o
 
 def try_step(model: Any, batches: Batches, config: Any, device: torch.device, rows: int, accumulates: bool) -> None:
     """Compute the loss and the gradient of `rows` rows as a step would, beside room for the optimizer's state, and
-    with `accumulates` beside gradients that are there already. Raises torch.OutOfMemoryError where they do not fit.
+    with `accumulates` beside gradients that are there already. Raises what torch raises where they do not fit.
 
     The model computes as it is written, which takes no less memory than compiled; only where that is too much the
     compiled one is tried. `model` is on `device` afterwards, and no random number was drawn."""
@@ -37,8 +37,8 @@ def try_step(model: Any, batches: Batches, config: Any, device: torch.device, ro
     with untouched(model, device):
         try:
             _pass(trainer, batch, accumulates)
-        except torch.OutOfMemoryError:
-            if not runtime.choose_compile(config.machine.compile, device)[0]:
+        except RuntimeError as error:
+            if not (runtime.is_out_of_memory(error) and runtime.choose_compile(config.machine.compile, device)[0]):
                 raise
         else:
             return

@@ -330,9 +330,18 @@ def test_the_state_of_an_optimizer_is_known_before_it_is_there(optimizer):
     assert memory.optimizer_bytes(model, config.optim) == held
 
 
-def test_memory_that_is_out_in_a_later_step_is_told_too(cli):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    ],
+    ids=["CUDA", "cuBLAS", "CPU"],
+)
+def test_memory_that_is_out_in_a_later_step_is_told_too(cli, error):
     def fail() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     with at_call(Trainer, "backward", 5, fail):
         ended = cli("train.py", *quick("gru", **LINES, eval_interval=2))

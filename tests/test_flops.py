@@ -86,10 +86,15 @@ def test_a_run_on_a_gpu_says_its_share_and_its_memory_and_one_on_a_cpu_measures_
 
     monkeypatch.setattr(flops, "peak_flops", never)
     assert "MFU" not in ok(cli("train.py", *words)).out and "mfu" not in summary()
-    of_gpu, peak = flops.of_gpu, 1e12
-    monkeypatch.setattr(flops, "peak_flops", lambda device, dtype: peak)
+    of_gpu, held = flops.of_gpu, [123_400_000]
+
+    def measured(device, dtype):
+        held.append(10**9)  # by the matrices of the measurement
+        return 1e12
+
+    monkeypatch.setattr(flops, "peak_flops", measured)
     monkeypatch.setattr(runtime, "choose_dtype", lambda wanted, device: (torch.float32, "faked"))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123_400_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held[-1])
     cuda = SimpleNamespace(type="cuda")
     monkeypatch.setattr(flops, "of_gpu", lambda m, p, c, device, world: of_gpu(m, p, c, cuda, world))
     of_memory = results.of_memory

@@ -36,7 +36,8 @@ def finish(
 ) -> None:
     """Write samples of the best weights, the summary and the picture of the loss. `world`: the processes that
     trained."""
-    of_gpu = flops.of_gpu(model, progress, config, device, world) | results.of_memory(device)
+    of_gpu = results.of_memory(device)  # before the peak is measured, which takes memory
+    of_gpu |= flops.of_gpu(model, progress, config, device, world)
     facts = load_best(model, path, progress.best_step)
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text, copied = samples(best, store)
