@@ -35,6 +35,7 @@ COMPUTED = {
 }  # fmt: skip
 OF_TRAINING = {
     "label_smoothing", "z_loss", "weight_init", "dropout", "norm_kernel", "carry_state", "zero_init", "attention",
+    "activation_checkpointing",
 }  # fmt: skip
 
 

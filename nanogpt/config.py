@@ -32,5 +32,8 @@ class TransformerConfig(LayeredConfig):
     """Soft cap of the logits, cap * tanh(logits / cap) (Gemma 2: 30; default: none)."""
     zero_init: Annotated[bool, Mark.OWN] = False
     """Start the Transformer's residual projections at zero."""
+    activation_checkpointing: Annotated[bool, Mark.RESUMABLE, Mark.OWN, Mark.TRAINING] = False
+    """Keep the inputs of the blocks alone and compute the rest again in the backward pass: a fraction of the memory,
+    a third more to compute, the same gradients."""
     attention: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"
     """Whose attention kernels it runs on; auto: Triton's where they were measured to win."""

@@ -26,6 +26,7 @@ from makemore.rows import ApartRows, Rows
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
+from nanogpt.checkpointing import recomputed
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
 from nanogpt.slots import make_slots
@@ -48,6 +49,7 @@ class Transformer(LanguageModel):
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
         self.looks_ahead, self.logit_cap = False, config.logit_cap
+        self.recomputes = config.activation_checkpointing
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
@@ -73,7 +75,8 @@ class Transformer(LanguageModel):
     def hidden(
         self, tokens: Tensor, state: State | None, valid: Tensor | None, *, want_features: bool = True
     ) -> tuple[Any, State]:
-        """As the base class says. Without `want_features` None and the state: the last block ends at its keys."""
+        """As the base class says. Without `want_features` None and the state: the last block ends at its keys. Where
+        activations are computed again, nothing is left for a next call."""
         B, T = tokens.shape
         past = self._length(state)
         if self.context is not None and past + T > self.context:
@@ -90,6 +93,10 @@ class Transformer(LanguageModel):
         y = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
+            if self._recomputes_now():
+                x, y = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask)
+                after = {}
+                continue
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
                 x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask)
             else:
@@ -140,7 +147,10 @@ class Transformer(LanguageModel):
         x = self.drop(self.add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
         y, cos_sin = None, self.rotary(position)
         for block in self.h:
-            x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
+            if self._recomputes_now():
+                x, y = recomputed(block, x, y, cos_sin, None, valid, None, starts=starts)
+            else:
+                x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
         return self.ln_f(y, valid, residual=x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -245,6 +255,10 @@ class Transformer(LanguageModel):
         """RoPE's cos and sin of `position` (T,), as `rotary_cos_sin` gives them, if there are such."""
         return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
 
+    def _recomputes_now(self) -> bool:
+        """Whether the blocks compute their activations again: where gradients are wanted of a training."""
+        return self.recomputes and self.training and torch.is_grad_enabled()
+
     def _packing(self, valid: Tensor | None) -> Packing | None:
         """In training on CPU; on a GPU the number of positions would have to come back first, and a compiler would meet
         a new size in every batch. Where it is known, `forward` gets rows laid end to end instead."""
@@ -291,6 +305,11 @@ note(Transformer)
 def _check(config: TransformerConfig) -> None:
     """Raise ValueError for sizes that do not go together."""
     n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
+    if config.activation_checkpointing and config.norm == "batch":
+        raise ValueError(
+            "--activation-checkpointing computes a block twice, and --norm batch would take its statistics twice; "
+            "use another norm"
+        )
     if n_embd % n_head:
         raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
     if n_head % n_kv_head:

@@ -84,7 +84,7 @@ class Trainer:
         self.carried: State | None = None
         self.dealing = dealing_of(config, model, ranks)
         apart = runtime.computes_apart(device)
-        self.feed = Feed(loader, self.dealing, config.optim.grad_accum, self.prepare, apart)
+        self.feed = Feed(loader, self.dealing, config.optim.micro_batches, self.prepare, apart)
         self.saver = Saver(folder, belongs_to, apart)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
