@@ -76,7 +76,7 @@ class PlainTransformer(nn.Module):
         x, y, cos_sin = model.add_positions(x, position), None, model.rotary(position)
         for i, block in enumerate(model.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            x, y, (k, v) = block(x, y, cos_sin, cache, valid, None, key_mask)
+            x, y, (k, v) = block(x, y, cos_sin, cache, valid, None, key_mask, added=model.added_values(i, tokens))
             if self.context is None:
                 k, v = k[:, :, T:], v[:, :, T:]
             after[f"k{i}"], after[f"v{i}"] = k, v

@@ -35,7 +35,7 @@ class Slots:
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len
-        self.layers = [Layer(block) for block in model.h]
+        self.layers = [Layer(block, model.value_table(i)) for i, block in enumerate(model.h)]
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
@@ -125,7 +125,7 @@ class Slots:
         x = self._embed(token, place)
         turns = self._turns(place)
         for layer in self.layers:
-            x = layer(x, place, turns)
+            x = layer(x, place, turns, token)
         return self.ln_f(x)
 
     def _place(self, device: torch.device) -> "CacheIndex | RowsCacheIndex":

@@ -70,15 +70,17 @@ class RowsCacheIndex(NamedTuple):
 
 
 class Layer:
-    """One block of a Transformer, with its keys and values: x (B, C) -> (B, C)."""
+    """One block of a Transformer, with its keys and values: x (B, C) -> (B, C). `value_table` (V, n_kv_head * hs): what
+    the values of a token get besides."""
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, value_table: Tensor | None):
         attn, mlp = block.attn, block.mlp
         self.n_head, self.n_kv_head, self.head_size = attn.n_head, attn.n_kv_head, attn.head_size
         self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
         self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
         self.qk_norm, self.cap = attn.qk_norm, attn.attend.softcap
+        self.value_table, self.gate = value_table, attn.gate
         self.gated, self.activation = mlp.gated, mlp.activation
         self.kv = torch.empty(0)  # (B, 2 n_kv_head, capacity, hs) once loaded
         self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
@@ -89,12 +91,17 @@ class Layer:
         x: Tensor,
         cache_index: CacheIndex | StaticCacheIndex | RowsCacheIndex,
         cos_sin: tuple[Tensor, Tensor] | None,
+        token: Tensor,
     ) -> Tensor:
-        """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes."""
+        """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes. `token` (B,)."""
         n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
-        heads = self.c_attn(self.ln_1(x)).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
+        x_normed = self.ln_1(x)
+        heads = self.c_attn(x_normed).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
         if self.qk_norm or cos_sin is not None:
             self._norm_and_rotate(heads.narrow(1, 0, n_head + n_kv_head), cos_sin)
+        if self.value_table is not None:
+            added = F.embedding(token, self.value_table).view(-1, n_kv_head, head_size)
+            heads.narrow(1, n_head + n_kv_head, n_kv_head).addcmul_(added, self.gate(x_normed)[..., None])
         q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
         cache_index.write(self.kv, 2, kv)
         # The heads that share keys are as many queries of one head: nothing has to be repeated.
@@ -161,7 +168,8 @@ def parts_of(block: Block) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     yield attn, CausalSelfAttention
     yield mlp, MLP
     yield attn.attend, Attention
-    for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj):
+    gates = () if attn.value_gate is None else (attn.value_gate,)
+    for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, *gates):
         yield linear, nn.Linear
     for dropout in (attn.resid_dropout, mlp.dropout):
         yield dropout, nn.Dropout

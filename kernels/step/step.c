@@ -15,7 +15,7 @@ enum { LANES = 8, TILE = 1 };
 enum { PANEL = 64, VECTORS = PANEL / LANES };  // columns of a panel of weights
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP };
+enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP, LOOKUP };
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, RELU2 };
 
 typedef struct {
@@ -249,6 +249,12 @@ static void row(const Op *op, int64_t b, int64_t token, int64_t at, int64_t slot
         for (int64_t i = 0; i < N; i++) y[i] *= x[i];
         break;
     case CAP: for (int64_t i = 0; i < N; i++) y[i] = (float)op->cap * tanhf(y[i] / (float)op->cap); break;
+    case LOOKUP: { // a row of a table, times twice each head's gate, to the end of the row
+        const int64_t width = op->capacity, size = width / op->kv_heads;
+        y += N - width;
+        for (int64_t i = 0; i < width; i++) y[i] += 2 * x[i / size] * op->weight[token * width + i];
+        break;
+    }
     case ATTEND:
         attend(op, (float *)x, y, op->state + slot * 2 * op->kv_heads * op->capacity * (N / op->heads), at);
         break;
