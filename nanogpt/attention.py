@@ -1,8 +1,8 @@
 """Causal self-attention with a key-value cache, and the ways to tell it where a token stands.
 
 Vaswani et al. 2017; positions: learned (GPT-2), sinusoidal (Vaswani et al. 2017), RoPE (Su et al. 2021), ALiBi (Press
-et al. 2022). Value embeddings: after Zhou et al. 2024, "Value Residual Learning", gated as in nanochat. Grouped
-heads: Ainslie et al. 2023; sliding window: Beltagy et al. 2020; QK-norm: Henry et al. 2020.
+et al. 2022). Value residual: Zhou et al. 2024, "Value Residual Learning"; value embeddings: after the same, gated as
+in nanochat. Grouped heads: Ainslie et al. 2023; sliding window: Beltagy et al. 2020; QK-norm: Henry et al. 2020.
 """
 
 import torch
@@ -22,15 +22,20 @@ class CausalSelfAttention(nn.Module):
     -> (B, T, C) and all keys and values. With a packing, x and the result are (N, C): only attention is padded.
     `key_mask` (B, T): which positions are no padding, where later ones are seen. `starts`: B is 1, of rows laid end to
     end, as `kernels.attention_packed` takes them. `added` (B, T, n_kv_head * head size), never packed: the
-    value embeddings, of a layer that has some; of each head the values get it times a gate from 0 to 2, at first 1."""
+    value embeddings, of a layer that has some; of each head the values get it times a gate from 0 to 2, at first 1.
+    `first` (B, n_kv_head, T, head size): the first layer's values of the same tokens, which a later one mixes with its
+    own, half and half at first, under --value-residual."""
 
-    def __init__(self, config: TransformerConfig, slopes: Tensor | None, has_value_embeddings: bool):
+    def __init__(
+        self, config: TransformerConfig, slopes: Tensor | None, has_value_embeddings: bool, mixes_values: bool
+    ):
         super().__init__()
         n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
         self.n_head, self.n_kv_head, self.head_size = n_head, n_kv_head, n_embd // n_head
         self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, config.bias)
         self.value_gate = nn.Linear(min(GATE_INPUTS, n_embd), n_kv_head, False) if has_value_embeddings else None
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if mixes_values else None  # of its own and the first's
         self.c_proj = nn.Linear(n_embd, n_embd, config.bias)
         self.attend = Attention(
             window=config.window, slopes=slopes, softcap=config.attention_cap, dropout=config.dropout,
@@ -47,8 +52,9 @@ class CausalSelfAttention(nn.Module):
         key_mask: Tensor | None = None,
         starts: Tensor | None = None,
         added: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = self.heads(x, cos_sin, packing, added)
+        q, k, v = self.heads(x, cos_sin, packing, added, first)
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         # (B, n_head, T, hs); the last of q and of k stand at the same position
@@ -62,6 +68,7 @@ class CausalSelfAttention(nn.Module):
         cos_sin: tuple[Tensor, Tensor] | None,
         packing: Packing | None = None,
         added: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, n_head, T, hs), keys and values (B, n_kv_head, T, hs) of x."""
         qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))
@@ -76,7 +83,10 @@ class CausalSelfAttention(nn.Module):
         if cos_sin is not None:
             qk = rotate(qk, *cos_sin)
         q, k = qk.split([self.n_head, self.n_kv_head], 2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.value_mix is not None and first is not None:
+            v = (self.value_mix[0] * v + self.value_mix[1] * first).type_as(v)
+        return q, k, v
 
     def gate(self, x: Tensor) -> Tensor:
         """How much of its value embedding each head takes: x (..., C) -> (..., n_kv_head), from 0 to 2."""

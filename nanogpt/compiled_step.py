@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.step.draws import Draws
 from kernels.step.library import Library
-from kernels.step.program import ACTIVATE, ATTEND, CAP, EMBED, GATE, LOOKUP, Decoded, Program
+from kernels.step.program import ACTIVATE, ATTEND, CAP, EMBED, GATE, LOOKUP, MIX, Decoded, Program
 from makemore.compiled import add_norm, compiled_functions, number_of
 from nanogpt.attention import sinusoids
 from nanogpt.block import Block
@@ -40,6 +40,7 @@ class CompiledStep:
         if model.positions == "sinusoidal":
             positions = sinusoids(torch.arange(model.context), C)
         program.add(EMBED, C, C, weight=model.wte.weight.detach(), bias=positions, capacity=model.context, out=x)
+        self.first_heads = x  # from the first block on, its queries, keys and values
         self.attends = [self._add_block(i, x, turns, slopes) for i in range(len(model.h))]
         add_norm(program, model.ln_f, x, self.hidden)
         self.features_end = len(program.ops)
@@ -110,6 +111,14 @@ class CompiledStep:
                 LOOKUP, n_kv_head, heads.shape[1], x=gates, weight=table, kv_heads=n_kv_head, capacity=table.shape[1],
                 out=heads,
             )  # fmt: skip
+        if attn.value_mix is not None:
+            (own, first), width = attn.value_mix.tolist(), heads.shape[1]
+            program.add(
+                MIX, width, width, x=self.first_heads, out=heads, capacity=n_kv_head * attn.head_size, eps=own,
+                cap=first,
+            )  # fmt: skip
+        if layer == 0:
+            self.first_heads = heads
         window = self.model.window or self.model.context
         number = program.add(
             ATTEND, heads.shape[1], C, variant=int(attn.qk_norm), x=heads, out=y, heads=n_head, kv_heads=n_kv_head,

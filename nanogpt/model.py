@@ -2,8 +2,8 @@
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks of attention and a
 four-times wider MLP. Options: RoPE, sinusoidal or ALiBi positions; RMS norm; GELU, ReLU² or SwiGLU (Shazeer 2020);
-grouped heads, sliding window, QK-norm, value embeddings (Zhou et al. 2024), tied head, biases, soft-capped logits
-(Gemma Team 2024). The names of the weights are GPT-2's.
+grouped heads, sliding window, QK-norm, value residual and embeddings (Zhou et al. 2024), tied head, biases,
+soft-capped logits (Gemma Team 2024). The names of the weights are GPT-2's.
 """
 
 import math
@@ -54,7 +54,9 @@ class Transformer(LanguageModel):
         slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(config.dropout)
         self.vte: Any = _value_embeddings(config, vocab_size)
-        self.h: Any = nn.ModuleList(Block(config, slopes, f"{i}" in self.vte) for i in range(config.n_layer))
+        self.h: Any = nn.ModuleList(
+            Block(config, slopes, f"{i}" in self.vte, config.value_residual and i > 0) for i in range(config.n_layer)
+        )
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
         self._initialise(config.weight_init, config.activation, config.zero_init)
@@ -88,13 +90,14 @@ class Transformer(LanguageModel):
             x, valid = packing.pack(x), packing.pack(valid)
         x, cos_sin = self.drop(x), self.rotary(position)
         after = last | self._remember(tokens, state, past)
-        y = None
+        y = first = None
         for i, block in enumerate(self.h):
             cache, added = None if state is None else (state[f"k{i}"], state[f"v{i}"]), self.added_values(i, tokens)
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
-                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, added=added)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, added=added, first=first)
             else:
-                k, v = block.keys(x, y, cos_sin, added)
+                k, v = block.keys(x, y, cos_sin, added, first)
+            first = v[:, :, -T:] if first is None else first
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
             return None, after
@@ -139,9 +142,11 @@ class Transformer(LanguageModel):
             raise ValueError(f"a row of {longest} tokens is longer than the context of {self.context}")
         position = positions_in_rows(starts, tokens.shape[1], tokens.device)
         x = self.drop(self.add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
-        y, cos_sin = None, self.rotary(position)
+        y, first, cos_sin = None, None, self.rotary(position)
         for i, block in enumerate(self.h):
-            x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts, added=self.added_values(i, tokens))
+            added = self.added_values(i, tokens)
+            x, y, (_, v) = block(x, y, cos_sin, None, valid, None, starts=starts, added=added, first=first)
+            first = v if first is None else first
         return self.ln_f(y, valid, residual=x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:

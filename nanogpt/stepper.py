@@ -27,9 +27,9 @@ from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper_layer import (
     CacheIndex,
-    Layer,
     StaticCacheIndex,
     evaluates,
+    layers_of,
     norm_class,
     norm_evaluates,
     norm_of,
@@ -101,7 +101,7 @@ class TransformerStepper:
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len  # how many keys a query sees, its own included
-        self.layers = [Layer(block, model.value_table(i)) for i, block in enumerate(model.h)]
+        self.layers = layers_of(model)
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +69,19 @@ class RowsCacheIndex(NamedTuple):
         return keys[:, :, : self.end]
 
 
+def layers_of(model: Any) -> list["Layer"]:
+    """The blocks of a Transformer, each as a Layer."""
+    layers: list[Layer] = []
+    for i, block in enumerate(model.h):
+        layers.append(Layer(block, model.value_table(i), layers[0] if layers else None))
+    return layers
+
+
 class Layer:
     """One block of a Transformer, with its keys and values: x (B, C) -> (B, C). `value_table` (V, n_kv_head * hs): what
-    the values of a token get besides."""
+    the values of a token get besides. `first`: the layer with whose values its own are mixed, if they are."""
 
-    def __init__(self, block: Block, value_table: Tensor | None):
+    def __init__(self, block: Block, value_table: Tensor | None, first: "Layer | None"):
         attn, mlp = block.attn, block.mlp
         self.n_head, self.n_kv_head, self.head_size = attn.n_head, attn.n_kv_head, attn.head_size
         self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
@@ -81,6 +89,8 @@ class Layer:
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
         self.qk_norm, self.cap = attn.qk_norm, attn.attend.softcap
         self.value_table, self.gate = value_table, attn.gate
+        self.value_mix, self.first = attn.value_mix, first
+        self.values: Tensor  # of the last token, (B, n_kv_head, hs)
         self.gated, self.activation = mlp.gated, mlp.activation
         self.kv = torch.empty(0)  # (B, 2 n_kv_head, capacity, hs) once loaded
         self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
@@ -99,9 +109,12 @@ class Layer:
         heads = self.c_attn(x_normed).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
         if self.qk_norm or cos_sin is not None:
             self._norm_and_rotate(heads.narrow(1, 0, n_head + n_kv_head), cos_sin)
+        self.values = heads.narrow(1, n_head + n_kv_head, n_kv_head)
         if self.value_table is not None:
             added = F.embedding(token, self.value_table).view(-1, n_kv_head, head_size)
-            heads.narrow(1, n_head + n_kv_head, n_kv_head).addcmul_(added, self.gate(x_normed)[..., None])
+            self.values.addcmul_(added, self.gate(x_normed)[..., None])
+        if self.value_mix is not None and self.first is not None:
+            self.values.mul_(self.value_mix[0]).addcmul_(self.first.values, self.value_mix[1])
         q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
         cache_index.write(self.kv, 2, kv)
         # The heads that share keys are as many queries of one head: nothing has to be repeated.

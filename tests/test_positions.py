@@ -130,3 +130,25 @@ def test_value_embeddings_start_small_behind_an_open_gate():
     model = build_model(config, 500)
     assert model.vte["1"].weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (model.h[1].attn.gate(torch.randn(3, 64)) == 1).all()
+
+
+def test_a_value_residual_mixes_the_values_of_the_first_layer_into_the_later_ones():
+    model = build("transformer", n_layer=3, n_kv_head=2, value_residual=True)
+    assert [block.attn.value_mix is None for block in model.h] == [True, False, False]
+    attn, x = model.h[2].attn, torch.randn(3, 5, model.n_embd, dtype=torch.float64)
+    first = torch.randn(3, 2, 5, model.head_size, dtype=torch.float64)
+    (_, k, v), (_, plain_k, plain_v) = attn.heads(x, None, first=first), attn.heads(x, None)
+    own_part, first_part = attn.value_mix
+    assert close(v, own_part * plain_v + first_part * first) and torch.equal(k, plain_k)
+    tokens = some_tokens(5)
+    values = model(tokens).state["v0"]
+    seen: list[torch.Tensor] = []
+    hook = model.h[2].register_forward_pre_hook(lambda _, __, options: seen.append(options["first"]), with_kwargs=True)
+    model(tokens)
+    hook.remove()
+    assert torch.equal(seen[0], values)
+
+
+def test_a_value_residual_starts_half_and_half():
+    config = configure(**SMALL, model="transformer", value_residual=True)
+    assert build_model(config, 50).h[1].attn.value_mix.tolist() == [0.5, 0.5]

@@ -9,8 +9,9 @@ function transformer(weights, { options, specials }) {
   const context = bounded ? options.context : Infinity;
   const capacity = Math.min(context, window ?? context); // of keys: a ring, of which the oldest is overwritten
   const wpe = positions === "learned" ? weights.get("wpe.weight").data : null;
+  const shared = { values: null }; // of the token, in the first layer
   const blocks = Array.from({ length: options.n_layer }, (_, i) =>
-    block(weights.below(`h.${i}.`), options, { C, n_head, n_kv_head, size, capacity, added: addedValues(weights, options, i) }));
+    block(weights.below(`h.${i}.`), options, { C, n_head, n_kv_head, size, capacity, added: addedValues(weights, options, i), shared }));
   const last = norm(weights, "ln_f", options.norm), x = new Float32Array(C);
   const lm_head = options.tie_head ? product(weights.get("wte.weight")) : linear(weights, "lm_head");
   const frequencies = rotary(size / 2, size, 2), waves = rotary(Math.ceil(C / 2), Math.ceil(C / 2), 1);
@@ -98,9 +99,10 @@ function add(x, y) {
   for (let i = 0; i < x.length; i++) x[i] += y[i];
 }
 
-function attention(weights, options, { C, n_head, n_kv_head, size, capacity, added }) {
+function attention(weights, options, { C, n_head, n_kv_head, size, capacity, added, shared }) {
   const c_attn = linear(weights, "attn.c_attn"), c_proj = linear(weights, "attn.c_proj");
   const gate = added ? linear(weights, "attn.value_gate") : null;
+  const mix = weights.may("attn.value_mix");
   const alibi = options.positions === "alibi", cap = options.attention_cap, width = n_kv_head * size;
   const y = new Float32Array(C);
   let keys = new Float32Array(0), values = keys, scores = new Float64Array(0); // grown up to `capacity`
@@ -130,6 +132,9 @@ function attention(weights, options, { C, n_head, n_kv_head, size, capacity, add
       for (let i = 0; i < width; i++)
         values[place * width + i] += 2 * sigmoid(gates[Math.floor(i / size)]) * added[token * width + i];
     }
+    const own = values.subarray(place * width, (place + 1) * width);
+    if (mix) for (let i = 0; i < width; i++) own[i] = mix.data[0] * own[i] + mix.data[1] * shared.values[i];
+    else shared.values = own;
     y.fill(0);
     for (let head = 0; head < n_head; head++) {
       const offset = Math.floor(head / (n_head / n_kv_head)) * size, slope = 2 ** ((-8 * (head + 1)) / n_head);

@@ -15,7 +15,7 @@ enum { LANES = 8, TILE = 1 };
 enum { PANEL = 64, VECTORS = PANEL / LANES };  // columns of a panel of weights
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP, LOOKUP };
+enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP, LOOKUP, MIX };
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, RELU2 };
 
 typedef struct {
@@ -255,6 +255,9 @@ static void row(const Op *op, int64_t b, int64_t token, int64_t at, int64_t slot
         for (int64_t i = 0; i < width; i++) y[i] += 2 * x[i / size] * op->weight[token * width + i];
         break;
     }
+    case MIX: // the end of the row with that of another
+        for (int64_t i = N - op->capacity; i < N; i++) y[i] = (float)op->eps * y[i] + (float)op->cap * x[i];
+        break;
     case ATTEND:
         attend(op, (float *)x, y, op->state + slot * 2 * op->kv_heads * op->capacity * (N / op->heads), at);
         break;
