@@ -31,7 +31,7 @@ CHECKED = 24, 200  # tokens and ids of the logits that the page compares with ou
 COMPUTED = {
     "context", "mix_ngram", "counts", "order", "n_layer", "n_embd", "n_hidden", "norm", "hash_ngrams", "hash_rows",
     "activation", "cells", "n_head", "n_kv_head", "positions", "window", "attention_cap", "qk_norm", "tie_head", "bias",
-    "logit_cap",
+    "logit_cap", "value_embeddings", "value_residual",
 }  # fmt: skip
 OF_TRAINING = {
     "label_smoothing", "z_loss", "weight_init", "dropout", "norm_kernel", "carry_state", "zero_init", "attention",

@@ -10,13 +10,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(block: nn.Module, x: Tensor, y: Tensor | None, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """The x and y that a Block gives, see block.py. Its keys and values are not returned: to keep them would take a
-    good part of the memory that is saved."""
+def read(block: nn.Module, x: Tensor, y: Tensor | None, *rest: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The x, y and values that a Block gives, see block.py."""
+    x, y, (_, v) = block(x, y, *rest, **options)
+    return x, y, v
 
-    def run(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, y, _ = block(x, y, *rest, **options)
-        return x, y
 
+def recomputed(
+    block: nn.Module, x: Tensor, y: Tensor | None, *rest: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `read`, with all that is inside computed again for the gradient. To keep the keys and values of each block
+    would take a good part of the memory that is saved: only the first one's values are used by others."""
     draws = any(module.p > 0 for module in block.modules() if isinstance(module, nn.Dropout))
+
+    def run(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return read(block, x, y, *rest, **options)
+
     return checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=draws)

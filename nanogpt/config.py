@@ -24,6 +24,11 @@ class TransformerConfig(LayeredConfig):
     """Soft cap of the scores: s becomes c tanh(s / c), as in Gemma 2, where c is 50 (default: none)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
+    value_residual: bool = False
+    """Mix the values of each layer with those of the first, in learned parts (Zhou et al. 2024, ResFormer)."""
+    value_embeddings: bool = False
+    """Add embeddings of their own to the values of attention, through a gate, in every other layer (after Zhou et al.
+    2024)."""
     tie_head: bool = True
     """Use the embedding table as the output head too."""
     bias: bool = True

@@ -2,8 +2,8 @@
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks of attention and a
 four-times wider MLP. Options: RoPE, sinusoidal or ALiBi positions; RMS norm; GELU, ReLU² or SwiGLU (Shazeer 2020);
-grouped heads, sliding window, QK-norm, tied head, biases, soft-capped logits (Gemma Team 2024). The names of the
-weights are GPT-2's.
+grouped heads, sliding window, QK-norm, value residual and embeddings (Zhou et al. 2024), tied head, biases,
+soft-capped logits (Gemma Team 2024). The names of the weights are GPT-2's.
 """
 
 import math
@@ -26,7 +26,7 @@ from makemore.rows import ApartRows, Rows
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
-from nanogpt.checkpointing import recomputed
+from nanogpt.checkpointing import read, recomputed
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
 from nanogpt.slots import make_slots
@@ -55,7 +55,10 @@ class Transformer(LanguageModel):
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
         slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h: Any = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.vte: Any = _value_embeddings(config, vocab_size)
+        self.h: Any = nn.ModuleList(
+            Block(config, slopes, f"{i}" in self.vte, config.value_residual and i > 0) for i in range(config.n_layer)
+        )
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
         self._initialise(config.weight_init, config.activation, config.zero_init)
@@ -90,17 +93,18 @@ class Transformer(LanguageModel):
             x, valid = packing.pack(x), packing.pack(valid)
         x, cos_sin = self.drop(x), self.rotary(position)
         after = last | self._remember(tokens, state, past)
-        y = None
+        y = first = None
         for i, block in enumerate(self.h):
-            cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
+            cache, added = None if state is None else (state[f"k{i}"], state[f"v{i}"]), self.added_values(i, tokens)
             if self._recomputes_now():
-                x, y = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask)
-                after = {}
+                x, y, v = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask, added=added, first=first)
+                first, after = v if first is None else first, {}
                 continue
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
-                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, added=added, first=first)
             else:
-                k, v = block.keys(x, y, cos_sin)
+                k, v = block.keys(x, y, cos_sin, added, first)
+            first = v[:, :, -T:] if first is None else first
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
             return None, after
@@ -145,12 +149,12 @@ class Transformer(LanguageModel):
             raise ValueError(f"a row of {longest} tokens is longer than the context of {self.context}")
         position = positions_in_rows(starts, tokens.shape[1], tokens.device)
         x = self.drop(self.add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
-        y, cos_sin = None, self.rotary(position)
-        for block in self.h:
-            if self._recomputes_now():
-                x, y = recomputed(block, x, y, cos_sin, None, valid, None, starts=starts)
-            else:
-                x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
+        y, first, cos_sin = None, None, self.rotary(position)
+        run = recomputed if self._recomputes_now() else read
+        for i, block in enumerate(self.h):
+            added = self.added_values(i, tokens)
+            x, y, v = run(block, x, y, cos_sin, None, valid, None, starts=starts, added=added, first=first)
+            first = v if first is None else first
         return self.ln_f(y, valid, residual=x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -251,6 +255,14 @@ class Transformer(LanguageModel):
             return x + self.wpe(position)
         return x + sinusoids(position, self.n_embd).type_as(x) if self.positions == "sinusoidal" else x
 
+    def added_values(self, layer: int, tokens: Tensor) -> Tensor | None:
+        """What the values of `tokens` (B, T) get besides in this layer, (B, T, n_kv_head * head size), if anything."""
+        return self.vte[f"{layer}"](tokens) if f"{layer}" in self.vte else None
+
+    def value_table(self, layer: int) -> Tensor | None:
+        """The weight (V, n_kv_head * head size) of the table that `added_values` reads, for what does without it."""
+        return self.vte[f"{layer}"].weight.detach() if f"{layer}" in self.vte else None
+
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor] | None:
         """RoPE's cos and sin of `position` (T,), as `rotary_cos_sin` gives them, if there are such."""
         return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
@@ -292,6 +304,9 @@ class Transformer(LanguageModel):
             for table in filter(None, (self.wte, self.wpe)):
                 nn.init.normal_(table.weight, std=INIT_STD)
         initialise(self, weight_init, activation)
+        for i, table in self.vte.items():
+            nn.init.normal_(table.weight, std=INIT_STD)
+            nn.init.zeros_(self.h[int(i)].attn.value_gate.weight)
         for projection in (layer for block in self.h for layer in (block.attn.c_proj, block.mlp.c_proj)):
             if weight_init == "normal":
                 nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * len(self.h)))
@@ -300,6 +315,13 @@ class Transformer(LanguageModel):
 
 
 note(Transformer)
+
+
+def _value_embeddings(config: TransformerConfig, vocab_size: int) -> nn.ModuleDict:
+    """The tables of value embeddings by layer: of the last one, and every other one before it."""
+    layers = range((config.n_layer - 1) % 2, config.n_layer, 2) if config.value_embeddings else ()
+    width = (config.n_kv_head or config.n_head) * (config.n_embd // config.n_head)
+    return nn.ModuleDict({f"{i}": nn.Embedding(vocab_size, width) for i in layers})
 
 
 def _check(config: TransformerConfig) -> None:

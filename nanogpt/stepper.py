@@ -27,9 +27,9 @@ from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper_layer import (
     CacheIndex,
-    Layer,
     StaticCacheIndex,
     evaluates,
+    layers_of,
     norm_class,
     norm_evaluates,
     norm_of,
@@ -61,13 +61,17 @@ def knows(model: Transformer) -> bool:
 
 def _parts_of(model: Transformer) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
-    tables = (model.wte, nn.Embedding), (model.wpe, nn.Embedding)
+    tables = [(table, nn.Embedding) for table in _tables_of(model)]
     optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
     yield from (part for part in optional if part[0] is not None)
     yield model.drop, nn.Dropout
     yield model.ln_f, norm_class(model.ln_f)
     for block in model.h:
         yield from parts_of(block)
+
+
+def _tables_of(model: Transformer) -> list[nn.Module | None]:
+    return [model.wte, model.wpe, *model.vte.values()]
 
 
 def _evaluates(model: Transformer) -> bool:
@@ -82,7 +86,7 @@ def _evaluates(model: Transformer) -> bool:
         and norm_evaluates(model.ln_f)
         and all(evaluates(block, model.window) for block in model.h)
         and has_usual_slopes
-        and all(table is None or table.max_norm is None for table in (model.wte, model.wpe))
+        and all(table is None or table.max_norm is None for table in _tables_of(model))
     )
 
 
@@ -97,7 +101,7 @@ class TransformerStepper:
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len  # how many keys a query sees, its own included
-        self.layers = [Layer(block) for block in model.h]
+        self.layers = layers_of(model)
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
@@ -171,7 +175,7 @@ class TransformerStepper:
             cos, sin = cache_index.row(self.cos_sin).unbind(-2)
             cos_sin = cos, sin
         for layer in self.layers:
-            x = layer(x, cache_index, cos_sin)
+            x = layer(x, cache_index, cos_sin, token)
         return self.ln_f(x)
 
     def _embed(self, token: Tensor, cache_index: CacheIndex | StaticCacheIndex) -> Tensor:

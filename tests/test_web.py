@@ -55,6 +55,7 @@ MODELS = {
     "modern": {
         "model": "transformer", "positions": "rope", "norm": "rms", "activation": "swiglu", "n_kv_head": 2,
         "qk_norm": True, "bias": False, "tie_head": False, "logit_cap": 3.0, "attention_cap": 2.0,
+        "value_embeddings": True, "value_residual": True,
     },
     "default": {"model": "transformer", "positions": "rope", "activation": "swiglu", "qk_norm": True, "bias": False},
     "context of one": {"model": "transformer", "context": 1},

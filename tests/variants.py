@@ -49,6 +49,12 @@ VARIANTS: dict[str, dict] = {
     "lstm mixed order 1": {"mix_ngram": 1, "hash_ngrams": 3, "hash_rows": 50},
     "transformer mixed window": {"mix_ngram": 4, "positions": "rope", "window": 4},
     "transformer capped": {"logit_cap": 2.0, "tie_head": False},
+    "transformer value embeddings": {"value_embeddings": True, "n_layer": 3, "n_kv_head": 2, "positions": "rope"},
+    "transformer value embeddings window": {"value_embeddings": True, "positions": "alibi", "window": 4},
+    "transformer value residual": {"value_residual": True, "n_layer": 3, "n_kv_head": 2, "positions": "rope"},
+    "transformer value residual window": {
+        "value_residual": True, "value_embeddings": True, "n_layer": 3, "positions": "alibi", "window": 4,
+    },
     "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
@@ -65,7 +71,8 @@ EVERYDAY = {
     "transformer learned", "transformer sinusoidal window", "transformer rope window", "transformer alibi window",
     "transformer one kv head", "transformer cap", "transformer capped", "transformer hashed",
     "transformer mixed window", "transformer context 1", "transformer odd context", "transformer default",
-    "transformer llama",
+    "transformer llama", "transformer value embeddings",
+    "transformer value residual", "transformer value residual window",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from data.sources import REMOTES, cache_folder
 # The parts in their order, with the minutes that each has of a whole run.
 MINUTES = {"tests": 8.0, "kernels": 8.0, "training": 7.5, "memory": 1.5, "decoding": 2.0, "processes": 2.0}
 KINDS = ("attention", "cross_entropy", "norm")  # of kernels/bench.py
-MODELS = ("default", "baby GPT", "GPT-2 124M")
+MODELS = ("default", "baby GPT", "GPT-2 124M", "GPT-2 124M fast")
 FILES = tuple(
     f"tests/test_{name}.py"
     for name in ("attention", "norms", "cross_entropy", "linear_cross_entropy", "kernel_ops", "transforms", "decoding")

@@ -41,6 +41,7 @@ FLAGS: dict[str, list[str]] = {
         "--preset", "gpt2", "--n-layer", "12", "--n-head", "12", "--n-embd", "768", "--context", "1024",
         "--batch-size", "12",
     ],
+    "GPT-2 124M fast": ["--preset", "gpt2-124m-fast", "--grad-accum", "1"],
 }  # fmt: skip
 TOY = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--context", "16", "--batch-size", "2", "--warmup", "1"]
 GPT2_VOCABULARY, TOY_VOCABULARY = 50262, 71  # GPT-2's tokens and five specials of ours
@@ -102,7 +103,7 @@ def trainer_of(model: str, setting: Setting, smoke: bool, folder: Path) -> tuple
     """A trainer at its first step, and a note on its text."""
     flags = [*FLAGS[model], *(TOY if smoke else []), "--steps", "1000000", "--compile", setting.compile]
     flags += ["--attention", setting.attention, "--norm-kernel", setting.norm]
-    if model != "GPT-2 124M":
+    if not model.startswith("GPT-2 124M"):
         of_text, note = text_of(model, smoke, folder)
         return make_trainer(parse([*flags, *of_text])[0], folder), note
     return on_random_tokens(parse(flags)[0], TOY_VOCABULARY if smoke else GPT2_VOCABULARY, folder), "random tokens"

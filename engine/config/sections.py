@@ -157,7 +157,8 @@ class RunFlags:
     """Take defaults from this config.json."""
     preset: Annotated[str | None, Mark.CALL, UNSET] = None
     """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
-    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
+    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default), gpt2-124m and gpt2-124m-fast
+    (whole trainings of 124 million parameters, for one to eight GPUs)."""
 
     @property
     def path(self) -> Path:
