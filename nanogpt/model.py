@@ -6,7 +6,6 @@ grouped heads, sliding window, QK-norm, value residual and embeddings (Zhou et a
 soft-capped logits (Gemma Team 2024). The names of the weights are GPT-2's.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,13 @@ from data.tokenizers import Special
 from kernels import Attention
 from kernels.dispatch import use_triton
 from makemore.base import OURS, PART, LanguageModel, Output, State, make_head, make_ngrams
-from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
-from makemore.layers import initialise, make_norm, not_padding
+from makemore.layers import make_norm, not_padding
 from makemore.rows import ApartRows, Rows
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
+from nanogpt.building import check, initialise_weights, value_embeddings
 from nanogpt.checkpointing import read, recomputed
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
@@ -42,7 +41,7 @@ class Transformer(LanguageModel):
 
     def __init__(self, vocab_size: int, config: TransformerConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
-        _check(config)
+        check(config)
         C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
         self.context, self.positions = None if unbounded else config.context, positions
@@ -55,13 +54,13 @@ class Transformer(LanguageModel):
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
         slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(config.dropout)
-        self.vte: Any = _value_embeddings(config, vocab_size)
+        self.vte: Any = value_embeddings(config, vocab_size)
         self.h: Any = nn.ModuleList(
             Block(config, slopes, f"{i}" in self.vte, config.value_residual and i > 0) for i in range(config.n_layer)
         )
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
-        self._initialise(config.weight_init, config.activation, config.zero_init)
+        initialise_weights(self, config.weight_init, config.activation, config.zero_init)
 
     def see_ahead(self, tokens: int) -> None:
         """Let every layer see so many later tokens besides the earlier ones, for reading whole texts. What such a model
@@ -292,49 +291,5 @@ class Transformer(LanguageModel):
     def _in_window(self, cached: Tensor) -> Tensor:
         return cached if self.context is not None else cached[:, :, max(0, cached.shape[2] - self.window + 1) :]
 
-    def _initialise(self, weight_init: str, activation: str, zero_init: bool) -> None:
-        """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero. `zero_init`:
-        those projections at zero, so that a block starts as if it was not there (Zhang et al. 2019, Fixup)."""
-        if weight_init == "default":
-            for name, parameter in self.named_parameters():
-                if name.endswith(".bias") and not name.startswith("lm_head"):
-                    nn.init.zeros_(parameter)
-            weight_init = "normal"
-        if weight_init != "torch" or self.lm_head is None:  # a table that is also the head must start small
-            for table in filter(None, (self.wte, self.wpe)):
-                nn.init.normal_(table.weight, std=INIT_STD)
-        initialise(self, weight_init, activation)
-        for i, table in self.vte.items():
-            nn.init.normal_(table.weight, std=INIT_STD)
-            nn.init.zeros_(self.h[int(i)].attn.value_gate.weight)
-        for projection in (layer for block in self.h for layer in (block.attn.c_proj, block.mlp.c_proj)):
-            if weight_init == "normal":
-                nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * len(self.h)))
-            if zero_init:
-                nn.init.zeros_(projection.weight)
-
 
 note(Transformer)
-
-
-def _value_embeddings(config: TransformerConfig, vocab_size: int) -> nn.ModuleDict:
-    """The tables of value embeddings by layer: of the last one, and every other one before it."""
-    layers = range((config.n_layer - 1) % 2, config.n_layer, 2) if config.value_embeddings else ()
-    width = (config.n_kv_head or config.n_head) * (config.n_embd // config.n_head)
-    return nn.ModuleDict({f"{i}": nn.Embedding(vocab_size, width) for i in layers})
-
-
-def _check(config: TransformerConfig) -> None:
-    """Raise ValueError for sizes that do not go together."""
-    n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
-    if config.activation_checkpointing and config.norm == "batch":
-        raise ValueError(
-            "--activation-checkpointing computes a block twice, and --norm batch would take its statistics twice; "
-            "use another norm"
-        )
-    if n_embd % n_head:
-        raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-    if n_head % n_kv_head:
-        raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
-    if config.positions == "rope" and n_embd // n_head % 2:
-        raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")

@@ -21,6 +21,7 @@ RUNS = {
     "hashes": STREAM | {"hash_ngrams": 3, "hash_rows": 64, "dropout": 0.1},
     "mixture": LINES | {"mix_ngram": 3, "dropout": 0.1},
     "accumulated": STREAM | {"grad_accum": 2, "dropout": 0.1},
+    "values of the first block, and embedded ones": LINES | {"value_residual": True, "value_embeddings": True},
     "Muon in bfloat16": STREAM | {"dtype": "bfloat16", "optimizer": "muon", "dropout": 0.1},
 }
 
