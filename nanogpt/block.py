@@ -81,8 +81,8 @@ class Block(nn.Module):
         x: Tensor,
         y: Tensor | None,
         cos_sin: tuple[Tensor, Tensor] | None,
-        added: Tensor | None,
-        first: Tensor | None,
+        added: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The keys and values alone."""
         return self.attn.heads(self._first(x, y, None)[0], cos_sin, None, added, first)[1:]

@@ -47,7 +47,7 @@ class Transformer(LanguageModel):
         self.context, self.positions = None if unbounded else config.context, positions
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
-        self.looks_ahead, self.logit_cap = False, config.logit_cap
+        self.looks_ahead, self.logit_cap, self.mixes_values = False, config.logit_cap, config.value_residual
         self.recomputes = config.activation_checkpointing
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
@@ -94,15 +94,16 @@ class Transformer(LanguageModel):
         after = last | self._remember(tokens, state, past)
         y = first = None
         for i, block in enumerate(self.h):
-            cache, added = None if state is None else (state[f"k{i}"], state[f"v{i}"]), self.added_values(i, tokens)
+            cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
+            given = self._values_given(i, tokens, first)
             if self._recomputes_now():
-                x, y, v = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask, added=added, first=first)
+                x, y, v = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask, **given)
                 first, after = v if first is None else first, {}
                 continue
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
-                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, added=added, first=first)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, **given)
             else:
-                k, v = block.keys(x, y, cos_sin, added, first)
+                k, v = block.keys(x, y, cos_sin, **given)
             first = v[:, :, -T:] if first is None else first
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
@@ -151,8 +152,8 @@ class Transformer(LanguageModel):
         y, first, cos_sin = None, None, self.rotary(position)
         run = recomputed if self._recomputes_now() else read
         for i, block in enumerate(self.h):
-            added = self.added_values(i, tokens)
-            x, y, v = run(block, x, y, cos_sin, None, valid, None, starts=starts, added=added, first=first)
+            given = self._values_given(i, tokens, first)
+            x, y, v = run(block, x, y, cos_sin, None, valid, None, starts=starts, **given)
             first = v if first is None else first
         return self.ln_f(y, valid, residual=x)[0]
 
@@ -257,6 +258,11 @@ class Transformer(LanguageModel):
     def added_values(self, layer: int, tokens: Tensor) -> Tensor | None:
         """What the values of `tokens` (B, T) get besides in this layer, (B, T, n_kv_head * head size), if anything."""
         return self.vte[f"{layer}"](tokens) if f"{layer}" in self.vte else None
+
+    def _values_given(self, layer: int, tokens: Tensor, first: Tensor | None) -> dict[str, Tensor]:
+        """What a layer gets for its values besides x, where it does: `added` and `first` of its attention."""
+        given = {"added": self.added_values(layer, tokens), "first": first if self.mixes_values else None}
+        return {name: values for name, values in given.items() if values is not None}
 
     def value_table(self, layer: int) -> Tensor | None:
         """The weight (V, n_kv_head * head size) of the table that `added_values` reads, for what does without it."""
