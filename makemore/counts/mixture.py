@@ -18,7 +18,8 @@ from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
 from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import leave_one_out
-from makemore.counts.ngram import NGram, count
+from makemore.counts.levels import count
+from makemore.counts.ngram import NGram
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
 from makemore.exact import has_methods_of, is_exact, needs_gradients, note
 from makemore.layers import widened
