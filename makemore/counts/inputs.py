@@ -52,7 +52,6 @@ class CountInputs(nn.Module):
         x = self.map(SCALE * (log_p - CENTRE))
         return x if self.hashed is None else x + self.hashed(tokens[:, self.n - self.hashed.n :])
 
-    @torch.compiler.disable
     @torch.no_grad()
     def log_probabilities(self, tokens: Tensor) -> Tensor:
         """Those of each next token, (B, T, V)."""
