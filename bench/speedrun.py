@@ -42,7 +42,7 @@ SHAKESPEARE = [  # one layer: in so few steps four learn less, each step at thre
 ]  # fmt: skip
 _COUNTED = ["--lr", "1e-2", "--muon-lr", "0.015", "--hash-ngrams", "10", "--hash-rows", "65536", "--mix-ngram", "7"]
 BEST_OF_STREAM = [*_SMALL, "--context", "128", "--batch-size", "8", *_COUNTED]
-MIXED = [*BEST_OF_STREAM, "--data", "shakespeare", "--steps", "970", "--eval-interval", "970"]
+MIXED = [*BEST_OF_STREAM, "--count-inputs", "--data", "shakespeare", "--steps", "970", "--eval-interval", "970"]
 BABY = [
     *_MODERN, "--n-layer", "6", "--n-head", "6", "--n-embd", "384", "--context", "256", "--batch-size", "4", *_COUNTED,
     "--data", "shakespeare", "--steps", "980", "--eval-interval", "490",
@@ -56,7 +56,9 @@ BEST_OF_LINES = [
     *_SMALL, "--batch-size", "128", "--lr", "5e-3", "--dropout", "0.2", "--weight-decay", "0.1", "--hash-ngrams", "3",
     "--hash-rows", "4096", "--mix-ngram", "6",
 ]  # fmt: skip
-NAMES_MIXED = [*BEST_OF_LINES, "--steps", "1000", "--eval-interval", "500"]
+NAMES_MIXED = [
+    *BEST_OF_LINES, "--hash-ngrams", "0", "--count-inputs", "--steps", "1000", "--eval-interval", "500",
+]  # fmt: skip
 
 
 Losses = dict[str, list[float]]  # by what was measured, one a seed
