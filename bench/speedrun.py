@@ -57,7 +57,8 @@ BEST_OF_LINES = [
     "--hash-rows", "4096", "--mix-ngram", "6",
 ]  # fmt: skip
 NAMES_MIXED = [
-    *BEST_OF_LINES, "--hash-ngrams", "0", "--count-inputs", "--steps", "1000", "--eval-interval", "500",
+    *BEST_OF_LINES, "--n-layer", "2", "--hash-ngrams", "0", "--count-inputs", "--steps", "2600",
+    "--eval-interval", "1300",
 ]  # fmt: skip
 
 
