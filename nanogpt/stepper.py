@@ -20,6 +20,7 @@ from data.errors import warn
 from kernels.step.draws import Draws
 from kernels.step.program import Decoded
 from makemore.base import State
+from makemore.counts.inputs import CountInputs
 from makemore.exact import are_exact, needs_gradients, note
 from makemore.hashing import HashedNGrams
 from makemore.small_work import for_small_work, without_gradients
@@ -41,7 +42,7 @@ WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the 
 EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
 
-note(nn.Embedding, nn.Linear, HashedNGrams)
+note(nn.Embedding, nn.Linear, HashedNGrams, CountInputs)
 
 _lock = threading.Lock()  # one capture at a time
 
@@ -51,7 +52,9 @@ def make_stepper(model: Transformer, state: State) -> "TransformerStepper | None
     in training, and where a gradient is wanted, which the fast one does not have."""
     if not knows(model) or needs_gradients(model, state):
         return None
-    return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
+    has_fixed_shapes = not isinstance(model.ngrams, CountInputs)  # of counts each token looks up another number
+    is_captured = model.wte.weight.is_cuda and has_fixed_shapes
+    return (GraphStepper if is_captured else TransformerStepper)(model, state)
 
 
 def knows(model: Transformer) -> bool:
@@ -62,7 +65,8 @@ def knows(model: Transformer) -> bool:
 def _parts_of(model: Transformer) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
     tables = [(table, nn.Embedding) for table in _tables_of(model)]
-    optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
+    added = CountInputs if isinstance(model.ngrams, CountInputs) else HashedNGrams
+    optional = (*tables, (model.ngrams, added), (model.lm_head, nn.Linear))
     yield from (part for part in optional if part[0] is not None)
     yield model.drop, nn.Dropout
     yield model.ln_f, norm_class(model.ln_f)

@@ -30,7 +30,7 @@ SMALL = {"data": "text.txt", "batch_size": 4, "steps": 6}
 DEALT = {
     "adamw": ("transformer", {"dropout": 0.1}),
     "muon": ("transformer", {"dropout": 0.1, "optimizer": "muon", "n_embd": 16, "n_head": 2}),
-    "mixture": ("transformer", {"dropout": 0.1, "mix_ngram": 3}),
+    "mixture": ("transformer", {"dropout": 0.1, "mix_ngram": 3, "count_inputs": True}),
     "hashes": ("gru", {"hash_ngrams": 3, "hash_rows": 64}),
     "lines": ("mlp", {"data": "names.txt", "kind": "lines"}),
 }

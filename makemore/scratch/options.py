@@ -53,9 +53,9 @@ class NumPyConfig(Config[Net], Generic[Net]):
     program: ClassVar[str] = "scratch"
     fixed: ClassVar[dict[str, Any]] = {
         "mix_ngram": 0, "label_smoothing": 0.0, "z_loss": 0.0, "weight_init": "default", "hash_ngrams": 0,
-        "hash_rows": 4096, "norm_kernel": "auto", "cells": "fused", "carry_state": False, "n_kv_head": None,
-        "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False, "logit_cap": None,
-        "zero_init": False, "attention": "auto",
+        "hash_rows": 4096, "count_inputs": False, "norm_kernel": "auto", "cells": "fused", "carry_state": False,
+        "n_kv_head": None, "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
+        "logit_cap": None, "zero_init": False, "attention": "auto",
         "value_residual": False, "value_embeddings": False, "activation_checkpointing": False,
     }  # fmt: skip
 
