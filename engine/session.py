@@ -28,6 +28,7 @@ from engine.resume import check_sizes_to_go_on, restore
 from engine.run import checkpoint, folder, results
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
+from engine.training import graphed
 from engine.training.metrics import Metrics, check_log
 from engine.training.progress import Progress
 from engine.training.trainer import Trainer
@@ -93,6 +94,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     model = task.trained(config, data, model, None)
     config = precision.settle(config, device, model, task.ranks)
     dealing_of(config, model, task.ranks)  # sizes that do not divide are refused before there is a folder
+    graphed.check(config, device, task.ranks, model)
     with _new_folder(task, config, data) as (path, facts):
         session = _session(task, config, data, model, batches, device, path, facts)
         print_notes(task.notes(config, data, parent))
