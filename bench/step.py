@@ -6,6 +6,7 @@ The parts are those of engine/training/trainer.py, each timed to its end (so tha
 do in a real step).
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -22,9 +23,11 @@ from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.distributed.ranks import ALONE, Ranks, device_for
 from engine.distributed.sharding import Sharded
+from engine.flops import peak_flops, utilization
 from engine.pretraining import Pretraining
 from engine.training.metrics import Metrics
 from engine.training.profiling import profiler_of, table
+from engine.training.progress import Progress
 from engine.training.trainer import Trainer
 
 WARM_UP = 10
@@ -65,12 +68,27 @@ def take_step(trainer: Trainer, timed: Callable[[str, Callable], Any]) -> None:
         timed(type(optimizer).__name__, optimizer.step)
         optimizer.zero_grad(set_to_none=True)
     trainer.progress.step += 1
+    trainer.progress.tokens += n_tokens
+
+
+def speed(trainer: Trainer, before: Progress, seconds: float) -> str:
+    """Tokens/s of the steps since `before`, which took so long, and their share of what this device does at most."""
+    steps, tokens = trainer.progress.step - before.step, trainer.progress.tokens - before.tokens
+    done = Progress(step=steps, tokens=tokens, seconds=seconds)
+    share = utilization(trainer.plain, done, trainer.config, trainer.device, trainer.ranks.world)
+    dtype = runtime.choose_dtype(trainer.config.machine.dtype, trainer.device)[0]
+    peak = peak_flops(trainer.device, dtype)
+    return (
+        f"{tokens / seconds:,.0f} tokens/s, MFU {share:.1%} of the {peak / 1e12:,.3g} TFLOP/s of a matrix product here"
+    )
 
 
 def check(config: Config, explicit: set[str]) -> None:
     """Raise UserError for a model without training steps, and for flags about a run."""
     if config.net.is_counted:
         raise UserError("a model that counts takes no steps")
+    if config.optim.grad_accum == "auto":
+        raise UserError("--grad-accum auto is found by a run; give a number here")
     if useless := sorted(explicit & NOT_HERE):
         raise UserError(f"{flag(useless[0])} means nothing here: a step from nothing is timed, not kept")
 
@@ -94,6 +112,7 @@ def main() -> int:
     for _ in range(WARM_UP):
         take_step(trainer, timed)
     seconds.clear()
+    before = dataclasses.replace(trainer.progress)
     started = time.perf_counter()
     for _ in range(config.optim.steps):
         take_step(trainer, timed)
@@ -101,6 +120,7 @@ def main() -> int:
     seconds["the rest"] = total - sum(seconds.values())
     print(f"{1000 * total / config.optim.steps:.2f} ms a step: ", end="")
     print(", ".join(f"{name} {1000 * s / config.optim.steps:.2f} ({s / total:.0%})" for name, s in seconds.items()))
+    print(speed(trainer, before, total))
     with profiler_of(trainer.device) as profiler:
         for _ in range(WARM_UP):
             take_step(trainer, lambda name, part: part())

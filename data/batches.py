@@ -114,6 +114,11 @@ class Loader:
         """Continue from the position of another loader of the same data, sizes and seed."""
         self.epoch, self.position, self._order = state["epoch"], state["position"], None
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that a row of a batch can have."""
+        raise NotImplementedError
+
     def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         raise NotImplementedError
 
@@ -159,6 +164,10 @@ class StreamLoader(Loader):
         self.tokens, self.special, self.context = split.tokens, split.special, context
         self._offsets = np.arange(context + 1)
 
+    @property
+    def longest(self) -> int:
+        return self.context
+
     def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         spare = len(self.tokens) - 1 - self.context
         phase = int(rng.integers(min(self.context, spare + 1)))
@@ -186,6 +195,10 @@ class LaneLoader(Loader):
                 f"{context}; the largest --batch-size that fits is {fits}"
             )
 
+    @property
+    def longest(self) -> int:
+        return self.context
+
     def _epoch_order(self, rng: np.random.Generator) -> ComputedOrder:
         lane = self._windows * self.context
         phase = int(rng.integers(len(self.tokens) - self._lanes * lane))
@@ -210,6 +223,10 @@ class LineLoader(Loader):
     def __init__(self, split: Split, context: int, batch_size: int, seed: int, computes_order: bool = False):
         super().__init__(batch_size, seed, computes_order)
         self.tokens, self.special, self.pieces = split.tokens, split.special, cut_lines(split.offsets, context)
+
+    @property
+    def longest(self) -> int:
+        return int((self.pieces.end - self.pieces.start).max())
 
     def _epoch_order(self, rng: np.random.Generator) -> Array | ComputedOrder:
         # Not by length: batches of short lines would weigh their tokens more (docs/log.md has the figures).

@@ -49,6 +49,10 @@ class RowLoader(Loader):
         self.rows, self.pad = rows, pad
         self._lengths = np.array([len(row.tokens) for row in rows])
 
+    @property
+    def longest(self) -> int:
+        return int(self._lengths.max())
+
     def deal(self) -> Deal:
         order = self._begin_epoch() if self._order is None else self._order
         items = order[self.position : self.position + self.batch_size]

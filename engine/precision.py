@@ -11,6 +11,7 @@ from data.terminal import show
 from engine import runtime
 from engine.config.settings import replace
 from engine.distributed.ranks import Ranks
+from engine.flops import multiplied
 
 LEAST_WORK = 2e10  # operations of a step's matrix products below which half of them gains less than casting costs
 PROBE_WORK = 4e10  # operations of one pass of the probe, which has two of each kind; more for the largest models ...
@@ -38,7 +39,7 @@ def _choose(config: Any, device: torch.device, model: nn.Module) -> str:
         return _name(runtime.choose_dtype("auto", device)[0])
     body = getattr(model, "neural", getattr(model, "body", model))
     context = config.net.context or getattr(body, "context", None) or 64
-    a_token = 6 * _multiplied(body)  # of a forward and a backward pass
+    a_token = 6 * multiplied(body)  # of a forward and a backward pass
     if a_token * context * config.optim.batch_size < LEAST_WORK:
         return "float32"
     tokens = max(PROBE_TOKENS, min(config.optim.batch_size * context, int(PROBE_WORK / a_token)))
@@ -65,12 +66,6 @@ def probe(body: Any, rows: int, context: int, dtype: torch.dtype) -> float:
                 hidden.float().sum().backward()
             taken.append(time.perf_counter() - started)
     return min(taken[1:])
-
-
-def _multiplied(model: nn.Module) -> int:
-    """How many weights each token is multiplied by: those of matrices that are no tables."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    return sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in tables)
 
 
 def _name(dtype: torch.dtype) -> str:

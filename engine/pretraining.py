@@ -32,6 +32,7 @@ _EVALUATION_MAY_CHANGE = {
     "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",
     *marked(Config, Mark.BACKEND),
 }  # fmt: skip
+_ENTRIES_OF_TRAINING = ("longest_copied", "mfu", "peak_tflops", "gpu_peak_memory_mb")  # that some summaries have
 
 
 class Pretraining(Task):
@@ -92,8 +93,9 @@ class Pretraining(Task):
 
     def finish(self, session: Session, progress: Progress) -> None:
         report.finish(
-            session.model, progress, session.config, session.data, session.device, session.folder, session.metrics
-        )
+            session.model, progress, session.config, session.data, session.device, session.folder, session.metrics,
+            self.ranks.world,
+        )  # fmt: skip
         print(f"\nrun directory: {session.folder}\nmore samples:  {folder.sample_command(session.folder)}")
 
     def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class Pretraining(Task):
         known = results.read_summary(path)
         summary = results.describe(run.config.model, count_parameters(run.model), Progress())
         summary |= {name: known.get(name) for name in summary if name not in ("model", "params", "peak_memory_mb")}
-        summary |= {name: known[name] for name in ("longest_copied",) if name in known}
+        summary |= {name: known[name] for name in _ENTRIES_OF_TRAINING if name in known}
         return summary | {
             "val_loss": loss.loss, "val_bits_per_char": loss.bits_per_char, "val_tokens": loss.n_tokens,
             "best_step": run.facts.get("step"),

@@ -32,7 +32,10 @@ def build_model(config: Config, vocab_size: int, special: Special = OURS) -> Lan
     try:
         model = model_class(config)(vocab_size, config.net, special)
         order = getattr(config.net, "mix_ngram", 0)
-        return Mixture(model, order) if order else model
+        count_inputs = getattr(config.net, "count_inputs", False)
+        if count_inputs and not order:
+            raise UserError("--count-inputs reads the counts of --mix-ngram; give both")
+        return Mixture(model, order, count_inputs) if order else model
     except ValueError as error:
         raise UserError(str(error)) from error
     except (MemoryError, RuntimeError) as error:

@@ -127,6 +127,8 @@ def compile_or_warn(model: torch.nn.Module) -> None:
         try:
             out = compiled(*args, **kwargs)
         except Exception as error:  # whatever a compiler, its toolchain or the driver may throw
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warn(f"torch.compile does not work here, going on without it ({reason[0][:160]})")
             model.forward = eager.__get__(model)
@@ -146,8 +148,9 @@ def c_compiler() -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on a GPU torch has a class for it, on CPU only a sentence."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed: torch has a class for its own on CUDA, elsewhere and in libraries a sentence."""
+    sentences = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in sentences)
 
 
 class Interrupted(Exception):

@@ -13,14 +13,13 @@ from data.errors import UserError, fault, is_fault, outlive_readers
 from data.prepare import print_notes
 from data.program import recorded, spoken
 from data.tokenizers import Tokenizer
-from engine import precision, runtime, threads
+from engine import fitting, memory, precision, runtime, threads
 from engine.backends import check_backends
 from engine.config.checks import refuse_contradictions, refuse_useless, same_settings
 from engine.config.sections import Config
 from engine.config.settings import marked, stored
 from engine.counting import count
 from engine.distributed.buffers import once_a_host
-from engine.distributed.dealing import dealing_of
 from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.distributed.sharding import Sharded
 from engine.going_on import decide, is_unsaved
@@ -91,10 +90,13 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     torch.manual_seed(config.run.seed)
     model = task.build(config, data, parent)
     batches = task.batches(config, data, model)
-    model = task.trained(config, data, model, None)
+    built, model = model, task.trained(config, data, model, None)
     config = precision.settle(config, device, model, task.ranks)
-    dealing_of(config, model, task.ranks)  # sizes that do not divide are refused before there is a folder
     graphed.check(config, device, task.ranks, model)
+    # What does not divide or does not fit is refused before there is a folder.
+    config, batches = fitting.settle(
+        config, device, model, batches, task.ranks, lambda cut: task.batches(cut, data, built)
+    )
     with _new_folder(task, config, data) as (path, facts):
         session = _session(task, config, data, model, batches, device, path, facts)
         print_notes(task.notes(config, data, parent))
@@ -122,6 +124,7 @@ def resume(task: Task, config: Any, explicit: set[str]) -> Path:
         model = build()
         batches = task.batches(config, data, model)
         model = task.trained(config, data, model, path)
+        fitting.settle(config, device, model, batches, task.ranks, lambda cut: batches)
         session = _session(task, config, data, model, batches, device, path, facts)
 
         if trainer := _trainer(session):
@@ -259,9 +262,7 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not runtime.is_out_of_memory(error):
             raise
-        raise UserError(
-            "out of memory; lower --batch-size (and raise --grad-accum by as much), --context or the sizes"
-        ) from error
+        raise memory.not_enough(session.config, session.model, session.device) from error
 
 
 @contextlib.contextmanager
@@ -288,6 +289,7 @@ def _going_on(
             raise UserError(f"{path} was changed by another process just now; try again")
         device = _check_machine(config)
         config = precision.resumed(threads.settle(config, explicit, device, facts["config"]), facts["config"])
+        config = fitting.resumed(config, facts["config"])
         for name in ("base", "best", "last"):
             if ranks.is_first:
                 checkpoint.settle(path / name)

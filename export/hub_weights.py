@@ -153,6 +153,8 @@ def _never(model: Transformer, settings: dict[str, Any]) -> dict[str, bool]:
         "--window": settings["window"] is not None,
         "--attention-cap": settings["attention_cap"] is not None,
         "--hash-ngrams": settings["hash_ngrams"] > 0,
+        "--value-residual": settings["value_residual"],
+        "--value-embeddings": settings["value_embeddings"],
         "--logit-cap": settings["logit_cap"] is not None,
         "--no-tie-head with biases": model.lm_head is not None and model.lm_head.bias is not None,
     }

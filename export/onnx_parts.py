@@ -73,10 +73,13 @@ class PlainTransformer(nn.Module):
             position = state["position"] + torch.arange(T)
             key_mask = (state["position"] - past + torch.arange(past + T) >= 0)[None]
         x, after = model.embed(tokens, state)
-        x, y, cos_sin = model.add_positions(x, position), None, model.rotary(position)
+        x, y, cos_sin, first = model.add_positions(x, position), None, model.rotary(position), None
         for i, block in enumerate(model.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
-            x, y, (k, v) = block(x, y, cos_sin, cache, valid, None, key_mask)
+            x, y, (k, v) = block(
+                x, y, cos_sin, cache, valid, None, key_mask, added=model.added_values(i, tokens), first=first
+            )
+            first = v[:, :, past:] if first is None else first
             if self.context is None:
                 k, v = k[:, :, T:], v[:, :, T:]
             after[f"k{i}"], after[f"v{i}"] = k, v

@@ -31,11 +31,13 @@ CHECKED = 24, 200  # tokens and ids of the logits that the page compares with ou
 COMPUTED = {
     "context", "mix_ngram", "counts", "order", "n_layer", "n_embd", "n_hidden", "norm", "hash_ngrams", "hash_rows",
     "activation", "cells", "n_head", "n_kv_head", "positions", "window", "attention_cap", "qk_norm", "tie_head", "bias",
-    "logit_cap",
+    "logit_cap", "value_embeddings", "value_residual",
 }  # fmt: skip
 OF_TRAINING = {
     "label_smoothing", "z_loss", "weight_init", "dropout", "norm_kernel", "carry_state", "zero_init", "attention",
+    "activation_checkpointing",
 }  # fmt: skip
+NOT_COMPUTED = {"count_inputs"}  # refused where it is on
 
 
 def save(run: Run, folder: Path) -> str:
@@ -69,7 +71,8 @@ def save(run: Run, folder: Path) -> str:
 def describe(run: Run) -> dict[str, Any]:
     """settings.json: what the page has to know of the run besides its weights and tokenizer."""
     net = vars(run.config.net)
-    if unknown := net.keys() - COMPUTED - OF_TRAINING:
+    off = {name for name in NOT_COMPUTED if not net.get(name)}
+    if unknown := net.keys() - COMPUTED - OF_TRAINING - off:
         raise UserError(f"no page computes {flags(sorted(unknown))}, which {run.folder} was trained with")
     return {
         "format": FORMAT,

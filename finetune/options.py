@@ -69,7 +69,7 @@ class TuneConfig(Config[Net], Generic[Net]):
     run: TuneRun
     tuning: Tuning
 
-    fixed: ClassVar[dict[str, Any]] = {"counts": False, "carry_state": False, "mix_ngram": 0}
+    fixed: ClassVar[dict[str, Any]] = {"counts": False, "carry_state": False, "mix_ngram": 0, "count_inputs": False}
     no_init: ClassVar[str | None] = "scratch"
 
     def check(self, explicit: set[str]) -> None:

@@ -29,6 +29,11 @@ class FineTuning(Task):
 
     def parent(self, config: TuneConfig, explicit: set[str]) -> Run:
         parent = load_parent(config)
+        if getattr(parent.config.net, "count_inputs", False):
+            raise UserError(
+                f"{config.run.init} reads the counts of its own text (--count-inputs), which no other task has; "
+                "start from a run without"
+            )
         if isinstance(parent.model, Mixture):  # counts of another text: the neural model goes on alone
             plain = replace(parent.config, mix_ngram=0)
             parent = dataclasses.replace(parent, model=parent.model.neural, config=plain)

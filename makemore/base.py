@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         self.vocab_size, self.special = vocab_size, special
         self.label_smoothing = getattr(config, "label_smoothing", 0.0)  # models that count have neither
         self.z_loss = getattr(config, "z_loss", 0.0)
-        self.ngrams: HashedNGrams | None = None
+        self.ngrams: Any = None  # HashedNGrams, or what takes their place: counts
 
     @property
     def held(self) -> int:
@@ -93,7 +93,6 @@ class LanguageModel(nn.Module):
     def read_ngrams(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The embeddings of the hashed n-grams that end in each token, (B, T, C), and the state: the last n - 1 tokens,
         at the beginning `<pad>`."""
-        assert self.ngrams is not None
         n = self.ngrams.n - 1
         history = tokens.new_full((tokens.shape[0], n), self.special.pad) if state is None else state["history"]
         read = torch.cat([history, tokens], 1)

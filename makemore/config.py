@@ -114,6 +114,8 @@ class LayeredConfig(TrainedConfig):
     """Add hashed embeddings of the last 2 to N tokens together to each token's (0: none)."""
     hash_rows: Annotated[int, SIZE] = 4096
     """Rows for each length of these n-grams."""
+    count_inputs: bool = False
+    """Add what the counts of --mix-ngram say of the next token, mapped, to each token's embedding."""
     dropout: Annotated[float, FRACTION, Mark.OWN] = 0.0
     """Dropout probability."""
     norm_kernel: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"

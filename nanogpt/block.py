@@ -49,10 +49,12 @@ class Block(nn.Module):
     Takes and returns the residual stream x (B, T, C) and the branch output y (B, T, C) that is not yet added to it
     (None at first): the next norm adds it in the same pass. (N, C) when packed."""
 
-    def __init__(self, config: TransformerConfig, slopes: Tensor | None):
+    def __init__(
+        self, config: TransformerConfig, slopes: Tensor | None, has_value_embeddings: bool, mixes_values: bool
+    ):
         super().__init__()
         self.ln_1 = make_norm(config, config.n_embd, config.bias)
-        self.attn = CausalSelfAttention(config, slopes)
+        self.attn = CausalSelfAttention(config, slopes, has_value_embeddings, mixes_values)
         self.ln_2 = make_norm(config, config.n_embd, config.bias)
         self.mlp = MLP(config)
 
@@ -66,15 +68,24 @@ class Block(nn.Module):
         packing: Packing | None,
         key_mask: Tensor | None = None,
         starts: Tensor | None = None,
+        added: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         normed, x = self._first(x, y, valid)
-        y, cache = self.attn(normed, cos_sin, cache, packing, key_mask, starts)
+        y, cache = self.attn(normed, cos_sin, cache, packing, key_mask, starts, added, first)
         normed, x = self.ln_2(y, valid, residual=x)
         return x, self.mlp(normed), cache
 
-    def keys(self, x: Tensor, y: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def keys(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        added: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The keys and values alone."""
-        return self.attn.heads(self._first(x, y, None)[0], cos_sin)[1:]
+        return self.attn.heads(self._first(x, y, None)[0], cos_sin, None, added, first)[1:]
 
     def _first(self, x: Tensor, y: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         return (self.ln_1(x, valid), x) if y is None else self.ln_1(y, valid, residual=x)

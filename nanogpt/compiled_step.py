@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.step.draws import Draws
 from kernels.step.library import Library
-from kernels.step.program import ACTIVATE, ATTEND, CAP, EMBED, GATE, Decoded, Program
+from kernels.step.program import ACTIVATE, ATTEND, CAP, EMBED, GATE, LOOKUP, MIX, Decoded, Program
 from makemore.compiled import add_norm, compiled_functions, number_of
 from nanogpt.attention import sinusoids
 from nanogpt.block import Block
@@ -39,7 +40,8 @@ class CompiledStep:
         if model.positions == "sinusoidal":
             positions = sinusoids(torch.arange(model.context), C)
         program.add(EMBED, C, C, weight=model.wte.weight.detach(), bias=positions, capacity=model.context, out=x)
-        self.attends = [self._add_block(block, x, turns, slopes) for block in model.h]
+        self.first_heads = x  # from the first block on, its queries, keys and values
+        self.attends = [self._add_block(i, x, turns, slopes) for i in range(len(model.h))]
         add_norm(program, model.ln_f, x, self.hidden)
         self.features_end = len(program.ops)
         self._given: list[Tensor] = []  # the tables of the last call
@@ -93,12 +95,30 @@ class CompiledStep:
         for number, table in zip(self.attends, tables, strict=True):
             self.program.point(number, state=table, capacity=table.shape[2])
 
-    def _add_block(self, block: Block, x: Tensor, turns: Tensor | None, slopes: Tensor | None) -> int:
+    def _add_block(self, layer: int, x: Tensor, turns: Tensor | None, slopes: Tensor | None) -> int:
+        block: Block = self.model.h[layer]
         program, attn, mlp = self.program, block.attn, block.mlp
         C, n_head, n_kv_head = x.shape[1], attn.n_head, attn.n_kv_head
         normed, heads, y = (program.buffer(n) for n in (C, attn.c_attn.out_features, C))
         add_norm(program, block.ln_1, x, normed)
         program.product(normed, attn.c_attn.weight, attn.c_attn.bias, heads)
+        table, gate = self.model.value_table(layer), attn.value_gate
+        if table is not None and gate is not None:
+            gates, weight = program.buffer(n_kv_head), F.pad(gate.weight, (0, C - gate.in_features))
+            program.product(normed, weight, None, gates)
+            program.add(ACTIVATE, n_kv_head, n_kv_head, variant=number_of(torch.sigmoid), x=gates, out=gates)
+            program.add(
+                LOOKUP, n_kv_head, heads.shape[1], x=gates, weight=table, kv_heads=n_kv_head, capacity=table.shape[1],
+                out=heads,
+            )  # fmt: skip
+        if attn.value_mix is not None:
+            (own, first), width = attn.value_mix.tolist(), heads.shape[1]
+            program.add(
+                MIX, width, width, x=self.first_heads, out=heads, capacity=n_kv_head * attn.head_size, eps=own,
+                cap=first,
+            )  # fmt: skip
+        if layer == 0:
+            self.first_heads = heads
         window = self.model.window or self.model.context
         number = program.add(
             ATTEND, heads.shape[1], C, variant=int(attn.qk_norm), x=heads, out=y, heads=n_head, kv_heads=n_kv_head,

@@ -24,6 +24,11 @@ class TransformerConfig(LayeredConfig):
     """Soft cap of the scores: s becomes c tanh(s / c), as in Gemma 2, where c is 50 (default: none)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
+    value_residual: bool = False
+    """Mix the values of each layer with those of the first, in learned parts (Zhou et al. 2024, ResFormer)."""
+    value_embeddings: bool = False
+    """Add embeddings of their own to the values of attention, through a gate, in every other layer (after Zhou et al.
+    2024)."""
     tie_head: bool = True
     """Use the embedding table as the output head too."""
     bias: bool = True
@@ -32,5 +37,8 @@ class TransformerConfig(LayeredConfig):
     """Soft cap of the logits, cap * tanh(logits / cap) (Gemma 2: 30; default: none)."""
     zero_init: Annotated[bool, Mark.OWN] = False
     """Start the Transformer's residual projections at zero."""
+    activation_checkpointing: Annotated[bool, Mark.RESUMABLE, Mark.OWN, Mark.TRAINING] = False
+    """Keep the inputs of the blocks alone and compute the rest again in the backward pass: a fraction of the memory,
+    a third more to compute, the same gradients."""
     attention: Annotated[Backend, Mark.BACKEND, Mark.RESUMABLE, Mark.OWN] = "auto"
     """Whose attention kernels it runs on; auto: Triton's where they were measured to win."""

@@ -2,11 +2,10 @@
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks of attention and a
 four-times wider MLP. Options: RoPE, sinusoidal or ALiBi positions; RMS norm; GELU, ReLU² or SwiGLU (Shazeer 2020);
-grouped heads, sliding window, QK-norm, tied head, biases, soft-capped logits (Gemma Team 2024). The names of the
-weights are GPT-2's.
+grouped heads, sliding window, QK-norm, value residual and embeddings (Zhou et al. 2024), tied head, biases,
+soft-capped logits (Gemma Team 2024). The names of the weights are GPT-2's.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,14 @@ from data.tokenizers import Special
 from kernels import Attention
 from kernels.dispatch import use_triton
 from makemore.base import OURS, PART, LanguageModel, Output, State, make_head, make_ngrams
-from makemore.constants import INIT_STD
 from makemore.exact import has_methods_of, note
-from makemore.layers import initialise, make_norm, not_padding
+from makemore.layers import make_norm, not_padding
 from makemore.rows import ApartRows, Rows
 from makemore.segments import Take, read_in_order
 from nanogpt.attention import alibi_slopes, rotary_cos_sin, sinusoids
 from nanogpt.block import Block, attends_as_it_says, has_keys_of_its_own
+from nanogpt.building import check, initialise_weights, value_embeddings
+from nanogpt.checkpointing import read, recomputed
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
 from nanogpt.slots import make_slots
@@ -41,22 +41,26 @@ class Transformer(LanguageModel):
 
     def __init__(self, vocab_size: int, config: TransformerConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
-        _check(config)
+        check(config)
         C, positions, window = config.n_embd, config.positions, config.window
         unbounded = window is not None and positions != "learned"
         self.context, self.positions = None if unbounded else config.context, positions
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
-        self.looks_ahead, self.logit_cap = False, config.logit_cap
+        self.looks_ahead, self.logit_cap, self.mixes_values = False, config.logit_cap, config.value_residual
+        self.recomputes = config.activation_checkpointing
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
         self.wpe = nn.Embedding(config.context, C) if positions == "learned" else None  # type: ignore[arg-type]  # is set
         slopes = alibi_slopes(config.n_head) if positions == "alibi" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h: Any = nn.ModuleList(Block(config, slopes) for _ in range(config.n_layer))
+        self.vte: Any = value_embeddings(config, vocab_size)
+        self.h: Any = nn.ModuleList(
+            Block(config, slopes, f"{i}" in self.vte, config.value_residual and i > 0) for i in range(config.n_layer)
+        )
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
-        self._initialise(config.weight_init, config.activation, config.zero_init)
+        initialise_weights(self, config.weight_init, config.activation, config.zero_init)
 
     def see_ahead(self, tokens: int) -> None:
         """Let every layer see so many later tokens besides the earlier ones, for reading whole texts. What such a model
@@ -73,7 +77,8 @@ class Transformer(LanguageModel):
     def hidden(
         self, tokens: Tensor, state: State | None, valid: Tensor | None, *, want_features: bool = True
     ) -> tuple[Any, State]:
-        """As the base class says. Without `want_features` None and the state: the last block ends at its keys."""
+        """As the base class says. Without `want_features` None and the state: the last block ends at its keys. Where
+        activations are computed again, nothing is left for a next call."""
         B, T = tokens.shape
         past = self._length(state)
         if self.context is not None and past + T > self.context:
@@ -87,13 +92,19 @@ class Transformer(LanguageModel):
             x, valid = packing.pack(x), packing.pack(valid)
         x, cos_sin = self.drop(x), self.rotary(position)
         after = last | self._remember(tokens, state, past)
-        y = None
+        y = first = None
         for i, block in enumerate(self.h):
             cache = None if state is None else (state[f"k{i}"], state[f"v{i}"])
+            given = self._values_given(i, tokens, first)
+            if self._recomputes_now():
+                x, y, v = recomputed(block, x, y, cos_sin, cache, valid, packing, key_mask, **given)
+                first, after = v if first is None else first, {}
+                continue
             if want_features or block is not self.h[-1] or not has_keys_of_its_own(block):
-                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask)
+                x, y, (k, v) = block(x, y, cos_sin, cache, valid, packing, key_mask, **given)
             else:
-                k, v = block.keys(x, y, cos_sin)
+                k, v = block.keys(x, y, cos_sin, **given)
+            first = v[:, :, -T:] if first is None else first
             after[f"k{i}"], after[f"v{i}"] = self._in_window(k), self._in_window(v)
         if not want_features:
             return None, after
@@ -138,9 +149,12 @@ class Transformer(LanguageModel):
             raise ValueError(f"a row of {longest} tokens is longer than the context of {self.context}")
         position = positions_in_rows(starts, tokens.shape[1], tokens.device)
         x = self.drop(self.add_positions(self.embed(tokens, None)[0], position))  # (1, R, C)
-        y, cos_sin = None, self.rotary(position)
-        for block in self.h:
-            x, y, _ = block(x, y, cos_sin, None, valid, None, starts=starts)
+        y, first, cos_sin = None, None, self.rotary(position)
+        run = recomputed if self._recomputes_now() else read
+        for i, block in enumerate(self.h):
+            given = self._values_given(i, tokens, first)
+            x, y, v = run(block, x, y, cos_sin, None, valid, None, starts=starts, **given)
+            first = v if first is None else first
         return self.ln_f(y, valid, residual=x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -241,9 +255,26 @@ class Transformer(LanguageModel):
             return x + self.wpe(position)
         return x + sinusoids(position, self.n_embd).type_as(x) if self.positions == "sinusoidal" else x
 
+    def added_values(self, layer: int, tokens: Tensor) -> Tensor | None:
+        """What the values of `tokens` (B, T) get besides in this layer, (B, T, n_kv_head * head size), if anything."""
+        return self.vte[f"{layer}"](tokens) if f"{layer}" in self.vte else None
+
+    def _values_given(self, layer: int, tokens: Tensor, first: Tensor | None) -> dict[str, Tensor]:
+        """What a layer gets for its values besides x, where it does: `added` and `first` of its attention."""
+        given = {"added": self.added_values(layer, tokens), "first": first if self.mixes_values else None}
+        return {name: values for name, values in given.items() if values is not None}
+
+    def value_table(self, layer: int) -> Tensor | None:
+        """The weight (V, n_kv_head * head size) of the table that `added_values` reads, for what does without it."""
+        return self.vte[f"{layer}"].weight.detach() if f"{layer}" in self.vte else None
+
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor] | None:
         """RoPE's cos and sin of `position` (T,), as `rotary_cos_sin` gives them, if there are such."""
         return rotary_cos_sin(position, self.head_size) if self.positions == "rope" else None
+
+    def _recomputes_now(self) -> bool:
+        """Whether the blocks compute their activations again: where gradients are wanted of a training."""
+        return self.recomputes and self.training and torch.is_grad_enabled()
 
     def _packing(self, valid: Tensor | None) -> Packing | None:
         """In training on CPU; on a GPU the number of positions would have to come back first, and a compiler would meet
@@ -266,34 +297,5 @@ class Transformer(LanguageModel):
     def _in_window(self, cached: Tensor) -> Tensor:
         return cached if self.context is not None else cached[:, :, max(0, cached.shape[2] - self.window + 1) :]
 
-    def _initialise(self, weight_init: str, activation: str, zero_init: bool) -> None:
-        """By default GPT-2's: normal of std 0.02, residual projections smaller with depth, biases zero. `zero_init`:
-        those projections at zero, so that a block starts as if it was not there (Zhang et al. 2019, Fixup)."""
-        if weight_init == "default":
-            for name, parameter in self.named_parameters():
-                if name.endswith(".bias") and not name.startswith("lm_head"):
-                    nn.init.zeros_(parameter)
-            weight_init = "normal"
-        if weight_init != "torch" or self.lm_head is None:  # a table that is also the head must start small
-            for table in filter(None, (self.wte, self.wpe)):
-                nn.init.normal_(table.weight, std=INIT_STD)
-        initialise(self, weight_init, activation)
-        for projection in (layer for block in self.h for layer in (block.attn.c_proj, block.mlp.c_proj)):
-            if weight_init == "normal":
-                nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * len(self.h)))
-            if zero_init:
-                nn.init.zeros_(projection.weight)
-
 
 note(Transformer)
-
-
-def _check(config: TransformerConfig) -> None:
-    """Raise ValueError for sizes that do not go together."""
-    n_embd, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head or config.n_head
-    if n_embd % n_head:
-        raise ValueError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-    if n_head % n_kv_head:
-        raise ValueError(f"n_head {n_head} is not divisible by n_kv_head {n_kv_head}")
-    if config.positions == "rope" and n_embd // n_head % 2:
-        raise ValueError(f"RoPE rotates pairs: the head size n_embd / n_head = {n_embd // n_head} has to be even")

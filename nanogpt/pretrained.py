@@ -110,7 +110,8 @@ def _gpt2_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: {wrong[0]} is {config.get(wrong[0])!r}, which this Transformer does not have")
     return found | {
         "model": "transformer", "n_kv_head": None, "activation": ACTIVATIONS[activation], "norm": "layer",
-        "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
+        "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False, "value_embeddings": False,
+        "value_residual": False,
         "tie_head": config.get("tie_word_embeddings", True), "bias": True, "logit_cap": None,
     }  # fmt: skip
 

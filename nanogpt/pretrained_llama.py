@@ -48,6 +48,7 @@ def settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         "model": "transformer", "activation": ACTIVATIONS[config["hidden_act"]], "positions": "rope", "window": None,
         "norm": "layer" if eps == NORM_EPS else "rms", "attention_cap": None, "qk_norm": qk_norm, "bias": bias,
         "tie_head": config.get("tie_word_embeddings", False), "logit_cap": None,
+        "value_embeddings": False, "value_residual": False,
     }  # fmt: skip
 
 

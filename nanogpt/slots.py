@@ -18,7 +18,7 @@ from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper import INITIAL_CAPACITY, WINDOWS, knows
-from nanogpt.stepper_layer import CacheIndex, Layer, RowsCacheIndex, norm_of
+from nanogpt.stepper_layer import CacheIndex, RowsCacheIndex, layers_of, norm_of
 
 Transformer = Any  # its module imports this one
 
@@ -35,7 +35,7 @@ class Slots:
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len
-        self.layers = [Layer(block) for block in model.h]
+        self.layers = layers_of(model)
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
@@ -125,7 +125,7 @@ class Slots:
         x = self._embed(token, place)
         turns = self._turns(place)
         for layer in self.layers:
-            x = layer(x, place, turns)
+            x = layer(x, place, turns, token)
         return self.ln_f(x)
 
     def _place(self, device: torch.device) -> "CacheIndex | RowsCacheIndex":

@@ -20,6 +20,7 @@ from data.errors import warn
 from kernels.step.draws import Draws
 from kernels.step.program import Decoded
 from makemore.base import State
+from makemore.counts.inputs import CountInputs
 from makemore.exact import are_exact, needs_gradients, note
 from makemore.hashing import HashedNGrams
 from makemore.small_work import for_small_work, without_gradients
@@ -27,9 +28,9 @@ from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
 from nanogpt.stepper_layer import (
     CacheIndex,
-    Layer,
     StaticCacheIndex,
     evaluates,
+    layers_of,
     norm_class,
     norm_evaluates,
     norm_of,
@@ -41,7 +42,7 @@ WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the 
 EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
 
-note(nn.Embedding, nn.Linear, HashedNGrams)
+note(nn.Embedding, nn.Linear, HashedNGrams, CountInputs)
 
 _lock = threading.Lock()  # one capture at a time
 
@@ -51,7 +52,9 @@ def make_stepper(model: Transformer, state: State) -> "TransformerStepper | None
     in training, and where a gradient is wanted, which the fast one does not have."""
     if not knows(model) or needs_gradients(model, state):
         return None
-    return (GraphStepper if model.wte.weight.is_cuda else TransformerStepper)(model, state)
+    has_fixed_shapes = not isinstance(model.ngrams, CountInputs)  # of counts each token looks up another number
+    is_captured = model.wte.weight.is_cuda and has_fixed_shapes
+    return (GraphStepper if is_captured else TransformerStepper)(model, state)
 
 
 def knows(model: Transformer) -> bool:
@@ -61,13 +64,18 @@ def knows(model: Transformer) -> bool:
 
 def _parts_of(model: Transformer) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
-    tables = (model.wte, nn.Embedding), (model.wpe, nn.Embedding)
-    optional = (*tables, (model.ngrams, HashedNGrams), (model.lm_head, nn.Linear))
+    tables = [(table, nn.Embedding) for table in _tables_of(model)]
+    added = CountInputs if isinstance(model.ngrams, CountInputs) else HashedNGrams
+    optional = (*tables, (model.ngrams, added), (model.lm_head, nn.Linear))
     yield from (part for part in optional if part[0] is not None)
     yield model.drop, nn.Dropout
     yield model.ln_f, norm_class(model.ln_f)
     for block in model.h:
         yield from parts_of(block)
+
+
+def _tables_of(model: Transformer) -> list[nn.Module | None]:
+    return [model.wte, model.wpe, *model.vte.values()]
 
 
 def _evaluates(model: Transformer) -> bool:
@@ -82,7 +90,7 @@ def _evaluates(model: Transformer) -> bool:
         and norm_evaluates(model.ln_f)
         and all(evaluates(block, model.window) for block in model.h)
         and has_usual_slopes
-        and all(table is None or table.max_norm is None for table in (model.wte, model.wpe))
+        and all(table is None or table.max_norm is None for table in _tables_of(model))
     )
 
 
@@ -97,7 +105,7 @@ class TransformerStepper:
         self.model, self.context = model, model.context
         self.max_len = model.context or WINDOWS * model.window
         self.window = model.window or self.max_len  # how many keys a query sees, its own included
-        self.layers = [Layer(block) for block in model.h]
+        self.layers = layers_of(model)
         self.ln_f = norm_of(model.ln_f)
         slopes = model.h[0].attn.attend.slopes
         self.slopes = None if slopes is None else slopes.view(1, self.layers[0].n_kv_head, -1, 1)
@@ -171,7 +179,7 @@ class TransformerStepper:
             cos, sin = cache_index.row(self.cos_sin).unbind(-2)
             cos_sin = cos, sin
         for layer in self.layers:
-            x = layer(x, cache_index, cos_sin)
+            x = layer(x, cache_index, cos_sin, token)
         return self.ln_f(x)
 
     def _embed(self, token: Tensor, cache_index: CacheIndex | StaticCacheIndex) -> Tensor:

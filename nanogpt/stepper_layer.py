@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,16 +69,28 @@ class RowsCacheIndex(NamedTuple):
         return keys[:, :, : self.end]
 
 
-class Layer:
-    """One block of a Transformer, with its keys and values: x (B, C) -> (B, C)."""
+def layers_of(model: Any) -> list["Layer"]:
+    """The blocks of a Transformer, each as a Layer."""
+    layers: list[Layer] = []
+    for i, block in enumerate(model.h):
+        layers.append(Layer(block, model.value_table(i), layers[0] if layers else None))
+    return layers
 
-    def __init__(self, block: Block):
+
+class Layer:
+    """One block of a Transformer, with its keys and values: x (B, C) -> (B, C). `value_table` (V, n_kv_head * hs): what
+    the values of a token get besides. `first`: the layer with whose values its own are mixed, if they are."""
+
+    def __init__(self, block: Block, value_table: Tensor | None, first: "Layer | None"):
         attn, mlp = block.attn, block.mlp
         self.n_head, self.n_kv_head, self.head_size = attn.n_head, attn.n_kv_head, attn.head_size
         self.ln_1, self.ln_2 = norm_of(block.ln_1), norm_of(block.ln_2)
         self.c_attn, self.c_fc = product_of(attn.c_attn), product_of(mlp.c_fc)
         self.add_attn, self.add_mlp = sum_with(attn.c_proj), sum_with(mlp.c_proj)
         self.qk_norm, self.cap = attn.qk_norm, attn.attend.softcap
+        self.value_table, self.gate = value_table, attn.gate
+        self.value_mix, self.first = attn.value_mix, first
+        self.values: Tensor  # of the last token, (B, n_kv_head, hs)
         self.gated, self.activation = mlp.gated, mlp.activation
         self.kv = torch.empty(0)  # (B, 2 n_kv_head, capacity, hs) once loaded
         self.k: Tensor  # (B, n_kv_head, capacity, hs), a view of it, as is v
@@ -89,12 +101,20 @@ class Layer:
         x: Tensor,
         cache_index: CacheIndex | StaticCacheIndex | RowsCacheIndex,
         cos_sin: tuple[Tensor, Tensor] | None,
+        token: Tensor,
     ) -> Tensor:
-        """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes."""
+        """`cos_sin`: those of RoPE, (hs,) or (1, hs) each, in the form that `_norm_and_rotate` takes. `token` (B,)."""
         n_head, n_kv_head, head_size = self.n_head, self.n_kv_head, self.head_size
-        heads = self.c_attn(self.ln_1(x)).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
+        x_normed = self.ln_1(x)
+        heads = self.c_attn(x_normed).view(-1, n_head + 2 * n_kv_head, head_size)  # of q, then k, then v
         if self.qk_norm or cos_sin is not None:
             self._norm_and_rotate(heads.narrow(1, 0, n_head + n_kv_head), cos_sin)
+        self.values = heads.narrow(1, n_head + n_kv_head, n_kv_head)
+        if self.value_table is not None:
+            added = F.embedding(token, self.value_table).view(-1, n_kv_head, head_size)
+            self.values.addcmul_(added, self.gate(x_normed)[..., None])
+        if self.value_mix is not None and self.first is not None:
+            self.values.mul_(self.value_mix[0]).addcmul_(self.first.values, self.value_mix[1])
         q, kv = heads.split_with_sizes((n_head, 2 * n_kv_head), 1)
         cache_index.write(self.kv, 2, kv)
         # The heads that share keys are as many queries of one head: nothing has to be repeated.
@@ -161,7 +181,8 @@ def parts_of(block: Block) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     yield attn, CausalSelfAttention
     yield mlp, MLP
     yield attn.attend, Attention
-    for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj):
+    gates = () if attn.value_gate is None else (attn.value_gate,)
+    for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, *gates):
         yield linear, nn.Linear
     for dropout in (attn.resid_dropout, mlp.dropout):
         yield dropout, nn.Dropout

@@ -88,7 +88,8 @@ def test_muon_is_timed_beside_that_of_torch_on_every_shape(monkeypatch, capsys):
 @pytest.mark.parametrize("more", matrix([(), ("--mix-ngram", 2), ("--hash-ngrams", 2)], [("--mix-ngram", 2)]), ids=str)
 def test_the_parts_of_a_step_add_up(cli, names, tmp_path, more):
     flags = ("--data", names, "--kind", "lines", "--n-embd", 8, "--n-layer", 1, "--steps", 3)
-    first, *_ = ok(cli("-m bench.step", *flags, *more)).out.splitlines()
+    first, second, *_ = ok(cli("-m bench.step", *flags, *more)).out.splitlines()
+    assert re.fullmatch(r"[\d,]+ tokens/s, MFU [\d.]+% of the [\d.,]+ TFLOP/s of a matrix product here", second)
     whole, parts = re.fullmatch(r"([\d.]+) ms a step: (.*)", first).groups()
     found = dict(re.findall(r"([A-Za-z ]+?) ([\d.]+) \(\d+%\)", parts))
     expected = ["batches", "forward and backward", "clipping", "reading the loss", "Muon", "AdamW"]

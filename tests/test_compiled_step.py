@@ -21,8 +21,8 @@ from tests.variants import VARIANTS, VOCAB, build
 EOS = Special().eos
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
 FAMILIES = ("transformer", "rnn", "lstm", "gru")
-# What stays with torch: hashed n-grams, a context without end, cells written out.
-APART = ("hash", "window", "written", "mix", "unbounded")
+# What stays with torch: hashed n-grams, counts that are read, a context without end, cells written out.
+APART = ("hash", "window", "written", "mix", "read", "unbounded")
 NAMES = [name for name in VARIANTS if name.split()[0] in FAMILIES]
 
 

@@ -167,6 +167,8 @@ REFUSED = {
     "biases": (LLAMA | {"norm": "layer"}, "--bias is no part of .* a Llama"),
     "capped": ({"logit_cap": 30.0}, "--logit-cap 30.0 is no part of a GPT-2"),
     "capped modern": (MODERN | {"logit_cap": 30.0}, "--logit-cap 30.0 is no part of .* a Llama"),
+    "value residual": ({"value_residual": True}, "--value-residual is no part of a GPT-2"),
+    "value embeddings": (MODERN | {"value_embeddings": True}, "--value-embeddings is no part of .* a Llama"),
     "hashed n-grams": (MODERN | {"hash_ngrams": 3}, "--hash-ngrams 3 is no part of .* a Llama"),
 }
 

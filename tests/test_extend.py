@@ -40,11 +40,16 @@ def alphabet(run: str) -> str:
     return json.load(open(f"{run}/tokenizer.json"))["characters"]
 
 
-@pytest.mark.parametrize("model", [*TINY, "transformer untied", "mlp mixed", "gru hashed"])
+@pytest.mark.parametrize("model", [*TINY, "transformer untied", "transformer valued", "mlp mixed", "gru hashed"])
 def test_old_ids_keep_their_weights_and_new_ones_start_as_the_mean(cli, model):
     family, *extra = model.split()
     extra = (
-        {"untied": ["--no-tie-head"], "mixed": ["--mix-ngram", 3], "hashed": ["--hash-ngrams", 3]}[extra[0]]
+        {
+            "untied": ["--no-tie-head"],
+            "valued": ["--value-embeddings", "--n-layer", 2],
+            "mixed": ["--mix-ngram", 3],
+            "hashed": ["--hash-ngrams", 3],
+        }[extra[0]]
         if extra
         else []
     )
@@ -64,7 +69,7 @@ def test_old_ids_keep_their_weights_and_new_ones_start_as_the_mean(cli, model):
             assert torch.allclose(weight.narrow(dim, V, 2), mean.expand_as(weight.narrow(dim, V, 2)), atol=1e-6)
             checked += 1
         assert torch.equal(weight[tuple(slice(n) for n in old.shape)], old), name
-    assert checked == {"bigram": 2, "transformer": 1}.get(model, 2 if "untied" in model else 3)
+    assert checked == {"bigram": 2, "transformer": 1}.get(model, 2 if family == "transformer" else 3)
 
 
 @pytest.mark.parametrize("model", matrix(["bigram", "gru", "transformer", "mlp mixed"], ["bigram", "transformer"]))

@@ -131,6 +131,7 @@ DROPS = STREAM | LONG | {"model": "transformer", "dropout": 0.2, "grad_accum": 2
 CASES = {
     "transformer": DROPS,
     "unclipped": DROPS | {"grad_clip": 0, "grad_accum": 1, "optimizer": "adam"},
+    "recomputed": DROPS | {"dropout": 0, "activation_checkpointing": True},
     "lstm": STREAM | LONG | {"model": "lstm", "cells": "written"},
     "cnn": LINES | LONG | {"model": "cnn", "norm": "batch"},
     "mixture": LINES | LONG | {"model": "transformer", "mix_ngram": 3, "optimizer": "adamw"},
@@ -176,6 +177,14 @@ def test_each_shape_has_a_graph_and_more_than_there_may_be_have_none(cli, tmp_pa
         ok(cli("train.py", *quick(**flags), "--overwrite", "--cuda-graph", "on"))
         assert len(captures()) >= n_graphs if most > 1 else len(captures()) == n_graphs
         assert left(tmp_path / "run") == left(tmp_path / "plain")
+
+
+def test_rows_keep_their_padding(cli, tmp_path, as_on_a_gpu, rounded, monkeypatch):
+    flags = LINES | LONG | {"model": "transformer", "optimizer": "adamw", "batch_size": 32}
+    ok(cli("train.py", *quick(**flags, out="plain")))
+    monkeypatch.setattr(Transformer, "takes_packed", lambda self, device: True)
+    ok(cli("train.py", *quick(**flags), "--cuda-graph", "on"))
+    assert left(tmp_path / "run") == left(tmp_path / "plain")
 
 
 def classifying() -> tuple:
@@ -224,6 +233,7 @@ def test_a_step_reads_nothing_from_the_cpu(settings):
 def test_what_cannot_be_captured_is_refused_before_there_is_a_run(cli, as_on_a_gpu):
     for flags, reason in (
         ({"model": "lstm", "carry_state": True}, "--carry-state"),
+        ({"model": "transformer", "dropout": 0.1, "activation_checkpointing": True}, "--activation-checkpointing"),
         ({"optimizer": "sgd"}, "--optimizer sgd is none of those that can be: adam, adamw, muon"),
         ({"model": "transformer", "hash_ngrams": 3}, "hashed n-grams"),
     ):

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.batches import IGNORE
+from data.tokenizers import Special
 from engine.registry import build_model
 from engine.run.load import load_run
+from makemore.config import NGramConfig
 from makemore.counts.folds import leave_one_out
+from makemore.counts.left_out import LeftOutCounts
+from makemore.counts.levels import context_token, count, discounts
 from makemore.counts.mixture import FOLDS
-from makemore.counts.ngram import count, discounts
+from makemore.counts.ngram import NGram
 from tests.conftest import TINY
 from tests.helpers import configure, ok, refused, trained
 from tests.matrices import matrix
@@ -137,12 +141,33 @@ def test_a_row_carried_on_goes_by_its_place():
     assert math.isclose(whole.nll_sum.item(), (first.nll_sum + second.nll_sum).item(), rel_tol=1e-9)
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(rows=st.lists(st.lists(st.integers(A, VOCAB - 1), min_size=1, max_size=9), min_size=2, max_size=30))
+def test_what_training_reads_of_counts_equals_never_having_counted_its_part(rows):
+    order, special = 4, Special()
+    position = np.concatenate([np.arange(len(row)) for row in rows])
+    targets = np.concatenate(rows)
+    inputs = np.where(position == 0, BOS, np.roll(targets, 1))
+    left_out = LeftOutCounts(VOCAB, NGramConfig(order=order), special)
+    left_out.leave_out(count(inputs, targets, position, order, VOCAB), inputs, targets, position)
+    part = left_out.part.numpy()
+    assert part.tolist() == [i % 10 for i, row in enumerate(rows) for _ in row]
+    context_tokens = np.stack([context_token(inputs, position, k) for k in range(1, order)])
+    found = left_out.distribution(torch.from_numpy(context_tokens), left_out.part.long())
+    for i in set(part):
+        rest, alone = part != i, NGram(VOCAB, NGramConfig(order=order), special)
+        alone.fit(inputs[rest], targets[rest], position[rest])
+        wanted = alone.distribution(torch.from_numpy(context_tokens[:, part == i]))
+        assert torch.allclose(found[part == i], wanted, rtol=1e-5), i
+
+
+@pytest.mark.parametrize("more", [(), ("--count-inputs",)], ids=["mixed", "read"])
 @pytest.mark.parametrize("kind", ["stream", "lines"])
-def test_counts_are_not_trusted_for_containing_the_answer(cli, tmp_path, kind):
+def test_counts_are_not_trusted_for_containing_the_answer(cli, tmp_path, kind, more):
     """Characters at random: counts know their own text by heart and are of no use for another."""
     letters = np.random.default_rng(0).choice(list("abcdefgh"), (4000, 8))
     (tmp_path / "noise.txt").write_text("\n".join(map("".join, letters)))
-    flags = ("--data", "noise.txt", "--kind", kind, "--model", "mlp", *TINY["mlp"], "--mix-ngram", 6)
+    flags = ("--data", "noise.txt", "--kind", kind, "--model", "mlp", *TINY["mlp"], "--mix-ngram", 6, *more)
     ok(cli("train.py", *flags, "--steps", 150, "--eval-interval", 150, "--lr", 0.01, "--out", "run"))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["val_loss"] < math.log(9) + 0.03 and summary["train_loss"] > 2
@@ -150,9 +175,13 @@ def test_counts_are_not_trusted_for_containing_the_answer(cli, tmp_path, kind):
     assert json.loads((tmp_path / "alone/summary.json").read_text())["val_loss"] > summary["val_loss"]
 
 
-@pytest.mark.parametrize("model", matrix([*TINY], ["mlp", "lstm", "transformer"]))
-def test_every_neural_family_trains_evaluates_samples_and_scores_mixed(cli, names, model):
-    run = trained(cli, model, data=names, kind="lines", mix_ngram=3)
+MIXED = [*TINY, *(f"{model} reads" for model in TINY if model != "bigram")]
+
+
+@pytest.mark.parametrize("case", matrix(MIXED, ["mlp", "lstm", "transformer", "transformer reads"]))
+def test_every_neural_family_trains_evaluates_samples_and_scores_mixed(cli, names, case):
+    model, *reads = case.split()
+    run = trained(cli, model, data=names, kind="lines", mix_ngram=3, **({"count_inputs": True} if reads else {}))
     fixed, trained_ = (load_file(run / which / "model.safetensors") for which in ("base", "best"))
     assert all(name.startswith("counts.") for name in fixed) and "gate.c_fc.weight" in trained_
     assert not set(fixed) & set(trained_)
@@ -203,7 +232,15 @@ def test_fine_tuning_goes_on_from_the_neural_model_alone(cli, names, tmp_path):
     assert not [name for name in load_file("labels/best/model.safetensors") if "counts" in name or "gate" in name]
 
 
+def test_fine_tuning_does_not_begin_from_what_reads_counts(cli, names, tmp_path):
+    trained(cli, "gru", data=names, kind="lines", mix_ngram=3, count_inputs=True, tokenizer="byte")
+    (tmp_path / "set.tsv").write_text("label\ttext\n" + "".join(f"{'ab'[i % 2]}\tname {i}\n" for i in range(60)))
+    refused(cli("-m finetune.classify", "--data", "set.tsv", "--init", "run"), "run reads the counts of its own text")
+
+
 REFUSED = {
+    "read alone": (("--count-inputs",), "--count-inputs reads the counts of --mix-ngram; give both"),
+    "read by none": (("--model", "bigram", "--count-inputs"), "--count-inputs means nothing to --model bigram"),
     "ngram": (("--model", "ngram", "--mix-ngram", 3), "--mix-ngram means nothing to --model ngram"),
     "counted": (("--model", "bigram", "--counts", "--mix-ngram", 3), "--mix-ngram given, but --counts counts once"),
     "many": (("--mix-ngram", 17), "--mix-ngram is 17; it has to be from 1 to 16, or 0 for none"),

@@ -49,6 +49,7 @@ MODELS = {
     "modern": {
         "model": "transformer", "positions": "rope", "norm": "rms", "activation": "swiglu", "n_kv_head": 2,
         "qk_norm": True, "bias": False, "tie_head": False, "logit_cap": 3.0, "attention_cap": 2.0,
+        "value_embeddings": True, "value_residual": True,
     },
     "alibi": {"model": "transformer", "positions": "alibi", "n_layer": 1},
     "alibi in a window": {

@@ -90,9 +90,10 @@ CASES = {
     "sinusoidal": {"positions": "sinusoidal", "norm": "layer", "label_smoothing": 0.1},
     "rope, grouped, window": {"positions": "rope", "n_kv_head": 1, "window": 3, "qk_norm": True, "norm": "rms"},
     "alibi, window, capped": {"positions": "alibi", "window": 4, "attention_cap": 0.5, "n_kv_head": 1},
+    "values": {"value_embeddings": True, "value_residual": True, "positions": "rope", "n_kv_head": 2},
     "statistics of the batch": {"norm": "batch"},
 }
-EVERYDAY = {"rope, grouped, window", "alibi, window, capped", "statistics of the batch"}
+EVERYDAY = {"rope, grouped, window", "alibi, window, capped", "values", "statistics of the batch"}
 
 
 @pytest.mark.parametrize("case", matrix(CASES, EVERYDAY.__contains__))

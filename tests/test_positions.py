@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.registry import build_model
+from tests.helpers import configure
 from tests.variants import (
     POSITIONS,
+    SMALL,
     VOCAB,
     build,
     close,
@@ -110,3 +113,42 @@ def test_a_reader_of_whole_texts_sees_ahead_and_no_padding(options, training):
             continue  # whose statistics every position shares
         assert [not is_same for is_same in same[1]] == sees
         assert [not is_same for is_same in same[0][:6]] == (sees[:6] if j < 6 else [False] * 6), "padding is not seen"
+
+
+def test_value_embeddings_are_added_through_a_gate_in_every_other_layer():
+    model, tokens = build("transformer", n_layer=3, n_kv_head=2, value_embeddings=True), some_tokens(5)
+    assert [*model.vte] == ["0", "2"] and model.added_values(1, tokens) is None
+    attn, x = model.h[2].attn, torch.randn(*tokens.shape, model.n_embd, dtype=torch.float64)
+    (_, k, v), (_, plain_k, plain_v) = attn.heads(x, None, None, model.added_values(2, tokens)), attn.heads(x, None)
+    gate = 2 / (1 + torch.exp(-x[..., :32] @ attn.value_gate.weight.T))  # (B, T, n_kv_head)
+    added = gate[..., None] * model.vte["2"].weight[tokens].unflatten(-1, (2, -1))
+    assert close(v, plain_v + added.transpose(1, 2)) and torch.equal(k, plain_k)
+
+
+def test_value_embeddings_start_small_behind_an_open_gate():
+    config = configure(**SMALL | {"n_embd": 64}, model="transformer", value_embeddings=True, weight_init="torch")
+    model = build_model(config, 500)
+    assert model.vte["1"].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert (model.h[1].attn.gate(torch.randn(3, 64)) == 1).all()
+
+
+def test_a_value_residual_mixes_the_values_of_the_first_layer_into_the_later_ones():
+    model = build("transformer", n_layer=3, n_kv_head=2, value_residual=True)
+    assert [block.attn.value_mix is None for block in model.h] == [True, False, False]
+    attn, x = model.h[2].attn, torch.randn(3, 5, model.n_embd, dtype=torch.float64)
+    first = torch.randn(3, 2, 5, model.head_size, dtype=torch.float64)
+    (_, k, v), (_, plain_k, plain_v) = attn.heads(x, None, first=first), attn.heads(x, None)
+    own_part, first_part = attn.value_mix
+    assert close(v, own_part * plain_v + first_part * first) and torch.equal(k, plain_k)
+    tokens = some_tokens(5)
+    values = model(tokens).state["v0"]
+    seen: list[torch.Tensor] = []
+    hook = model.h[2].register_forward_pre_hook(lambda _, __, options: seen.append(options["first"]), with_kwargs=True)
+    model(tokens)
+    hook.remove()
+    assert torch.equal(seen[0], values)
+
+
+def test_a_value_residual_starts_half_and_half():
+    config = configure(**SMALL, model="transformer", value_residual=True)
+    assert build_model(config, 50).h[1].attn.value_mix.tolist() == [0.5, 0.5]

@@ -30,7 +30,7 @@ SMALL = {"data": "text.txt", "batch_size": 4, "steps": 6}
 DEALT = {
     "adamw": ("transformer", {"dropout": 0.1}),
     "muon": ("transformer", {"dropout": 0.1, "optimizer": "muon", "n_embd": 16, "n_head": 2}),
-    "mixture": ("transformer", {"dropout": 0.1, "mix_ngram": 3}),
+    "mixture": ("transformer", {"dropout": 0.1, "mix_ngram": 3, "count_inputs": True}),
     "hashes": ("gru", {"hash_ngrams": 3, "hash_rows": 64}),
     "lines": ("mlp", {"data": "names.txt", "kind": "lines"}),
 }
@@ -98,7 +98,10 @@ KINDS = {
     "hashes": ("train.py", quick("gru", **SMALL, dropout=0, hash_ngrams=3, hash_rows=64)),
     "lines": ("train.py", quick("rnn", **SMALL | {"data": "names.txt", "kind": "lines"}, dropout=0)),
     "mixture": ("train.py", quick("transformer", **SMALL, dropout=0, mix_ngram=3)),
-    "adamw": ("train.py", quick("transformer", **SMALL, dropout=0, optimizer="adamw")),
+    "adamw": (
+        "train.py",
+        quick("transformer", **SMALL, dropout=0, optimizer="adamw", value_embeddings=True, value_residual=True),
+    ),
     "micro-batches": ("train.py", quick("gru", **SMALL, dropout=0, grad_accum=3, hash_ngrams=3, hash_rows=64)),
     "classify": ("-m finetune.classify", [*TUNED, "--data", "labels.tsv", "--ngrams", 0, *GRU]),
     "labels": ("-m finetune.classify", [*TUNED, "--data", "labels.tsv", "--label-separator", "o", "--ngrams", 0, *GRU]),

@@ -51,6 +51,8 @@ CASES = [
     ("gru", STREAM | {"carry_state": True, "n_layer": 2, "cells": "written", "optimizer": "muon"}),
     ("transformer", LINES | {"mix_ngram": 3, "hash_ngrams": 2, "optimizer": "muon"}),
     ("lstm", STREAM | {"mix_ngram": 4, "carry_state": True}),
+    ("gru", STREAM | {"mix_ngram": 3, "count_inputs": True, "carry_state": True}),
+    ("transformer", LINES | {"value_embeddings": True, "value_residual": True, "optimizer": "muon", "dropout": 0.1}),
 ]
 
 

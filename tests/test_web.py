@@ -55,6 +55,7 @@ MODELS = {
     "modern": {
         "model": "transformer", "positions": "rope", "norm": "rms", "activation": "swiglu", "n_kv_head": 2,
         "qk_norm": True, "bias": False, "tie_head": False, "logit_cap": 3.0, "attention_cap": 2.0,
+        "value_embeddings": True, "value_residual": True,
     },
     "default": {"model": "transformer", "positions": "rope", "activation": "swiglu", "qk_norm": True, "bias": False},
     "context of one": {"model": "transformer", "context": 1},
@@ -152,7 +153,10 @@ def test_a_rounded_run_stays_small_on_the_page(cli, tmp_path, names, family, kin
 
 def test_a_setting_is_computed_or_of_training_or_refused(tmp_path, monkeypatch):
     known = {name for family in EVERY_FAMILY.values() for name in family.config.__dataclass_fields__}
-    assert known == web.COMPUTED | web.OF_TRAINING and not web.COMPUTED & web.OF_TRAINING
+    sets = web.COMPUTED, web.OF_TRAINING, web.NOT_COMPUTED
+    assert known == set().union(*sets) and len(known) == sum(map(len, sets))
+    with pytest.raises(UserError, match="no page computes --count-inputs, which .* was trained with"):
+        web.save(made(tmp_path, model="gru", mix_ngram=2, count_inputs=True), tmp_path / "page")
     monkeypatch.setattr(web, "COMPUTED", web.COMPUTED - {"window"})
     with pytest.raises(UserError, match="no page computes --window, which .* was trained with"):
         web.save(made(tmp_path, **MODELS["transformer"]), tmp_path / "page")

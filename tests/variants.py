@@ -19,6 +19,7 @@ NORMS = ("none", "batch", "layer", "rms")
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
 SMALL = {"context": CONTEXT, "n_layer": 2, "n_head": 4, "n_embd": 16, "n_hidden": 12, "order": 3, "activation": "tanh"}
 
+READ = {"count_inputs": True}
 VARIANTS: dict[str, dict] = {
     "bigram": {},
     "bigram counted": {"counts": True},
@@ -48,7 +49,17 @@ VARIANTS: dict[str, dict] = {
     **{f"{model} mixed": {"mix_ngram": 3} for model in ("bigram", "mlp", "cnn", "gru", "transformer")},
     "lstm mixed order 1": {"mix_ngram": 1, "hash_ngrams": 3, "hash_rows": 50},
     "transformer mixed window": {"mix_ngram": 4, "positions": "rope", "window": 4},
+    **{f"{model} counts read": {"mix_ngram": 3, **READ} for model in ("mlp", "cnn", "gru", "transformer")},
+    "transformer counts read window": {"mix_ngram": 4, "positions": "rope", "window": 4, **READ},
+    "gru counts read hashed": {"mix_ngram": 2, "hash_ngrams": 3, "hash_rows": 50, **READ},
+    "transformer counts read hashed": {"mix_ngram": 4, "hash_ngrams": 3, "hash_rows": 50, **READ},
     "transformer capped": {"logit_cap": 2.0, "tie_head": False},
+    "transformer value embeddings": {"value_embeddings": True, "n_layer": 3, "n_kv_head": 2, "positions": "rope"},
+    "transformer value embeddings window": {"value_embeddings": True, "positions": "alibi", "window": 4},
+    "transformer value residual": {"value_residual": True, "n_layer": 3, "n_kv_head": 2, "positions": "rope"},
+    "transformer value residual window": {
+        "value_residual": True, "value_embeddings": True, "n_layer": 3, "positions": "alibi", "window": 4,
+    },
     "transformer zero init": {"zero_init": True},
     "transformer context 1": {"context": 1},
     "transformer odd context": {"context": 7},
@@ -65,7 +76,9 @@ EVERYDAY = {
     "transformer learned", "transformer sinusoidal window", "transformer rope window", "transformer alibi window",
     "transformer one kv head", "transformer cap", "transformer capped", "transformer hashed",
     "transformer mixed window", "transformer context 1", "transformer odd context", "transformer default",
-    "transformer llama",
+    "transformer value embeddings",
+    "transformer value residual", "transformer value residual window",
+    "transformer llama", "gru counts read hashed", "transformer counts read", "transformer counts read window",
 }  # fmt: skip
 
 

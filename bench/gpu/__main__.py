@@ -1,12 +1,12 @@
 """Everything that a bare machine with a GPU can tell of this project, in one command.
 
-    python -m bench.gpu --out DIR [--part tests|kernels|training|decoding|processes] [--minutes M] [--smoke]
+    python -m bench.gpu --out DIR [--part tests|kernels|training|memory|decoding|processes] [--minutes M] [--smoke]
 
 The parts, in this order: the kernels' tests compiled, each small shape in a process of its own; every kernel beside
-torch's; whole training steps and the baby GPT's run; decoding; where there are several GPUs, a training on all of them.
-A row of DIR/gpu.csv for each measurement, as it comes; DIR/gpu.md is written anew all the time, and says first what
-failed or was left out. Needs torch, triton, numpy, pytest, hypothesis, tqdm, tyro and safetensors, no network; pictures
-where matplotlib is installed.
+torch's; whole training steps and the baby GPT's run; the memory of steps; decoding; where there are several GPUs, a
+training on all of them. A row of DIR/gpu.csv for each measurement, as it comes; DIR/gpu.md is written anew all the
+time, and says first what failed or was left out. Needs torch, triton, numpy, pytest, hypothesis, tqdm, tyro and
+safetensors, no network; pictures where matplotlib is installed.
 """
 
 import argparse

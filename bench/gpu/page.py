@@ -19,7 +19,7 @@ SHAPE = re.compile(r"(D\d+ T\d+) (\w+) (\S+(?: \S+)?)")
 def write(folder: Path) -> None:
     """Write gpu.md anew from gpu.csv."""
     rows = read(folder / "gpu.csv")
-    makers = (_head, _bad, _tests, _kernels, _steps, _runs, _decoding, _processes, _auto)
+    makers = (_head, _bad, _tests, _kernels, _steps, _runs, _decoding, _processes, _auto, _memory)
     sections = [*(make(rows) for make in makers), _pictures(folder)]
     replace_file(folder / "gpu.md", ("\n\n".join(sections) + "\n").encode())
 
@@ -132,8 +132,8 @@ def _steps(rows: list[Row]) -> str:
         for row in select(rows, "training") if row.what.endswith(STEPS) and row.value is not None
     ]  # fmt: skip
     about = (
-        "Whole steps of the training loop. FLOPs a token: 6 N + 12 L C T (N weights without position embeddings, L "
-        "layers, C wide, T tokens a row); the share is of the product above."
+        "Whole steps of the training loop. FLOPs a token: 6 N + 12 L C T (N weights of matrices, L layers, C wide, T "
+        "tokens a row); the share is of the product above."
     )
     head = ["model", "settings", "ms a step", "tokens/s", "share of the product", "what"]
     return f"## c. Training steps\n\n{about}\n\n{_table(head, lines)}"
@@ -186,6 +186,19 @@ def _auto(rows: list[Row]) -> str:
     )
     lines = [[f"`{each.operation}`", each.size, f"**{each.takes}**", each.why] for each in auto.choices(rows)]
     return f"## g. What `auto` should take here\n\n{about}\n\n{_table(['of', 'size', 'takes', 'because'], lines)}"
+
+
+def _memory(rows: list[Row]) -> str:
+    lines = [
+        [row.what, row.case, _number(row.ms), f"{row.value:,.0f} {row.unit}", _share(row).strip(" ()"), row.note]
+        for row in select(rows, "memory") if row.value is not None
+    ]  # fmt: skip
+    about = (
+        "Steps on random tokens with activations kept and computed again, the most that torch's allocator held in "
+        "them, and their MFU as a run says it (engine/flops.py); what engine/memory.py estimates before them."
+    )
+    head = ["model", "activations", "ms", "at most", "MFU", "what"]
+    return f"## h. Memory\n\n{about}\n\n{_table(head, lines)}"
 
 
 def _pictures(folder: Path) -> str:

@@ -10,9 +10,9 @@ from bench.gpu.rows import Row
 from data.sources import REMOTES, cache_folder
 
 # The parts in their order, with the minutes that each has of a whole run.
-MINUTES = {"tests": 8.0, "kernels": 8.0, "training": 9.0, "decoding": 2.0, "processes": 2.0}
+MINUTES = {"tests": 8.0, "kernels": 8.0, "training": 7.5, "memory": 1.5, "decoding": 2.0, "processes": 2.0}
 KINDS = ("attention", "cross_entropy", "norm")  # of kernels/bench.py
-MODELS = ("default", "baby GPT", "GPT-2 124M")
+MODELS = ("default", "baby GPT", "GPT-2 124M", "GPT-2 124M fast")
 FILES = tuple(
     f"tests/test_{name}.py"
     for name in ("attention", "norms", "cross_entropy", "linear_cross_entropy", "kernel_ops", "transforms", "decoding")
@@ -70,6 +70,8 @@ def stages(part: str, smoke: bool, nanogpt: Path | None = None) -> tuple[list[St
         return [Stage([Job(part, ", ".join(group), "", "bench.gpu.speeds", (*toy, *group)) for group in groups])], []
     if part == "training":
         return _training(smoke, toy)
+    if part == "memory":
+        return [Stage([Job(part, "steps", "", "bench.gpu.memory", toy)])], []
     if part == "processes":
         return [Stage([Job(part, "several processes", "", "bench.gpu.processes", toy)])], []
     peer = ("--nanogpt", str(nanogpt.resolve())) if nanogpt else ()

@@ -13,7 +13,7 @@ BAD = ("failed", "died")  # outcomes that are somebody's fault
 class Row(NamedTuple):
     """One measurement, or why there is none."""
 
-    part: str  # machine, tests, kernels, training, decoding or processes
+    part: str  # machine, tests, kernels, training, memory, decoding or processes
     what: str  # the operation, model or file of tests
     case: str  # its shape or settings, or the test
     who: str = "ours"

@@ -1,8 +1,7 @@
 """Whole training steps of a model, with each choice of kernels; python -m bench.gpu.training MODEL ...
 
 A step is the loop's own (`Trainer.step`): batches made ahead and moved, forward, backward, clipping, optimizers. FLOPs
-a token are 6 N + 12 L C T: N weights without position embeddings, L layers, C wide, T tokens a row (causal attention
-counted in full, and the optimizer not at all, as nanoGPT does).
+a token are those of engine/flops.py: 6 N + 12 L C T with N weights of matrices, L layers, C wide, T tokens a row.
 """
 
 import contextlib
@@ -30,6 +29,7 @@ from data.batches import Array, Batch, Deal, Loader
 from engine import runtime
 from engine.config.flags import parse
 from engine.config.sections import Config
+from engine.flops import flops_per_token
 from engine.registry import build_model
 from engine.training.metrics import Metrics
 from engine.training.trainer import Trainer
@@ -41,6 +41,7 @@ FLAGS: dict[str, list[str]] = {
         "--preset", "gpt2", "--n-layer", "12", "--n-head", "12", "--n-embd", "768", "--context", "1024",
         "--batch-size", "12",
     ],
+    "GPT-2 124M fast": ["--preset", "gpt2-124m-fast", "--grad-accum", "1"],
 }  # fmt: skip
 TOY = ["--n-layer", "1", "--n-head", "1", "--n-embd", "16", "--context", "16", "--batch-size", "2", "--warmup", "1"]
 GPT2_VOCABULARY, TOY_VOCABULARY = 50262, 71  # GPT-2's tokens and five specials of ours
@@ -75,6 +76,10 @@ class RandomTokens(Loader):
         super().__init__(batch_size, 0)
         self.shape, self.vocab_size, self.rng = (batch_size, context + 1), vocab_size, np.random.default_rng(0)
 
+    @property
+    def longest(self) -> int:
+        return self.shape[1] - 1
+
     def deal(self) -> Deal:
         return Deal(self.rng.integers(6, self.vocab_size, self.shape))
 
@@ -98,7 +103,7 @@ def trainer_of(model: str, setting: Setting, smoke: bool, folder: Path, *more: s
     """A trainer at its first step, with `more` flags, and a note on its text."""
     flags = [*FLAGS[model], *(TOY if smoke else []), "--steps", "1000000", "--compile", setting.compile]
     flags += ["--attention", setting.attention, "--norm-kernel", setting.norm, *more]
-    if model != "GPT-2 124M":
+    if not model.startswith("GPT-2 124M"):
         of_text, note = text_of(model, smoke, folder)
         return make_trainer(parse([*flags, *of_text])[0], folder), note
     return on_random_tokens(parse(flags)[0], TOY_VOCABULARY if smoke else GPT2_VOCABULARY, folder), "random tokens"
@@ -122,7 +127,7 @@ def time_steps(trainer: Trainer, smoke: bool) -> Times:
     """The median over blocks of steps, after a warm-up."""
     trainer.model.train()
     warm_up, block, blocks = (1, 1, 1) if smoke else (WARM_UP, BLOCK, BLOCKS)
-    rows = trainer.config.optim.batch_size * trainer.config.optim.grad_accum
+    rows = trainer.config.optim.batch_size * trainer.config.optim.micro_batches
     with trainer.feed:
         for _ in range(warm_up):
             trainer.step()
@@ -139,10 +144,8 @@ def time_steps(trainer: Trainer, smoke: bool) -> Times:
 
 
 def flops_a_step(trainer: Trainer, times: Times) -> float:
-    """6 N + 12 L C T a token."""
-    net = trainer.config.net
-    weights = sum(p.numel() for name, p in trainer.model.named_parameters() if not name.startswith("wpe."))
-    return times.tokens * (6 * weights + 12 * net.n_layer * net.n_embd * times.tokens / times.rows)
+    """Those of all its tokens, as engine/flops.py counts them."""
+    return times.tokens * flops_per_token(trainer.plain, times.tokens / times.rows)
 
 
 def measure(model: str, setting: Setting, smoke: bool, peak: float | None) -> Row:

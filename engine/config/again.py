@@ -26,6 +26,8 @@ def to_go_on(config: Any, explicit: set[str], kept: dict[str, Any]) -> tuple[Any
     free = marked(cls, Mark.RESUMABLE, Mark.PLACE)
     refuse_contradictions(config, said, kept, free, "--go-on", {n: s for n, s in sources.items() if n not in explicit})
     limits = steps_of_minutes({name for name in said if line[name] is not None}, kept)
+    if line["grad_accum"] == "auto":
+        said.discard("batch_size")  # that of a step, which the run has cut
     values = kept | limits | {name: line[name] for name in said}
     going = make(cls, values | {"out": config.run.out, "resume": True})
     check_values(going)

@@ -21,7 +21,7 @@ def check_values(config: Config) -> None:
         if values.get(name) == []:
             raise UserError(f"{flag(name)} names no text; it takes one or several")
     for name, setting in settings(type(config), config.model).items():
-        if setting.range is not None and values[name] is not None:
+        if setting.range is not None and values[name] not in (None, "auto"):
             check_range(name, values[name], setting.range)
     if values["steps"] is None and values["minutes"] is None:
         raise UserError("nothing ends the training: --steps and --minutes are both None; give one of them")
@@ -76,6 +76,13 @@ def refuse_useless(config: Config, explicit: set[str]) -> None:
     if config.net.is_counted and (useless := sorted(explicit & of_training)):
         how = "--counts" if hasattr(config.net, "counts") else f"--model {config.model}"
         raise UserError(f"{flags(useless)} given, but {how} counts once and trains nothing; leave it out")
+    if config.optim.grad_accum == "auto":
+        if getattr(config.net, "carry_state", False):
+            raise UserError(
+                "--grad-accum auto cuts a batch, and --carry-state reads on from the whole of it; give a number"
+            )
+        if getattr(config.machine, "shard", False):
+            raise UserError("--grad-accum auto tries what fits into one process, and --shard divides it; give a number")
     of_optimizers: set[str] = set().union(*OPTIMIZER_FLAGS.values())
     if useless := sorted(explicit & (of_optimizers - OPTIMIZER_FLAGS[config.optim.optimizer])):
         raise UserError(f"{flag(useless[0])} means nothing to --optimizer {config.optim.optimizer}; leave it out")
@@ -115,7 +122,7 @@ def refuse_contradictions(
     """Raise UserError naming every given flag that contradicts a run's configuration `kept` and may not change. A run
     from before a flag was there has its default. `sources`: which words give a setting that is no flag of its own."""
     values = flat(config)
-    kept = with_defaults(config, kept)
+    kept = as_asked(values, with_defaults(config, kept))
     names = set(explicit) & set(kept) - may_change - {
         n for n in marked(type(config), Mark.SETTLED) if values.get(n) == "auto"
     }
@@ -125,6 +132,13 @@ def refuse_contradictions(
         allowed = flags(sorted(may_change & marked(type(config), Mark.RESUMABLE)))
         way_out = f"; may change: {allowed}. A new run can start from it with --init" if allowed else ""
         raise UserError(f"{doing} cannot change {listed}{way_out}")
+
+
+def as_asked(values: Mapping[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration `kept` as `values` ask for it: with --grad-accum auto --batch-size is that of a step."""
+    if values.get("grad_accum") != "auto":
+        return kept
+    return kept | {"batch_size": kept["batch_size"] * kept["grad_accum"]}
 
 
 def with_defaults(config: Config, kept: dict[str, Any]) -> dict[str, Any]:

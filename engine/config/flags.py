@@ -125,13 +125,13 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
     of_task = cls.usual(wanted)
     base = {"model": "transformer", "data": "names", "kind": None} | of_task | file
     model = _one_of(said.get("model") or base["model"], tuple(FAMILIES), "model")
-    data = said.get("data") or base["data"]
+    of_preset = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
+    data = said.get("data") or (base | of_preset | file)["data"]
     source = (data or [""])[0] if isinstance(data, list) else data
     name = data_set(source) or ""
     usual_kind = "documents" if "text_column" in explicit and cls.task is None else DATA_SETS.get(name, "stream")
     kind = first.kind or base["kind"] or usual_kind
     of_text: presets.Defaults = {"tokenizer": TOKENIZERS[name]} if name in TOKENIZERS and cls.task is None else {}
-    of_preset = presets.preset(_one_of(first.preset, presets.PRESETS, "preset"), model) if first.preset else {}
     usual = {"optimizer": "adamw"} | presets.FAMILY[model] | start | of_task | of_preset | file
     optimizer = _one_of(first.optimizer or usual["optimizer"], OPTIMIZERS, "optimizer")
     _one_of(first.schedule or "cosine", SCHEDULES, "schedule")  # a better message than the parser's

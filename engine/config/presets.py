@@ -70,8 +70,26 @@ _NANOGPT: Defaults = _NANOGPT_CPU | {  # its config/train_shakespeare_char.py, t
     "n_layer": 6, "n_head": 6, "n_embd": 384, "n_hidden": 384, "context": 256, "batch_size": 64, "steps": 5000,
     "dropout": 0.2,
 }  # fmt: skip
+_124M: Defaults = {
+    "data": "openwebtext", "tokenizer": "gpt2", "n_layer": 12, "n_embd": 768, "context": 1024, "dropout": 0.0,
+    "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0,
+}  # fmt: skip
+# nanoGPT's config/train_gpt2.py and the defaults of its train.py: 12 x 40 x 1,024 = 491,520 tokens a step, as its
+# batch of 12, accumulation of 5 and 8 processes make; 3 x 10^11 tokens in all.
+_GPT2_124M: Defaults = _GPT2 | _124M | {
+    "activation": "gelu", "bias": False, "n_head": 12, "batch_size": 12, "grad_accum": 40, "steps": 600_000,
+    "eval_interval": 1000, "lr": 6e-4, "lr_floor": 0.1, "weight_decay": 0.1, "schedule": "cosine", "warmup": 2000,
+}  # fmt: skip
+# The parts and the optimizer of the default Transformer, heads of 128 and RMS norm: 32 x 16 x 1,024 = 524,288 tokens
+# a step, 3.1 x 10^9 in all. Jordan et al. 2024 (modded-nanogpt) took the same batch and learning rates.
+_GPT2_124M_FAST: Defaults = _MODERN | _124M | {
+    "norm": "rms", "n_head": 6, "batch_size": 32, "grad_accum": 16, "steps": 6000, "eval_interval": 250, "lr": 3.6e-3,
+    "muon_lr": 0.02, "lr_floor": 0.0, "schedule": "wsd", "warmup": 250,
+}  # fmt: skip
 _PEERS = {"makemore": _MAKEMORE, "nanogpt-cpu": _NANOGPT_CPU, "nanogpt": _NANOGPT}
-TRANSFORMERS = {"gpt2": _GPT2, "modern": _MODERN}
+TRANSFORMERS = {
+    "gpt2": _GPT2, "modern": _MODERN, "gpt2-124m": _GPT2_124M, "gpt2-124m-fast": _GPT2_124M_FAST,
+}  # fmt: skip
 PRESETS = (*_PEERS, *TRANSFORMERS)
 
 

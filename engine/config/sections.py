@@ -60,8 +60,9 @@ class Optim:
     --steps and --minutes comes first ends the training, and the schedule follows it; a resume is then not exact."""
     batch_size: Annotated[int, Range(1, 2**31 - 1)] = 32
     """Windows, lines or documents a batch."""
-    grad_accum: Annotated[int, COUNT] = 1
-    """Batches a step; the loss is that of their union."""
+    grad_accum: Annotated[int | Literal["auto"], COUNT, Mark.SETTLED] = 1
+    """Batches a step; the loss is that of their union. auto: a step has the rows of one batch of --batch-size, cut into
+    the fewest that fit into memory; a run keeps what was found."""
     optimizer: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
     """Optimizer; muon takes the hidden matrices and leaves the rest to AdamW."""
     lr: Annotated[float, POSITIVE] = 1e-3
@@ -92,6 +93,11 @@ class Optim:
     they are found, and everything at the end and on a signal."""
     patience: Annotated[int | None, COUNT, Mark.RESUMABLE, UNSET] = None
     """Stop after this many evaluations without a better one."""
+
+    @property
+    def micro_batches(self) -> int:
+        """--grad-accum as a number: batches a step; 1 until auto is settled."""
+        return 1 if self.grad_accum == "auto" else self.grad_accum
 
 
 @dataclass
@@ -154,7 +160,8 @@ class RunFlags:
     """Take defaults from this config.json."""
     preset: Annotated[str | None, Mark.CALL, UNSET] = None
     """Defaults by name: makemore (its sizes and optimizer), nanogpt-cpu and nanogpt (nanoGPT's on Shakespeare, for a
-    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default)."""
+    CPU and for a GPU), gpt2, modern (a Transformer's parts; modern is the default), gpt2-124m and gpt2-124m-fast
+    (whole trainings of 124 million parameters, for one to eight GPUs)."""
 
     @property
     def path(self) -> Path:

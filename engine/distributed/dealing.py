@@ -34,7 +34,7 @@ class Dealing:
 
     def __init__(self, optim: Optim, in_order: bool, ranks: Ranks):
         self.ranks = ranks
-        n, batch, accum = ranks.world, optim.batch_size, optim.grad_accum
+        n, batch, accum = ranks.world, optim.batch_size, optim.micro_batches
         self.by_rows = n > 1 and (in_order or accum % n > 0)
         if self.by_rows and batch % n:
             fewer = max(m for m in range(1, n) if batch % m == 0 or (accum % m == 0 and not in_order))

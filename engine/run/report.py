@@ -1,12 +1,14 @@
 """The report at the end of a run: samples, marked where the data has them, the summary, and the picture of its loss."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.disk import replace_file
 from data.store import Store
 from data.terminal import show
+from engine import flops
 from engine.config.sections import Config
 from engine.run import results
 from engine.run.load import Run
@@ -30,21 +32,33 @@ def finish(
     device: torch.device,
     path: Path,
     metrics: Metrics,
+    world: int = 1,
 ) -> None:
-    """Write samples of the best weights, the summary and the picture of the loss."""
+    """Write samples of the best weights, the summary and the picture of the loss. `world`: the processes that
+    trained."""
+    of_gpu = results.of_memory(device)  # before the peak is measured, which takes memory
+    of_gpu |= flops.of_gpu(model, progress, config, device, world)
     facts = load_best(model, path, progress.best_step)
     best = Run(path, model.eval(), store.tokenizer, config, store.meta["start"], facts, device)
     text, copied = samples(best, store)
     replace_file(path / "samples.txt", (text + "\n").encode("utf-8"))
     summary = results.describe(config.model, count_parameters(model), progress) | copied
-    summary |= results.by_the_byte(store, progress.best_bits)
+    summary |= of_gpu | results.by_the_byte(store, progress.best_bits)
     results.draw_loss(metrics, path)
     results.write_summary(path, summary)  # the last file: a run that has it is complete
     show(f"\n{text}\n")
     print(
         f"val loss {summary['val_loss']:.4f} ({summary['val_bits_per_char']:.3f} bits a {store.unit}) at step "
-        f"{summary['best_step']}; {summary['seconds']:.1f} s of training, loss curve in {path / 'loss.png'}"
+        f"{summary['best_step']}; {summary['seconds']:.1f} s of training{_speed(summary)}, loss curve in "
+        f"{path / 'loss.png'}"
     )
+
+
+def _speed(summary: dict[str, Any]) -> str:
+    """What is said of the speed on a GPU."""
+    if "mfu" not in summary:
+        return ""
+    return f" ({summary['tokens_per_second']:,} tokens/s, MFU {summary['mfu']:.0%})"
 
 
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:

@@ -4,7 +4,7 @@ import io
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.disk import replace_file
 from data.errors import UserError
@@ -12,6 +12,9 @@ from data.json_files import read_json
 from data.store import Store
 from engine.training.metrics import Metrics
 from engine.training.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe(model: str, params: int, progress: Progress) -> dict[str, Any]:
@@ -30,6 +33,16 @@ def describe(model: str, params: int, progress: Progress) -> dict[str, Any]:
         "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else 0,
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+
+
+def of_memory(device: "torch.device") -> dict[str, Any]:
+    """The entry of `summary.json` for the most memory that this process has held on a CUDA device, in MB (10^6 bytes),
+    as torch's allocator counts it."""
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    return {"gpu_peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1)}
 
 
 def by_the_byte(store: Store, bits: float | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from engine.config.sections import Config
 from makemore.base import LanguageModel
 
 SHOWN = 8  # new characters
-TABLES = ("wte", "lm_head", "table")  # the modules with a row for each token, of all families
+TABLES = ("wte", "vte", "lm_head", "table")  # the modules with a row for each token, of all families
 
 
 def check_extendable(config: Config, tokenizer: Tokenizer) -> None:

@@ -150,6 +150,8 @@ def why_not(config: Any, device: torch.device, ranks: Ranks, model: nn.Module) -
         return "several processes exchange gradients within a step, which is not captured"
     if getattr(config.net, "carry_state", False):
         return "with --carry-state each batch begins from another state"
+    if getattr(config.net, "activation_checkpointing", False) and config.net.dropout:
+        return "--activation-checkpointing reads the generator of dropout within a step"
     if config.optim.optimizer not in OPTIMIZERS:
         return f"--optimizer {config.optim.optimizer} is none of those that can be: {', '.join(OPTIMIZERS)}"
     if any(p.requires_grad for p in sparse_parameters(model).values()):

@@ -86,7 +86,7 @@ class Trainer:
         self.carried: State | None = None
         self.dealing = dealing_of(config, model, ranks)
         apart = runtime.computes_apart(device)
-        self.feed = Feed(loader, self.dealing, config.optim.grad_accum, self.prepare, apart)
+        self.feed = Feed(loader, self.dealing, config.optim.micro_batches, self.prepare, apart)
         self.saver = Saver(folder, belongs_to, apart)
         self.gradients: GradientSum | None = None
         if ranks.world > 1:
@@ -188,12 +188,16 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def prepare(self, batch: Batch) -> Batch:
-        """What the CPU does with a batch before it goes to the device: rows are laid end to end where the model takes
-        them so (graphs want few shapes). What is fine-tuned may be another kind of model."""
+    @property
+    def packs(self) -> bool:
+        """Whether rows are laid end to end: where the model takes them so, and is not replayed, which wants few shapes.
+        What is fine-tuned may be another kind of model."""
         may_be = isinstance(self.model, LanguageModel) and self.graphed is None
-        takes_packed = may_be and self.model.takes_packed(self.device)
-        return (end_to_end(batch) if takes_packed else batch).near(self.device)
+        return may_be and self.model.takes_packed(self.device)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What the CPU does with a batch before it goes to the device."""
+        return (end_to_end(batch) if self.packs else batch).near(self.device)
 
     def set_lr(self) -> float:
         """Set every group's learning rate to this step's, and return the peak one's."""

@@ -9,8 +9,9 @@ function transformer(weights, { options, specials }) {
   const context = bounded ? options.context : Infinity;
   const capacity = Math.min(context, window ?? context); // of keys: a ring, of which the oldest is overwritten
   const wpe = positions === "learned" ? weights.get("wpe.weight").data : null;
+  const shared = { values: null }; // of the token, in the first layer
   const blocks = Array.from({ length: options.n_layer }, (_, i) =>
-    block(weights.below(`h.${i}.`), options, { C, n_head, n_kv_head, size, capacity }));
+    block(weights.below(`h.${i}.`), options, { C, n_head, n_kv_head, size, capacity, added: addedValues(weights, options, i), shared }));
   const last = norm(weights, "ln_f", options.norm), x = new Float32Array(C);
   const lm_head = options.tie_head ? product(weights.get("wte.weight")) : linear(weights, "lm_head");
   const frequencies = rotary(size / 2, size, 2), waves = rotary(Math.ceil(C / 2), Math.ceil(C / 2), 1);
@@ -48,7 +49,7 @@ function transformer(weights, { options, specials }) {
         sin[i] = Math.sin(angle);
       }
     }
-    for (const run of blocks) run(x, time, positions === "rope" ? [cos, sin] : null);
+    for (const run of blocks) run(x, time, positions === "rope" ? [cos, sin] : null, token);
     if (bounded) tokens.push(token);
     time++;
     return last(x);
@@ -68,6 +69,11 @@ function transformer(weights, { options, specials }) {
   return { reset, features, head, from };
 }
 
+// The table of what the values of each token get besides in this layer: in the last one, and every other one before it.
+function addedValues(weights, options, layer) {
+  return options.value_embeddings && (options.n_layer - 1 - layer) % 2 === 0 ? weights.get(`vte.${layer}.weight`).data : null;
+}
+
 // Frequencies of positions, in the precision that torch has.
 function rotary(number, width, step) {
   return Array.from({ length: number }, (_, i) =>
@@ -81,8 +87,8 @@ function block(weights, options, sizes) {
   const widen = linear(weights, "mlp.c_fc"), project = linear(weights, "mlp.c_proj");
   const gated = options.activation === "swiglu", act = activationOf(gated ? "silu" : options.activation);
   const inner = new Float32Array(weights.get("mlp.c_proj.weight").shape[1]);
-  return (x, time, rotation) => {
-    add(x, attend(first(x), time, rotation));
+  return (x, time, rotation, token) => {
+    add(x, attend(first(x), time, rotation, token));
     const wide = widen(second(x));
     for (let i = 0; i < inner.length; i++) inner[i] = gated ? wide[i] * act(wide[inner.length + i]) : act(wide[i]);
     add(x, project(inner));
@@ -93,8 +99,10 @@ function add(x, y) {
   for (let i = 0; i < x.length; i++) x[i] += y[i];
 }
 
-function attention(weights, options, { C, n_head, n_kv_head, size, capacity }) {
+function attention(weights, options, { C, n_head, n_kv_head, size, capacity, added, shared }) {
   const c_attn = linear(weights, "attn.c_attn"), c_proj = linear(weights, "attn.c_proj");
+  const gate = added ? linear(weights, "attn.value_gate") : null;
+  const mix = weights.may("attn.value_mix");
   const alibi = options.positions === "alibi", cap = options.attention_cap, width = n_kv_head * size;
   const y = new Float32Array(C);
   let keys = new Float32Array(0), values = keys, scores = new Float64Array(0); // grown up to `capacity`
@@ -109,7 +117,7 @@ function attention(weights, options, { C, n_head, n_kv_head, size, capacity }) {
     scores = new Float64Array(room);
   }
 
-  return (x, time, rotation) => {
+  return (x, time, rotation, token) => {
     const qkv = c_attn(x), count = Math.min(time + 1, capacity), place = time % capacity;
     for (let head = 0; head < n_head + n_kv_head; head++) {
       const part = qkv.subarray(head * size, (head + 1) * size);
@@ -119,6 +127,14 @@ function attention(weights, options, { C, n_head, n_kv_head, size, capacity }) {
     if (count > scores.length) grow(count);
     keys.set(qkv.subarray(C, C + width), place * width);
     values.set(qkv.subarray(C + width, C + 2 * width), place * width);
+    if (added) {
+      const gates = gate(x); // of the first columns of x
+      for (let i = 0; i < width; i++)
+        values[place * width + i] += 2 * sigmoid(gates[Math.floor(i / size)]) * added[token * width + i];
+    }
+    const own = values.subarray(place * width, (place + 1) * width);
+    if (mix) for (let i = 0; i < width; i++) own[i] = mix.data[0] * own[i] + mix.data[1] * shared.values[i];
+    else shared.values = own;
     y.fill(0);
     for (let head = 0; head < n_head; head++) {
       const offset = Math.floor(head / (n_head / n_kv_head)) * size, slope = 2 ** ((-8 * (head + 1)) / n_head);

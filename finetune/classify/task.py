@@ -84,6 +84,7 @@ class Classification(FineTuning):
         path, labelled = session.folder, session.data.labelled
         load_best(session.model, path, progress.best_step)
         summary = results.describe(session.config.model, count_parameters(session.model), progress)
+        summary |= results.of_memory(session.device)
         summary["labels"] = labelled.labels
         summary |= {side: _scores(session, side) for side in ("val", "test")} | {"baselines": None}
         results.write_summary(path, summary)  # whoever stops what follows loses the report alone

@@ -70,6 +70,7 @@ class Instructions(FineTuning):
         path, sides = session.folder, session.data.sides
         load_best(session.model, path, progress.best_step)
         summary = results.describe(session.config.model, count_parameters(session.model), progress)
+        summary |= results.of_memory(session.device)
         summary["left_out"] = {name: side.left_out for name, side in sides.items()}
         summary["shortened"] = {name: side.shortened for name, side in sides.items()}
         summary["test"], answers = evaluation.evaluate_side(

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.step.draws import Draws
 from kernels.step.library import Library
 
-EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP = range(12)
+EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP, LOOKUP, MIX = range(14)
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "relu2")  # by their numbers
 PANEL = 64  # columns of weights that are stored together
 _WHOLE = ("kind", "width_in", "width_out", "variant", "heads", "kv_heads", "capacity", "window")

@@ -5,7 +5,7 @@
 
 #include "vectors.h"
 
-enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP };
+enum { EMBED, PRODUCT, LAYER_NORM, RMS_NORM, SCALE, ACTIVATE, GATE, ATTEND, RNN, LSTM, GRU, CAP, LOOKUP, MIX };
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, RELU2 };
 
 typedef struct {
@@ -205,6 +205,15 @@ static void row(const Op *op, int64_t b, int64_t token, int64_t at, int64_t slot
         for (int64_t i = 0; i < N; i++) y[i] *= x[i];
         break;
     case CAP: for (int64_t i = 0; i < N; i++) y[i] = (float)op->cap * tanhf(y[i] / (float)op->cap); break;
+    case LOOKUP: { // a row of a table, times twice each head's gate, to the end of the row
+        const int64_t width = op->capacity, size = width / op->kv_heads;
+        y += N - width;
+        for (int64_t i = 0; i < width; i++) y[i] += 2 * x[i / size] * op->weight[token * width + i];
+        break;
+    }
+    case MIX: // the end of the row with that of another
+        for (int64_t i = N - op->capacity; i < N; i++) y[i] = (float)op->eps * y[i] + (float)op->cap * x[i];
+        break;
     case ATTEND:
         attend(op, (float *)x, y, op->state + slot * 2 * op->kv_heads * op->capacity * (N / op->heads), at);
         break;

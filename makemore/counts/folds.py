@@ -6,7 +6,7 @@ fold that the target is in. Nothing is counted again: the counts of a fold are s
 
 import numpy as np
 
-from makemore.counts.ngram import Level, context_token, discounts
+from makemore.counts.levels import Level, context_token, discounts
 
 
 def leave_one_out(
@@ -26,7 +26,7 @@ def leave_one_out(
     The discounts are those of all counts."""
     order, n_folds = len(levels), int(fold.max()) + 1
     discounted, backoff_weight, log_counts = (np.empty((order, len(targets)), np.float32) for _ in range(3))
-    grams = _gram_indices(levels, inputs, targets, position, vocab_size, bos)
+    grams = gram_indices(levels, inputs, targets, position, vocab_size, bos)
     only_in_fold = None  # of the level of longer contexts: a target of each n-gram that no other fold has
     for k in reversed(range(order)):
         level = levels[k]
@@ -59,7 +59,7 @@ def leave_one_out(
     return likelihood.astype(np.float32), confidence
 
 
-def _gram_indices(
+def gram_indices(
     levels: list[Level], inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, vocab_size: int, bos: int
 ) -> list[np.ndarray]:
     """The index, in each level, of the n-gram that ends in each target, (N,) each."""

@@ -7,6 +7,7 @@ fold of the text that a target is in: otherwise the gate would learn to trust co
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from data.batches import IGNORE
 from makemore.base import LanguageModel, Output, State, precise
 from makemore.config import NGramConfig, TrainedConfig
 from makemore.counts.folds import leave_one_out
-from makemore.counts.ngram import NGram, count
+from makemore.counts.inputs import CountInputs
+from makemore.counts.left_out import LeftOutCounts
+from makemore.counts.levels import count
+from makemore.counts.ngram import NGram
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
 from makemore.exact import has_methods_of, is_exact, needs_gradients, note
 from makemore.layers import widened
@@ -61,15 +65,23 @@ class Mixture(LanguageModel):
     likelihood: Tensor
     confidence: Tensor
 
-    def __init__(self, neural: LanguageModel, order: int):
+    def __init__(self, neural: LanguageModel, order: int, count_inputs: bool = False):
         super().__init__(neural.vocab_size, TrainedConfig(), neural.special)
         head = neural.head_weights()
         width = neural.vocab_size if head is None else head[0].shape[1]
         self.neural, self.context = neural, neural.context
         self.counts = NGram(neural.vocab_size, NGramConfig(order=order), neural.special)
+        if count_inputs:
+            left_out = LeftOutCounts(neural.vocab_size, NGramConfig(order=order), neural.special)
+            neural.ngrams = CountInputs(self.counts, left_out, neural.ngrams, neural.wte.embedding_dim, neural.special)
         self.gate = Gate(width, order)
         self.register_buffer("likelihood", torch.empty(0), persistent=False)  # (N,) of the training text's targets
         self.register_buffer("confidence", torch.empty(0, 2 * order), persistent=False)
+
+    @property
+    def inputs(self) -> CountInputs | None:
+        """What the neural model reads of the counts, with `count_inputs`."""
+        return self.neural.ngrams if isinstance(self.neural.ngrams, CountInputs) else None
 
     @property
     def history(self) -> int:
@@ -88,6 +100,8 @@ class Mixture(LanguageModel):
         counts = self.counts
         levels = count(inputs, targets, position, counts.order, self.vocab_size, self.special.bos)
         counts.smooth(levels)
+        if self.inputs is not None:
+            self.inputs.left_out.leave_out(levels, inputs, targets, position)
         row = np.cumsum(position == 0) - 1
         fold = row if row[-1] else np.arange(len(targets)) * FOLDS // len(targets)
         uniform = float(counts.uniform.max())
@@ -113,12 +127,15 @@ class Mixture(LanguageModel):
         """The output, see LanguageModel.forward. After `start` with a position the loss is that under the counts of the
         other folds; the logits are those under all counts, with `<bos>` before the row."""
         valid = None if targets is None else targets != IGNORE
-        hidden, new_state = self.neural.hidden(tokens, _neural_part(state), valid)
+        position = None
+        if state is not None and "position" in state:
+            position = state["position"][:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        with self._inputs_without(position):
+            hidden, new_state = self.neural.hidden(tokens, _neural_part(state), valid)
         logits, context_tokens, new_state = self._continue(tokens, hidden, state, new_state)
         nll_sum = None
         if targets is not None:
-            if state is not None and "position" in state:
-                position = state["position"][:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            if position is not None:
                 new_state["position"] = position[:, -1] + 1
                 position = position.clamp_max(len(self.likelihood) - 1)  # padding may reach past the text
                 confidence, known = self.confidence[position], self.likelihood[position]
@@ -165,6 +182,13 @@ class Mixture(LanguageModel):
 
     def window_start(self, position: int) -> int:
         return self.neural.window_start(position)
+
+    def _inputs_without(self, position: Tensor | None) -> AbstractContextManager[None]:
+        """Within it the neural model reads counts without the part of the text around each `position` (B, T)."""
+        if self.inputs is None or position is None:
+            return nullcontext()
+        part = self.inputs.left_out.part
+        return self.inputs.without(part[position.clamp_max(len(part) - 1)])
 
     def _continue(
         self, tokens: Tensor, hidden: Tensor, state: State | None, neural_state: State

@@ -5,14 +5,11 @@ of a token is its discounted relative frequency after the longest known context,
 times the probability after the context one shorter, and so on down to the uniform distribution. For shorter contexts
 the counts are continuation counts: after how many different longer contexts a token occurred, not how often.
 
-Contexts form a tree that grows backwards: the node of depth k stands for the last k tokens, its parent for the last
-k - 1. So one walk from the root finds all known contexts, and the keys of every depth fit into 64 bits, whatever the
-vocabulary: node * V + token.
+How the tree of contexts is laid out: see `makemore/counts/levels.py`.
 """
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,70 +19,14 @@ from data.batches import IGNORE
 from data.tokenizers import Special
 from makemore.base import OURS, LanguageModel, Output, State
 from makemore.config import NGramConfig
+from makemore.counts.levels import Level, context_token, count, held_out, smoothed
 from makemore.counts.ngram_stepper import FLOOR, CountStepper
 from makemore.exact import is_exact, note
 
+DENSE = 1 << 22  # numbers, up to which the distributions of all contexts of a length are written out
 MAX_ORDER = 8  # the highest order that is tried when the order is chosen
 # The names of the buffers in checkpoints, since format 1, where they differ from those here.
 STORED_NAMES = {"uniform": "base", "discounted": "share", "backoff_weight": "freed"}
-
-
-@dataclass
-class Level:
-    """All counts of one context length. Grams are sorted by (context, token)."""
-
-    contexts: np.ndarray  # (contexts,) int64: parent context * V + the token one further back, sorted
-    grams: np.ndarray  # (grams,) int64: context * V + token, sorted
-    counts: np.ndarray  # (grams,) occurrences
-    continuations: np.ndarray  # (grams,) different tokens one further back
-
-
-def context_token(inputs: np.ndarray, position: np.ndarray, k: int, bos: int = OURS.bos) -> np.ndarray:
-    """The token k >= 1 positions before each target, (N,). `inputs` (N,): the tokens one position before; `position`
-    (N,): that of the target in its row, before which every token is `<bos>`."""
-    return np.where(position >= k - 1, np.roll(inputs, k - 1), bos).astype(np.int64)
-
-
-def count(
-    inputs: np.ndarray, targets: np.ndarray, position: np.ndarray, order: int, vocab_size: int, bos: int = OURS.bos
-) -> list[Level]:
-    """Count every n-gram up to `order` that ends in one of `targets` (N,)."""
-    targets = targets.astype(np.int64)
-    context = np.zeros(len(targets), np.int64)
-    levels: list[Level] = []
-    for k in range(order):
-        contexts = np.zeros(1, np.int64)
-        if k:
-            keys = context * vocab_size + context_token(inputs, position, k)
-            contexts, context = np.unique(keys, return_inverse=True)
-        grams, counts = np.unique(context * vocab_size + targets, return_counts=True)
-        levels.append(Level(contexts, grams, counts, counts))
-        if k:
-            shorter = contexts[grams // vocab_size] // vocab_size * vocab_size + grams % vocab_size
-            index = np.searchsorted(levels[k - 1].grams, shorter)
-            levels[k - 1].continuations = np.bincount(index, minlength=len(levels[k - 1].grams))
-    return levels
-
-
-def held_out(position: np.ndarray) -> np.ndarray:
-    """A mask (N,) of a tenth of a text, given each token's position in its row: every tenth row, so that a sorted list
-    is not asked for letters that its beginning lacks; of fewer rows the last one, of a stream the last tenth."""
-    starts = position == 0
-    rows = int(starts.sum())
-    if rows > 1:
-        row = starts.cumsum() - 1
-        return row % 10 == 9 if rows >= 10 else row == rows - 1
-    return np.arange(len(position)) >= int(len(position) * 0.9)
-
-
-def discounts(counts: np.ndarray) -> np.ndarray:
-    """The discounts of counts of 0, 1, 2 and at least 3, (4,): Chen & Goodman's closed form."""
-    n1, n2, n3, n4 = (np.bincount(np.minimum(counts, 5), minlength=6)[1:5]).astype(float)
-    if not (n1 and n2 and n3):
-        return np.array([0.0, 0.5, 0.5, 0.5])  # too little text to estimate them
-    y = n1 / (n1 + 2 * n2)
-    estimates = [0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.clip(estimates, 0.0, [0.0, 0.99, 1.99, 2.99])
 
 
 class NGram(LanguageModel):
@@ -101,6 +42,7 @@ class NGram(LanguageModel):
     def __init__(self, vocab_size: int, config: NGramConfig, special: Special = OURS):
         super().__init__(vocab_size, config, special)
         self.order = config.order or 0  # 0: `fit` chooses it
+        self._dense: list[Tensor] | None = None  # see `_dense_levels`
         self.register_buffer("uniform", torch.zeros(vocab_size))
         self._predictable = [i for i in range(vocab_size) if i not in special.never_predicted]
         self.uniform[self._predictable] = 1 / len(self._predictable)
@@ -137,24 +79,13 @@ class NGram(LanguageModel):
         return min(losses, key=losses.__getitem__)
 
     def smooth(self, levels: list[Level]) -> None:
-        """Fill the buffers from the counts: those of occurrences for the longest contexts, continuation counts for the
-        others."""
+        """Fill the buffers from the counts."""
         for name in [name for name in self._buffers if name != "uniform"]:  # those of an order tried before
             del self._buffers[name]
-        for k, level in enumerate(levels):
-            counts = level.counts if k == len(levels) - 1 else level.continuations
-            context = level.grams // self.vocab_size
-            total = np.bincount(context, counts, len(level.contexts))
-            discount = discounts(counts)[np.minimum(counts, 3)]
-            tables = {
-                "contexts": level.contexts,
-                "grams": level.grams,
-                "discounted": ((counts - discount) / total[context]).astype(np.float32),
-                "backoff_weight": (np.bincount(context, discount, len(level.contexts)) / total).astype(np.float32),
-                "total": total.astype(np.float32),
-            }
-            for name, table in tables.items():
-                self.register_buffer(f"{name}_{k}", torch.from_numpy(table).to(self.uniform.device))
+        self._dense = None
+        for k, table in enumerate(smoothed(levels, self.vocab_size)):
+            for name, array in table.items():
+                self.register_buffer(f"{name}_{k}", torch.from_numpy(array).to(self.uniform.device))
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -169,6 +100,7 @@ class NGram(LanguageModel):
         self.order = sum("contexts_" in name for name in tables) or self.order
         for name in tables:
             self.register_buffer(name, torch.empty_like(own[name], device=self.uniform.device))
+        self._dense = None
         super()._load_from_state_dict({prefix + name: part for name, part in own.items()}, prefix, *rest)
 
     def forward(
@@ -223,11 +155,12 @@ class NGram(LanguageModel):
         rows = [read[:, self.history - k : self.history - k + T].reshape(-1) for k in range(self.order - 1)]
         return torch.stack(rows) if rows else tokens.new_empty(0, tokens.numel()), {"tokens": read[:, T:]}
 
-    def _walk(self, context_tokens: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The walk through the tree: for each context length k, the columns of `context_tokens` (order - 1, N) whose
-        context of that length is known, and its node."""
+    def _walk(self, context_tokens: Tensor, root: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The walk through the tree from its `root`, or of several trees from the root (N,) of each column: for each
+        context length k, the columns of `context_tokens` (order - 1, N) whose context of that length is known, and its
+        node."""
         alive = torch.arange(context_tokens.shape[1], device=self.uniform.device)
-        node = torch.zeros_like(alive)
+        node = torch.zeros_like(alive) if root is None else root
         for k in range(self.order):
             if k:
                 keys = node * self.vocab_size + context_tokens[k - 1][alive]
@@ -254,23 +187,40 @@ class NGram(LanguageModel):
             confidence[k, 1, alive] = getattr(self, f"backoff_weight_{k}")[node]
         return confidence.flatten(0, 1).T
 
-    def distribution(self, context_tokens: Tensor) -> Tensor:
-        """The probability of every token after each context, (N, V)."""
-        p = self.uniform.expand(context_tokens.shape[1], -1).clone()
-        for k, alive, node in self._walk(context_tokens):
+    def distribution(self, context_tokens: Tensor, root: Tensor | None = None) -> Tensor:
+        """The probability of every token after each context, (N, V). `root` (N,): see `_walk`."""
+        dense, N = self._dense_levels(), context_tokens.shape[1]
+        p = self.uniform.expand(N, -1).clone()
+        for k, alive, node in self._walk(context_tokens, root):
+            if k < len(dense):
+                p = dense[k][node] if len(alive) == N else p.index_copy_(0, alive, dense[k][node])
+                continue
             grams = getattr(self, f"grams_{k}")
             first = torch.searchsorted(grams, node * self.vocab_size)
             size = torch.searchsorted(grams, (node + 1) * self.vocab_size) - first
-            row = torch.repeat_interleave(torch.arange(len(node), device=p.device), size)
-            index = (
-                torch.arange(len(row), device=p.device)
-                - torch.repeat_interleave(size.cumsum(0) - size, size)
-                + first[row]
-            )
-            interpolated = getattr(self, f"backoff_weight_{k}")[node, None] * p[alive]
-            interpolated[row, grams[index] % self.vocab_size] += getattr(self, f"discounted_{k}")[index]
-            p[alive] = interpolated
+            row = torch.repeat_interleave(alive, size)
+            index = torch.arange(len(row), device=p.device)
+            index = index - torch.repeat_interleave(size.cumsum(0) - size - first, size)
+            p *= p.new_ones(N).index_copy_(0, alive, getattr(self, f"backoff_weight_{k}")[node])[:, None]
+            p.view(-1)[row * self.vocab_size + grams[index] % self.vocab_size] += getattr(self, f"discounted_{k}")[
+                index
+            ]
         return p
+
+    def _dense_levels(self) -> list[Tensor]:
+        """The distributions (contexts, V) of all contexts of the shortest lengths, as many as are small when written
+        out: most known tokens are in them. Made at the first use."""
+        if self._dense is None or not _alike(self._dense[0], self.uniform):
+            self._dense, shorter = [], self.uniform[None]
+            for k in range(self.order):
+                contexts = getattr(self, f"contexts_{k}")
+                if k and len(contexts) * self.vocab_size > DENSE:
+                    break
+                parent = contexts // self.vocab_size if k else torch.zeros_like(contexts)
+                shorter = getattr(self, f"backoff_weight_{k}")[:, None] * shorter[parent]
+                shorter.view(-1)[getattr(self, f"grams_{k}")] += getattr(self, f"discounted_{k}")
+                self._dense.append(shorter)
+        return self._dense
 
 
 note(NGram)
@@ -280,6 +230,10 @@ def _search(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """The index of each of `queries` in the sorted `keys`, and whether it is there."""
     index = torch.searchsorted(keys, queries).clamp_max(len(keys) - 1)
     return index, keys[index] == queries
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.device, a.dtype) == (b.device, b.dtype)
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

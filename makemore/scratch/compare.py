@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     def batches(self) -> list[Batch[Array]]:
         """The batches of the next step."""
-        return [self.loader.next() for _ in range(self.config.optim.grad_accum)]
+        return [self.loader.next() for _ in range(self.config.optim.micro_batches)]
 
 
 def make_pair(config: NumPyConfig, dtype: Any) -> Pair:

@@ -53,9 +53,10 @@ class NumPyConfig(Config[Net], Generic[Net]):
     program: ClassVar[str] = "scratch"
     fixed: ClassVar[dict[str, Any]] = {
         "mix_ngram": 0, "label_smoothing": 0.0, "z_loss": 0.0, "weight_init": "default", "hash_ngrams": 0,
-        "hash_rows": 4096, "norm_kernel": "auto", "cells": "fused", "carry_state": False, "n_kv_head": None,
-        "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False, "logit_cap": None,
-        "zero_init": False, "attention": "auto",
+        "hash_rows": 4096, "count_inputs": False, "norm_kernel": "auto", "cells": "fused", "carry_state": False,
+        "n_kv_head": None, "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
+        "logit_cap": None, "zero_init": False, "attention": "auto",
+        "value_residual": False, "value_embeddings": False, "activation_checkpointing": False,
     }  # fmt: skip
 
     @classmethod
@@ -70,6 +71,8 @@ class NumPyConfig(Config[Net], Generic[Net]):
             raise UserError(
                 f"an n-gram model has no gradients to write by hand: {command('train')} --model ngram counts it"
             )
+        if optim.grad_accum == "auto":
+            raise UserError("--grad-accum auto: NumPy asks nobody how much memory there is; give a number")
         for name, value in self.fixed.items():
             if (asked := getattr(net, name, value)) != value:
                 raise UserError(f"{flag(name)} {asked} is not among the NumPy models; {command('train')} has it")

@@ -73,7 +73,7 @@ class Training:
         """One step of the optimizer. Returns the mean loss of its batches."""
         assert self.loader is not None  # what counts takes no steps
         started = time.perf_counter()
-        batches = [self.loader.next() for _ in range(self.config.optim.grad_accum)]
+        batches = [self.loader.next() for _ in range(self.config.optim.micro_batches)]
         loss, gradients = step_gradients(self.model, batches)
         if not math.isfinite(loss):
             raise UserError(f"the training loss is not finite at step {self.progress.step}: try a lower --lr")
