@@ -31,7 +31,7 @@ from engine.training.progress import Progress
 from engine.training.trainer import Trainer
 
 WARM_UP = 10
-NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log", "profile"}
+NOT_HERE = {"init", "resume", "eval_only", "out", "overwrite", "checkpoint", "log", "profile", "cuda_graph"}
 
 
 def make_trainer(config: Config, folder: Path, ranks: Ranks = ALONE) -> Trainer:

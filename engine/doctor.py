@@ -53,6 +53,7 @@ def choices() -> Iterator[tuple[str, str, str]]:
     yield "--dtype", str(dtype).removeprefix("torch."), why
     compile_, why = runtime.choose_compile("auto", device)
     yield "--compile", "on" if compile_ else "off", why
+    yield "--cuda-graph", "off", "no GPU has measured it yet"
     reason = kernels.why_not(device)
     for flag, measured in (("--attention", f"but Triton for {auto.WINS['attention']}"), ("--norm-kernel", "faster")):
         why = f"the Triton kernels cannot run: {reason}" if reason else "Triton was not yet measured to win here"

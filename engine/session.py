@@ -27,6 +27,7 @@ from engine.resume import check_sizes_to_go_on, restore
 from engine.run import checkpoint, folder, results
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
+from engine.training import graphed
 from engine.training.metrics import Metrics, check_log
 from engine.training.progress import Progress
 from engine.training.trainer import Trainer
@@ -91,6 +92,7 @@ def start(task: Task, config: Any, explicit: set[str]) -> Path:
     batches = task.batches(config, data, model)
     built, model = model, task.trained(config, data, model, None)
     config = precision.settle(config, device, model, task.ranks)
+    graphed.check(config, device, task.ranks, model)
     # What does not divide or does not fit is refused before there is a folder.
     config, batches = fitting.settle(
         config, device, model, batches, task.ranks, lambda cut: task.batches(cut, data, built)

@@ -16,7 +16,6 @@ from engine.task import Batches
 from engine.training.metrics import Metrics
 from engine.training.state import optimizer_state
 from engine.training.trainer import Trainer
-from makemore.base import LanguageModel
 from makemore.layers import sparse_parameters
 from nanogpt.model import Transformer
 
@@ -93,7 +92,7 @@ def largest(trainer: Trainer, rows: int) -> Batch[Array]:
     """So many rows of the text, as long as the longest one; where the model takes rows without their padding, those of
     the fullest of the next batches. The loader is left where it is."""
     loader, state = trainer.loader, trainer.loader.state_dict()
-    packed = isinstance(trainer.model, LanguageModel) and trainer.model.takes_packed(trainer.device)
+    packed = trainer.packs
     deals = [loader.deal() for _ in range(LOOKED_AT if packed else 1)]
     found, items = max(((loader.batch(deal), len(deal.items)) for deal in deals), key=lambda each: each[0].n_tokens)
     loader.load_state_dict(state)

@@ -12,6 +12,7 @@ from bench.speedrun import BABY_LOSS
 from data.disk import replace_file
 
 MOST_BAD = 60  # lines a kind; gpu.csv has all
+STEPS = (", a step", ", a step in graphs")
 SHAPE = re.compile(r"(D\d+ T\d+) (\w+) (\S+(?: \S+)?)")
 
 
@@ -128,7 +129,7 @@ def _steps(rows: list[Row]) -> str:
     lines = [
         [row.what.removesuffix(", a step"), row.case, _number(row.ms), f"{row.value:,.0f}", _share(row).strip(" ()"),
          row.note]
-        for row in select(rows, "training") if row.what.endswith(", a step") and row.value is not None
+        for row in select(rows, "training") if row.what.endswith(STEPS) and row.value is not None
     ]  # fmt: skip
     about = (
         "Whole steps of the training loop. FLOPs a token: 6 N + 12 L C T (N weights of matrices, L layers, C wide, T "

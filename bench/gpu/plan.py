@@ -110,6 +110,10 @@ def _training(smoke: bool, toy: tuple[str, ...]) -> tuple[list[Stage], list[Row]
         Job("training", f"{', '.join(group)}, threads and TF32", "", "bench.gpu.apart", (*toy, *group), 120)
         for group in groups
     ]
+    steps += [
+        Job("training", f"{', '.join(group)}, a step in graphs", "", "bench.gpu.graphs", (*toy, *group), 120)
+        for group in groups
+    ]
     runs = [
         Job("training", "baby GPT, a run", name, "bench.gpu.race", (*toy, *flag))
         for name, flag in (("with counts", ()), ("without counts", ("--alone",)))

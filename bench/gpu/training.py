@@ -99,10 +99,10 @@ def text_of(model: str, smoke: bool, folder: Path) -> tuple[list[str], str]:
     return ["--data", str(path)], "random letters, 65 different ones"
 
 
-def trainer_of(model: str, setting: Setting, smoke: bool, folder: Path) -> tuple[Trainer, str]:
-    """A trainer at its first step, and a note on its text."""
+def trainer_of(model: str, setting: Setting, smoke: bool, folder: Path, *more: str) -> tuple[Trainer, str]:
+    """A trainer at its first step, with `more` flags, and a note on its text."""
     flags = [*FLAGS[model], *(TOY if smoke else []), "--steps", "1000000", "--compile", setting.compile]
-    flags += ["--attention", setting.attention, "--norm-kernel", setting.norm]
+    flags += ["--attention", setting.attention, "--norm-kernel", setting.norm, *more]
     if not model.startswith("GPT-2 124M"):
         of_text, note = text_of(model, smoke, folder)
         return make_trainer(parse([*flags, *of_text])[0], folder), note

@@ -116,6 +116,9 @@ class Machine:
     it, which is tried; a run keeps what it began with."""
     compile: Annotated[Literal["auto", "on", "off"], Mark.RESUMABLE, Mark.TRAINING] = "auto"
     """torch.compile; auto: on for cuda, off elsewhere."""
+    cuda_graph: Annotated[Literal["auto", "on", "off"], Mark.RESUMABLE, Mark.TRAINING] = "auto"
+    """Replay the training step as CUDA graphs, captured once: a small model on a GPU waits for each operation to be
+    launched. auto: off, until a GPU has measured it."""
     shard: Annotated[bool, Mark.RESUMABLE, Mark.TRAINING] = False
     """Under torchrun: divide weights, gradients and the optimizer's state among the processes, for models that are too
     large to be whole in each (FSDP2)."""

@@ -94,12 +94,14 @@ class Muon(torch.optim.Optimizer):
         else:
             update = list(iterate(torch.stack(nesterov), self._orthogonalise, self.ranks))
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        weights = [local(p) for p in params]
+        weights, lr = [local(p) for p in params], group["lr"]
         if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(
-            weights, [u.view_as(w) for u, w in zip(update, weights, strict=True)], alpha=-group["lr"] * scale
-        )
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        update = [u.view_as(w) for u, w in zip(update, weights, strict=True)]
+        if isinstance(lr, Tensor):  # a captured step reads it there
+            torch._foreach_add_(weights, torch._foreach_mul(update, -lr * scale))
+        else:
+            torch._foreach_add_(weights, update, alpha=-lr * scale)
 
     def _orthogonalise(self, matrices: Tensor) -> Tensor:
         if self.half:
@@ -185,6 +187,16 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to `factor` times its `peak_lr`; one that is a tensor stays where it is."""
+    for group in optimizer.param_groups:
+        lr = group["peak_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def _groups(decayed: Sequence[Tensor], others: Sequence[Tensor], config: Optim) -> list[dict]:

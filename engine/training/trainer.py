@@ -27,9 +27,10 @@ from engine.run.weights import trained_weights
 from engine.training.budget import Budget
 from engine.training.drawing import draw_from
 from engine.training.feed import Feed
+from engine.training.graphed import graphed_step
 from engine.training.losses import Losses, all_finite, diverged
 from engine.training.metrics import Metrics
-from engine.training.optimizers import make_optimizers
+from engine.training.optimizers import make_optimizers, set_lr
 from engine.training.profiling import Profile
 from engine.training.progress import Evaluation, Progress
 from engine.training.saver import Saver
@@ -76,6 +77,7 @@ class Trainer:
         dtype, _ = runtime.choose_dtype(config.machine.dtype, device)
         half = device.type == "cpu" and dtype == torch.bfloat16
         self.optimizers = make_optimizers(model, config.optim, ranks, half)
+        self.graphed = graphed_step(self)
         self.autocast = runtime.autocast(device, dtype)
         self.progress, self.begun = Progress(), 0
         self.lost_best: int | None = None  # the step of a `best/` that is newer than the `last/` to go on from
@@ -140,22 +142,20 @@ class Trainer:
         lr = self.set_lr()
         shares, batches, sizes, _ = self.feed.next()
         divisor, n_tokens = self.dealing.totals(shares, sizes, self.signals)
-        parts = []
+        compute, parts = self.graphed or self, []
         for n, (share, batch) in enumerate(zip(shares, batches, strict=True), 1):
             if self.gradients is not None:
                 self.gradients.waits = self.dealing.by_rows and n < len(shares)
             if self.draws_by_step:
                 draw_from(self.device, self.config.run.seed, self.progress.step, share.micro_batch, share.part)
             self.sums.counts = share.deal.counts
-            parts.append(self.backward(batch, divisor if share.deal.counts else math.inf))
+            parts.append(compute.backward(batch, divisor if share.deal.counts else math.inf))
         if self.gradients is not None:
             self.gradients.finish()
-        self.losses.note(self.progress.step, lr, parts, self.clip(), divisor)
+        self.losses.note(self.progress.step, lr, parts, compute.clip(), divisor)
         if self.losses.is_due:
             self._check_losses()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        compute.update()
         self.progress.step += 1
         self.progress.tokens += n_tokens
         self.progress.seconds += time.perf_counter() - started
@@ -163,36 +163,48 @@ class Trainer:
     def backward(self, batch: Batch, divisor: float) -> Tensor:
         """Add the gradient of a prepared batch's summed loss over `divisor`, that of the whole step. Returns the
         sum."""
-        batch = batch.to(self.device)
-        state = self._start(batch) if batch.fresh else self.carried
-        with self.autocast:
-            options = {"weight": batch.weight, "starts": batch.starts}
-            options = {name: value for name, value in options.items() if value is not None}
-            out = self.model(batch.tokens, batch.targets, state, want_logits=False, **options)
-        (out.nll_sum / (divisor or 1)).backward()
+        nll_sum, state = self.forward(batch.to(self.device))
+        (nll_sum / (divisor or 1)).backward()
         if self.gradients is not None:
             self.gradients.round()
         if self.carries_state:
-            self.carried = {name: vector.detach() for name, vector in out.state.items()}
-        return out.nll_sum.detach() if math.isfinite(divisor) else torch.zeros_like(out.nll_sum)
+            self.carried = {name: vector.detach() for name, vector in state.items()}
+        return nll_sum.detach() if math.isfinite(divisor) else torch.zeros_like(nll_sum)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, State]:
+        """The summed loss of a batch on the device, and the state after it. Rows of a fine-tuning set have no position
+        in a text."""
+        state = None if batch.position is None else self.model.start(None, batch.position)
+        state = state if batch.fresh else self.carried
+        options = {"weight": batch.weight, "starts": batch.starts}
+        options = {name: value for name, value in options.items() if value is not None}
+        with self.autocast:
+            out = self.model(batch.tokens, batch.targets, state, want_logits=False, **options)
+        return out.nll_sum, out.state
+
+    def update(self) -> None:
+        """Move the weights by their gradients, and forget these."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are laid end to end: where the model takes them so, and is not replayed, which wants few shapes.
+        What is fine-tuned may be another kind of model."""
+        may_be = isinstance(self.model, LanguageModel) and self.graphed is None
+        return may_be and self.model.takes_packed(self.device)
 
     def prepare(self, batch: Batch) -> Batch:
-        """What the CPU does with a batch before it goes to the device: rows are laid end to end where the model takes
-        them so. What is fine-tuned may be another kind of model."""
-        takes_packed = isinstance(self.model, LanguageModel) and self.model.takes_packed(self.device)
-        return (end_to_end(batch) if takes_packed else batch).near(self.device)
-
-    def _start(self, batch: Batch) -> State | None:
-        """The state in which the model begins a batch; rows of a fine-tuning set have no position in a text."""
-        return None if batch.position is None else self.model.start(None, batch.position)
+        """What the CPU does with a batch before it goes to the device."""
+        return (end_to_end(batch) if self.packs else batch).near(self.device)
 
     def set_lr(self) -> float:
         """Set every group's learning rate to this step's, and return the peak one's."""
         optim, step, time_used = self.config.optim, self.progress.step, self.budget.time_used
         factor = lr_factor(optim.schedule, step, optim.steps, optim.warmup, optim.lr_floor, time_used)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+            set_lr(optimizer, factor)
         return optim.lr * factor
 
     def clip(self) -> Tensor | None:
