@@ -58,6 +58,16 @@ def test_a_scan_is_the_layer(kind, B, T, C, H, seed):
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_the_gradient_of_a_scan_may_be_an_expanded_one(kind):
+    layer, library = kind(4, 16, batch_first=True), makemore.compiled.functions()
+    x, first = torch.randn(5, 3, 4), torch.zeros(5, 16)
+    gates = nn.functional.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
+    y, _ = scan(library, gates, first, layer.weight_hh_l0, layer.bias_hh_l0)
+    parameters = list(layer.parameters())
+    assert_close(gradients(y.sum(), parameters), gradients(layer(x, first[None])[0].sum(), parameters))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
 def test_a_scan_on_two_threads_is_that_on_one_to_the_bit(kind):
     layer, library, kept = kind(4, 24, batch_first=True), makemore.compiled.functions(), torch.get_num_threads()
     x, results = torch.randn(37, 6, 4), []
