@@ -241,6 +241,19 @@ def test_fused_activations_are_the_activations(dtype, activation, B, C):
     torch.testing.assert_close(*(gradients((y * mix).sum(), [x])[0] for y in (ours, theirs)), **near)
 
 
+@pytest.mark.parametrize("size", [1, 40])
+def test_closed_gates_are_closed(size):
+    library, layer = makemore.compiled.functions(), nn.GRU(4, size, batch_first=True)
+    closed = torch.tensor([-1000.0, -100, -89, -88, -87]).repeat_interleave(size)
+    x = torch.cat([torch.ones_like(closed), closed])[None].requires_grad_()
+    y = activated(library, "swiglu", x)
+    assert_close([y, *gradients(y.sum(), [x])], [torch.zeros_like(y), torch.zeros_like(x)])
+    x, first = 1000 * torch.randn(5, 6, 4), torch.randn(5, size)
+    gates = nn.functional.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
+    y, _ = scan(library, gates, first, layer.weight_hh_l0, layer.bias_hh_l0)
+    assert_close([y], [layer(x, first[None])[0]])
+
+
 TRANSFORMERS = {
     "the default": {},
     "relu2, grouped heads": {"activation": "relu2", "n_kv_head": 1},
