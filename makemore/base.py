@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
         n = self.ngrams.n - 1
         history = tokens.new_full((tokens.shape[0], n), self.special.pad) if state is None else state["history"]
         read = torch.cat([history, tokens], 1)
-        return self.ngrams(read), {"history": read[:, -n:]}
+        return self.ngrams(read), {"history": read[:, read.shape[1] - n :]}
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""

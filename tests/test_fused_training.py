@@ -58,6 +58,16 @@ def test_a_scan_is_the_layer(kind, B, T, C, H, seed):
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_the_gradient_of_a_scan_may_be_an_expanded_one(kind):
+    layer, library = kind(4, 16, batch_first=True), makemore.compiled.functions()
+    x, first = torch.randn(5, 3, 4), torch.zeros(5, 16)
+    gates = nn.functional.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
+    y, _ = scan(library, gates, first, layer.weight_hh_l0, layer.bias_hh_l0)
+    parameters = list(layer.parameters())
+    assert_close(gradients(y.sum(), parameters), gradients(layer(x, first[None])[0].sum(), parameters))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
 def test_a_scan_on_two_threads_is_that_on_one_to_the_bit(kind):
     layer, library, kept = kind(4, 24, batch_first=True), makemore.compiled.functions(), torch.get_num_threads()
     x, results = torch.randn(37, 6, 4), []
@@ -229,6 +239,19 @@ def test_fused_activations_are_the_activations(dtype, activation, B, C):
     mix, near = torch.randn(theirs.shape).to(dtype), dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else HALF
     torch.testing.assert_close(ours, theirs, **near)
     torch.testing.assert_close(*(gradients((y * mix).sum(), [x])[0] for y in (ours, theirs)), **near)
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_closed_gates_are_closed(size):
+    library, layer = makemore.compiled.functions(), nn.GRU(4, size, batch_first=True)
+    closed = torch.tensor([-1000.0, -100, -89, -88, -87]).repeat_interleave(size)
+    x = torch.cat([torch.ones_like(closed), closed])[None].requires_grad_()
+    y = activated(library, "swiglu", x)
+    assert_close([y, *gradients(y.sum(), [x])], [torch.zeros_like(y), torch.zeros_like(x)])
+    x, first = 1000 * torch.randn(5, 6, 4), torch.randn(5, size)
+    gates = nn.functional.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
+    y, _ = scan(library, gates, first, layer.weight_hh_l0, layer.bias_hh_l0)
+    assert_close([y], [layer(x, first[None])[0]])
 
 
 TRANSFORMERS = {

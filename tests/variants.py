@@ -50,6 +50,8 @@ VARIANTS: dict[str, dict] = {
     "lstm mixed order 1": {"mix_ngram": 1, "hash_ngrams": 3, "hash_rows": 50},
     "transformer mixed window": {"mix_ngram": 4, "positions": "rope", "window": 4},
     **{f"{model} counts read": {"mix_ngram": 3, **READ} for model in ("mlp", "cnn", "gru", "transformer")},
+    **{f"{model} counts read order {order}": {"mix_ngram": order, **READ} for model, order in [("rnn", 1), ("mlp", 2)]},
+    "transformer counts read order 2": {"mix_ngram": 2, **READ},
     "transformer counts read window": {"mix_ngram": 4, "positions": "rope", "window": 4, **READ},
     "gru counts read hashed": {"mix_ngram": 2, "hash_ngrams": 3, "hash_rows": 50, **READ},
     "transformer counts read hashed": {"mix_ngram": 4, "hash_ngrams": 3, "hash_rows": 50, **READ},

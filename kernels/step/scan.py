@@ -42,7 +42,8 @@ class _Scan(torch.autograd.Function):
         H = h.shape[2]
         gates, dh = gates.clone(), d_last.clone(memory_format=torch.contiguous_format)
         kept = None if kept is None else kept.clone()
-        _check(ctx.library.scan_back(N // H, B, T, H, *map(_address, (weight, gates, h, kept, dy.contiguous(), dh))))
+        dy = dy.contiguous()  # a name of its own: a copy that nothing holds is freed before the call
+        _check(ctx.library.scan_back(N // H, B, T, H, *map(_address, (weight, gates, h, kept, dy, dh))))
         before, of_gates = h[:, :-1].reshape(B * T, H), gates.view(B * T, N)
         d_weight, d_bias = of_gates.t() @ before, of_gates.sum(0)
         if kept is not None:  # the reset gate stands between the candidate and its product with the hidden vector

@@ -19,7 +19,8 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-static inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+// No infinity is divided by: -ffast-math takes reciprocals of vectors by a step of Newton's, which makes it NaN.
+static inline float sigmoid(float x) { return 1 / (1 + expf(x < -87 ? 87 : -x)); }
 
 // `rows` rows of out (rows, N), at `first`: the panel `w` (K, 64) times the rows of `in`, `stride` floats apart, plus
 // 64 floats of `bias` (or NULL); added to what is there with `adds`.

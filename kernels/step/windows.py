@@ -25,7 +25,8 @@ class _WindowSums(torch.autograd.Function):
         B, T = tokens.shape[0], tokens.shape[1] - order + 1
         tokens, table = tokens.contiguous(), table.contiguous()
         out = table.new_empty(B, T, H)
-        at_bias = None if bias is None else bias.contiguous().data_ptr()
+        bias = None if bias is None else bias.contiguous()
+        at_bias = None if bias is None else bias.data_ptr()
         library.windows(order, B, T, H, tokens.data_ptr(), table.data_ptr(), at_bias, out.data_ptr())
         ctx.library, ctx.shape, ctx.has_bias = library, table.shape, bias is not None
         ctx.save_for_backward(tokens)
