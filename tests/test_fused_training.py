@@ -275,3 +275,10 @@ def test_a_fused_step_of_a_transformer_is_the_written_one(options, half):
         torch.testing.assert_close(a, b, **near)
     if not half and "gelu" not in options.values():
         assert not torch.equal(ours[1][0], theirs[1][0])  # by other sums
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+def test_what_is_not_a_number_stays_one(activation):
+    x = torch.full((3, 40), float("nan"), requires_grad=True)
+    y = activated(makemore.compiled.functions(), activation, x)
+    assert y.isnan().all() and gradients(y.sum(), [x])[0].isnan().all()

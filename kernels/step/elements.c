@@ -56,12 +56,12 @@ INLINE swiglu_back(const int half, int64_t n, const void *restrict x, const void
     }
 }
 
-// y = max(x, 0)^2, rows of n.
+// y = max(x, 0)^2, rows of n. By sums, so that what is not a number stays one, which a comparison would make 0.
 INLINE relu2(const int half, int64_t n, const void *restrict x, void *restrict y)
 {
     EACH(n) {
         const float a = get(half, x, i);
-        set(half, y, i, a > 0 ? a * a : 0);
+        set(half, y, i, 0.5f * (a + fabsf(a)) * a);
     }
 }
 
@@ -69,7 +69,7 @@ INLINE relu2_back(const int half, int64_t n, const void *restrict x, const void 
 {
     EACH(n) {
         const float a = get(half, x, i);
-        set(half, dx, i, a > 0 ? 2 * a * get(half, dy, i) : 0);
+        set(half, dx, i, (a + fabsf(a)) * get(half, dy, i));
     }
 }
 
