@@ -13,6 +13,7 @@ from data.sources import cache_folder
 from kernels.step import library
 from kernels.step.draws import Sampling
 from kernels.step.program import ACTIVATIONS, LAYER_NORM, RMS_NORM, SCALE, Program
+from makemore.exact import PLAIN
 from makemore.layers import ACTIVATIONS as FUNCTIONS
 from makemore.layers import BatchNorm, LayerNorm, NoNorm, RMSNorm
 
@@ -34,14 +35,16 @@ def compiled_functions(model: nn.Module, rows: int) -> library.Library | None:
 
 def training_functions(*tensors: Tensor | None, half: bool = False) -> library.Library | None:
     """The functions, for a part of a training step that reads `tensors`, of float32 or, with `half`, bfloat16; None
-    where torch has to compute it."""
+    where torch has to compute it: what is no plain tensor has no numbers to read, and what watches torch's operations
+    would not see it."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    if torch.is_autocast_enabled("cpu") and not half:
+    if torch._C._len_torch_dispatch_stack() or (torch.is_autocast_enabled("cpu") and not half):
         return None
     dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
-    if any(each is not None and (each.device.type != "cpu" or each.dtype not in dtypes) for each in tensors):
-        return None
+    for each in tensors:
+        if each is not None and (type(each) not in PLAIN or each.device.type != "cpu" or each.dtype not in dtypes):
+            return None
     return functions()
 
 

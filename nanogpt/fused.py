@@ -19,7 +19,7 @@ def fused_turn(attention: Any, qk: Tensor, cos_sin: tuple[Tensor, Tensor] | None
     if not (attention.training and attention.fused) or cos_sin is None:
         return None
     cos, sin = cos_sin
-    library = training_functions(qk, half=True) if cos.dtype == torch.float32 else None
+    library = training_functions(qk, cos, sin, half=True) if cos.dtype == torch.float32 else None
     return None if library is None else turned(library, qk, cos, sin, NORM_EPS if attention.qk_norm else None)
 
 

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import makemore.compiled
 import makemore.mlp_looked_up
@@ -185,6 +187,11 @@ def test_what_is_not_training_or_not_the_layer_is_left_to_torch(monkeypatch, mod
         built(tokens)
     copy = build_model(config, VOCAB).double()
     copy(tokens)
+    with FlopCounterMode(display=False) as counter:
+        built(tokens)
+    assert counter.get_total_flops()  # what watches torch's operations sees them all
+    with FakeTensorMode():
+        build_model(config, VOCAB)(torch.ones(5, 8, dtype=torch.int64))
     built.layers[0].register_forward_hook(lambda *_: None)
     built(tokens)
     assert not taken
