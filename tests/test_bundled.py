@@ -25,6 +25,9 @@ def test_the_recipe_is_a_command_whose_run_it_is():
     config, _ = parse(WORDS)
     facts = read_facts(BUNDLED)
     asked = {name: value for name, value in as_stored(stored(config)).items() if value is not None}
+    without_flags = as_stored(stored(parse(["--model", "transformer"])[0]))
+    later = {name: asked.pop(name) for name in asked.keys() - facts["config"].keys()}  # flags that came after the run
+    assert later.items() <= without_flags.items()
     assert asked.items() <= facts["config"].items() and facts["command"] == "python train.py"
     assert {name for name in facts["config"].keys() - asked.keys() if facts["config"][name] is not None} == FOUND
 

@@ -42,7 +42,8 @@ class AdamW(torch.optim.AdamW):
 
     def _begin(self, p: Tensor) -> dict[str, Tensor]:
         zeros = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2)]
-        self.state[p] |= {"step": torch.zeros((), device=p.device), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+        step = torch.zeros((), dtype=torch.float32, device=p.device)  # whatever the default is, as torch has it
+        self.state[p] |= {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
         return self.state[p]
 
 
