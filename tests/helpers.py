@@ -127,6 +127,14 @@ def left(run: Path) -> dict:
     return kept | {"metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run)]}
 
 
+def left_by(cli, **flags) -> dict:
+    """What a run of these flags leaves that nothing interrupted; the run itself is gone."""
+    run = trained(cli, **flags)
+    kept = left(run)
+    shutil.rmtree(run)
+    return kept
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

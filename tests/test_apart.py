@@ -3,7 +3,6 @@ and the errors where they belong. Here the device is a CPU that is said to be on
 
 import errno
 import os
-import shutil
 import signal
 import threading
 import time
@@ -22,7 +21,7 @@ from engine.run import checkpoint
 from engine.training.feed import Feed
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
-from tests.helpers import KILL, STREAM, TERM, at_call, facts, left, ok, quick, refused, send, trained
+from tests.helpers import KILL, STREAM, TERM, at_call, facts, left, left_by, ok, quick, refused, send
 
 RESUME = ("train.py", "--resume", "--out", "run")
 HARD = STREAM | {"model": "lstm", "carry_state": True, "dropout": 0.2, "steps": 8, "grad_accum": 2}
@@ -38,10 +37,7 @@ def texts(names, text):
 @pytest.fixture
 def straight(cli):
     """What a run leaves that does one thing after the other."""
-    run = trained(cli, **HARD)
-    kept = left(run)
-    shutil.rmtree(run)
-    return kept
+    return left_by(cli, **HARD)
 
 
 @pytest.fixture

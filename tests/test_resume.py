@@ -21,6 +21,7 @@ from tests.helpers import (
     at_call,
     facts,
     left,
+    left_by,
     metrics,
     ok,
     quick,
@@ -101,10 +102,7 @@ HARD = STREAM | {"model": "lstm", "carry_state": True, "dropout": 0.2}
 @pytest.fixture
 def straight(cli):
     """What a run leaves that nothing interrupted: an LSTM with dropout that carries its state."""
-    run = trained(cli, **HARD)
-    kept = left(run)
-    shutil.rmtree(run)
-    return kept
+    return left_by(cli, **HARD)
 
 
 @pytest.mark.parametrize("nth", [1, 3, 4, 6])

@@ -1,6 +1,5 @@
 """Saving between evaluations: `--save-interval`."""
 
-import shutil
 import signal
 
 import pytest
@@ -11,7 +10,7 @@ from engine.config.flags import parse
 from engine.pretraining import Pretraining
 from engine.run import checkpoint
 from engine.training.trainer import Trainer
-from tests.helpers import KILL, STREAM, TERM, at_call, facts, left, metrics, ok, quick, refused, summary, trained
+from tests.helpers import KILL, STREAM, TERM, at_call, facts, left, left_by, metrics, ok, quick, refused, summary
 
 RESUME = ("train.py", "--resume", "--out", "run")
 HARD = STREAM | {"model": "lstm", "carry_state": True, "dropout": 0.2, "steps": 8, "optimizer": "muon"}
@@ -25,10 +24,7 @@ def texts(names, text):
 @pytest.fixture
 def straight(cli):
     """What a run leaves that nothing interrupted, and that saves at each evaluation: at steps 0, 3, 6 and 8."""
-    run = trained(cli, **HARD)
-    kept = left(run)
-    shutil.rmtree(run)
-    return kept
+    return left_by(cli, **HARD)
 
 
 @pytest.mark.parametrize("nth", [5, 6, 8])
