@@ -298,9 +298,10 @@ def lines_at(ids: TokenFile, pieces: Pieces, items: Array, special: Special) -> 
     positions = start + np.arange(int((end - start).max()))  # (B, T), of the targets
     inside = positions < end
     targets = np.where(inside, ids.take(np.minimum(positions, len(ids) - 1)), special.pad).astype(np.int64)
-    tokens = np.roll(targets, 1, axis=1)
+    tokens = np.empty_like(targets)
+    tokens[:, 1:] = targets[:, :-1]  # padded inputs are `<pad>`, but for an <eos> as the first: nothing reads it
     first = start[:, 0]
-    tokens[:, 0] = np.where(first == pieces.row[items], special.bos, ids.take(np.maximum(first - 1, 0)))
+    begins = first == pieces.row[items]
+    tokens[:, 0] = special.bos if begins.all() else np.where(begins, special.bos, ids.take(np.maximum(first - 1, 0)))
     targets[~inside] = IGNORE
-    # The roll makes padded inputs `<pad>`, but for the <eos> that lands on the first of them: nothing reads it.
     return _batch(tokens, targets, first, special)

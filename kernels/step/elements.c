@@ -26,14 +26,15 @@ static inline __attribute__((always_inline)) void set(const int half, void *x, i
 
 static inline const void *row_of(const int half, const void *x, int64_t i) { return (const char *)x + i * (half ? 2 : 4); }
 
+enum { GRAIN = 1 << 15 };  // numbers that one thread does alone, as in torch
 #define EACH(count) INDEPENDENT for (int64_t i = 0; i < (count); i++)
-#define ROWS(half, call)                                              \
-    if (half) {                                                       \
-        _Pragma("omp parallel for schedule(static)")                  \
-        for (int64_t r = 0; r < rows; r++) { enum { h = 1 }; call; }  \
-    } else {                                                          \
-        _Pragma("omp parallel for schedule(static)")                  \
-        for (int64_t r = 0; r < rows; r++) { enum { h = 0 }; call; }  \
+#define ROWS(half, call)                                                   \
+    if (half) {                                                            \
+        _Pragma("omp parallel for schedule(static) if (rows * n > GRAIN)") \
+        for (int64_t r = 0; r < rows; r++) { enum { h = 1 }; call; }       \
+    } else {                                                               \
+        _Pragma("omp parallel for schedule(static) if (rows * n > GRAIN)") \
+        for (int64_t r = 0; r < rows; r++) { enum { h = 0 }; call; }       \
     }
 #define AT(x, floats) ((void *)row_of(h, x, r * (floats)))
 #define INLINE static inline __attribute__((always_inline)) void

@@ -2,7 +2,8 @@
 // with its inputs are one product for all times. kernels/step/scan.py calls it; torch does the rest.
 //
 // Rows are independent: a tile of them goes through all times, with its hidden vectors and the weights in the cache, and
-// threads take tiles. OpenMP's functions are those that torch has loaded, and so its threads are torch's.
+// where there is enough to do threads take tiles. OpenMP's functions are those that torch has loaded, and so its threads
+// are torch's.
 
 #include "vectors.h"
 
@@ -68,7 +69,7 @@ int64_t charlm_scan(int64_t G, int64_t B, int64_t T, int64_t H, const float *wei
     into_panels(weight, H, N, 0, w);
     memset(b_padded, 0, padded(N) * sizeof(float));
     memcpy(b_padded, bias, N * sizeof(float));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T * N * H > ALONE)
     for (int64_t b = 0; b < B; b += TILE) {
         const int rows = B - b < TILE ? B - b : TILE;
         float p[TILE * N];
@@ -116,7 +117,7 @@ int64_t charlm_scan_back(int64_t G, int64_t B, int64_t T, int64_t H, const float
     float *w = malloc(padded(H) * N * sizeof(float));
     if (!w) return 1;
     into_panels(weight, N, H, 1, w);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T * N * H > ALONE)
     for (int64_t b = 0; b < B; b += TILE) {
         const int rows = B - b < TILE ? B - b : TILE;
         float d[TILE * N], carry[TILE * H];

@@ -10,6 +10,9 @@ enum { LANES = 16, TILE = 4 };  // floats of a vector, rows that a product takes
 enum { LANES = 8, TILE = 1 };
 #endif
 enum { PANEL = 64, VECTORS = PANEL / LANES };  // columns of a panel of weights
+// Products of numbers that one thread does alone: what two gain on fewer is less than a fork, and where another process
+// has their core, they wait for it a hundred times as long as the work takes.
+enum { ALONE = 4 << 20 };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // Element by element, also in place: without INDEPENDENT the compiler would have to fear that arrays overlap.

@@ -9,7 +9,7 @@
 void charlm_windows(int64_t order, int64_t B, int64_t T, int64_t H, const int64_t *tokens, const float *table,
                     const float *bias, float *out)
 {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T * order * H > ALONE / 8)
     for (int64_t b = 0; b < B; b++)
         for (int64_t t = 0; t < T; t++) {
             const int64_t *window = tokens + b * (order - 1 + T) + t;
@@ -27,7 +27,7 @@ void charlm_windows(int64_t order, int64_t B, int64_t T, int64_t H, const int64_
 void charlm_windows_back(int64_t order, int64_t B, int64_t T, int64_t H, const int64_t *tokens, const float *dy,
                          float *d_table)
 {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T * order * H > ALONE / 8)
     for (int64_t o = 0; o < order; o++)
         for (int64_t b = 0; b < B; b++)
             for (int64_t t = 0; t < T; t++) {
