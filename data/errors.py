@@ -30,6 +30,10 @@ class UserError(Exception):
         self.neutral, self.field = message if neutral is None else neutral, field
 
 
+class StepFault(UserError):
+    """What stopped a training between two saves and is not the run's own: once it is mended, the run goes on."""
+
+
 def warn(message: str) -> None:
     """Print a warning line on standard error; a closed one is ignored."""
     _say(f"warning: {message}")

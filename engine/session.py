@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.errors import UserError, fault, is_fault, outlive_readers
+from data.errors import StepFault, UserError, fault, is_fault, outlive_readers
 from data.prepare import print_notes
 from data.program import recorded, spoken
 from data.tokenizers import Tokenizer
@@ -246,9 +246,10 @@ def _fit(session: Session, trainer: Trainer | None) -> Progress:
 
 @contextlib.contextmanager
 def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
-    """Inside, a signal and a disk that fails end in a message that says how to go on; memory that is out, in one that
-    says what to lower."""
+    """Inside, a signal, a disk that fails and what a step met outside of the run end in a message that says how to go
+    on; memory that is out, in one that says what to lower."""
     command = folder.resume_command(session.folder, session.config.program)
+    whole = f"What was saved before is whole; go on with: {command}"
     try:
         yield
     except runtime.Interrupted:
@@ -258,7 +259,9 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         if not is_fault(error):
             raise
-        raise UserError(f"{fault(error)}. What was saved before is whole; go on with: {command}") from error
+        raise UserError(f"{fault(error)}. {whole}") from error
+    except StepFault as error:
+        raise UserError(f"{error}. {whole}") from error
     except (MemoryError, RuntimeError) as error:
         if not runtime.is_out_of_memory(error):
             raise

@@ -213,9 +213,12 @@ def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
         assert ended.code == 0, (command, ended.err)
 
 
-def test_the_commands_that_follow_instructions(cli, texts):
+def test_the_commands_that_follow_instructions(cli, texts, tmp_path):
     assert cli("train.py", "--data", "poems.txt", "--tokenizer", "byte", *SHORT).code == 0
-    assert len(INSTRUCT) == 14
+    assert cli("train.py", "--model", "gru", *SHORT).code == 0
+    (reward,) = (block for kind, block in BLOCKS if kind == "python" and "def short(" in block)
+    (tmp_path / "my_rewards.py").write_text(reward)
+    assert len(INSTRUCT) == 17
     short = [*SHORT[:4], "--max-answer", "2"]
     for command in INSTRUCT:
         words = shlex.split(command)[2 if "sample.py" in command else 3 :]

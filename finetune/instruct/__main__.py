@@ -12,9 +12,11 @@ def main() -> int:
     config, explicit = parse(sys.argv[1:], InstructConfig)
     from engine.session import run  # torch loads only now
     from finetune.instruct.preference_task import Preferences
+    from finetune.instruct.reward.task import Rewards
     from finetune.instruct.task import Instructions
 
-    return run(Preferences() if config.tuning.dpo else Instructions(), config, explicit)
+    task = Preferences if config.tuning.dpo else Rewards if config.tuning.grpo else Instructions
+    return run(task(), config, explicit)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,19 @@ import numpy as np
 from data import string_tasks
 from data.conversation_files import read_conversations, read_pairs
 from data.conversation_shapes import Columns
-from data.conversations import Conversation, Pair, drop_duplicates
+from data.conversations import Conversation, Pair, Turn, drop_duplicates
 from data.errors import UserError, warn
+from data.examples import SIDES
 from data.json_files import content_key
 from data.rows import PairRow, Row
 from data.tokenizers import Tokenizer
-from finetune.instruct.options import STRINGS, InstructConfig
+from finetune.instruct.options import NO_QUESTIONS, STRINGS, InstructConfig
 from finetune.instruct.templates import Template, without_oldest, written
 from finetune.sides import published_sides, split
 from finetune.task import check_unknown, refuse_edited, warn_if_few
 
+MOST_ASKED = 256  # questions that --grpo measures on
+_SILENCE = Conversation((Turn("assistant", ""),), where="")  # what stands before a text that answers nothing
 Items = Sequence[Conversation | Pair]  # all of one kind
 
 
@@ -79,6 +82,8 @@ class InstructData:
     def what(self) -> str:
         """The examples in words."""
         sizes = ", ".join(f"{len(side.items):,} {name}" for name, side in self.sides.items())
+        if self.material.name == NO_QUESTIONS:
+            return "what it writes without a question"
         return f"{self.material.name}: {sizes}, template {self.template.name}"
 
 
@@ -87,6 +92,8 @@ def read_material(config: InstructConfig) -> Material:
     if config.text.data == STRINGS:
         sides = string_tasks.string_tasks(config.text.split_seed)
         return Material(STRINGS, sides, _key([c for side in sides.values() for c in side]))
+    if config.text.data == NO_QUESTIONS:
+        return Material(NO_QUESTIONS, dict.fromkeys(SIDES, [_SILENCE] * MOST_ASKED), content_key([]))
     name, items = read_all(config)
     published = published_sides(
         config.text, {"train": list(items)}, lambda data: {"train": list(_read(config, data)[1])}
@@ -135,9 +142,10 @@ def encode(items: Items, template: Template, config: InstructConfig, name: str) 
     shortened = sum(after is not None and after != before for before, after in zip(items, kept, strict=True))
     answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
     prompt_weight = config.tuning.prompt_loss_weight if name == "train" else 0.0  # validation compares answers alone
+    asks = config.tuning.grpo and not config.run.eval_only
     side = Side(
         fit,
-        [row_of(item, template, prompt_weight) for item in fit],
+        [template.question(_said(item)) if asks else row_of(item, template, prompt_weight) for item in fit],
         np.array(answerable),
         len(items) - len(fit),
         shortened,
@@ -174,6 +182,10 @@ def within(item: Conversation | Pair, template: Template, context: int) -> Conve
         shorter = [c._replace(turns=turns) for c, turns in zip(both(item), fewer, strict=True)]
         item = Pair(*shorter) if isinstance(item, Pair) else shorter[0]
     return item
+
+
+def _said(item: Conversation | Pair) -> tuple[Turn, ...]:
+    return both(item)[0].prompt
 
 
 def _unknown(text: str, template: Template) -> int:

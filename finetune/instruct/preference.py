@@ -4,33 +4,27 @@ Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretl
 pair is -log sigmoid(beta * margin), where the margin is how much more than the reference the model prefers `chosen`.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import IGNORE
 from data.rows import HasTokens, by_length, collate
 from engine.evaluate import in_evaluation_mode
+from finetune.instruct.reference import BesideReference
 from makemore.base import LanguageModel, Output, State
 
 
-class Preference(nn.Module):
-    """`model` as it is now is the reference; its weights, by its own names, are what is trained and stored.
-
-    tokens, targets (2B, T), first B rows with chosen answers, then with rejected ones -> the loss summed over pairs."""
-
-    reference: LanguageModel
+class Preference(BesideReference):
+    """tokens, targets (2B, T), first B rows with chosen answers, then with rejected ones -> the loss summed over
+    pairs."""
 
     def __init__(self, model: LanguageModel, beta: float):
-        super().__init__()
-        self.model, self.beta = model, beta
-        reference = copy.deepcopy(model).requires_grad_(False).eval()
-        self.__dict__["reference"] = reference  # no module of this one: neither trained, nor stored, nor in train mode
+        super().__init__(model)
+        self.beta = beta
 
     def forward(
         self, tokens: Tensor, targets: Tensor, state: State | None = None, *, want_logits: bool = True
@@ -45,27 +39,6 @@ class Preference(nn.Module):
             before = _likelihoods(self.reference, tokens, targets)
         chosen, rejected = (_likelihoods(self.model, tokens, targets) - before).view(2, -1)
         return chosen - rejected
-
-    def output_layers(self) -> list[nn.Module]:
-        """As of a LanguageModel."""
-        return self.model.output_layers()
-
-    def to(self, *args: Any, **kwargs: Any) -> "Preference":
-        self.reference.to(*args, **kwargs)
-        return super().to(*args, **kwargs)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.model.named_parameters(*args, **kwargs)
-
-    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        yield "", self  # FSDP looks for what it has wrapped
-        yield from self.model.named_modules(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model.load_state_dict(*args, **kwargs)
 
 
 def _likelihoods(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:

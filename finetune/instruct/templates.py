@@ -42,6 +42,13 @@ class Template(NamedTuple):
         targets = np.where(np.isin(ids, special.never_predicted) | ~learned, IGNORE, ids)
         return Row(ids[:-1], targets[1:], np.where(answered, 1.0, prompt_weight).astype(np.float32)[1:])
 
+    def question(self, turns: Sequence[Turn]) -> Row:
+        """The prompt of these turns as a row whose one target, `<eos>`, marks where the answer begins."""
+        tokens = np.array(self.prompt(turns), np.int64)
+        targets = np.full_like(tokens, IGNORE)
+        targets[-1] = self.tokenizer.special.eos
+        return Row(tokens, targets)
+
     def _pieces(self, turns: Sequence[Turn]) -> list[np.ndarray]:
         return [np.array([self.tokenizer.special.bos], np.int64), *map(self._turn, turns)]
 

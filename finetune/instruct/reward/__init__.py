@@ -1,0 +1,1 @@
+"""Rewards: a model learns from its own answers, by what they are worth."""
