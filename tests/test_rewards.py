@@ -63,6 +63,7 @@ def test_the_reward_grows_and_the_run_writes_what_it_learned(cli):
     assert Path("run/reward.png").exists() and f"{lines[0]['val_reward']:.3f} before" in done.out
     drawn = ok(cli("sample.py", "run", "--num", 20)).out
     assert drawn.count("a") > 0.3 * len(drawn)
+    refused(cli(MODULE, "--eval-only", "--out", "run"), "run was trained without questions")
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(cli):
@@ -132,7 +133,9 @@ def test_questions_with_answers_that_can_be_checked(cli, tmp_path):
     assert lines[-1]["val_reward"] > lines[0]["val_reward"]
     answers = [json.loads(line) for line in Path("run/generations.jsonl").read_text().splitlines()]
     assert all(each["reward"] == float(each["answer"] == each["wanted"]) for each in answers)
-    assert json.loads(ok(cli(MODULE, "--eval-only", "--out", "run")).out)["exact_match"] >= 0
+    ok(cli(MODULE, *flags[:-4], "--lr", 1e-9, "--steps", 1, "--out", "same"))  # --eval-only compares answers as ever
+    same, half = (json.loads(ok(cli(MODULE, "--eval-only", "--out", run)).out) for run in ("same", "half"))
+    assert same["examples"] == half["examples"] and same["loss"] == pytest.approx(half["loss"], rel=1e-4)
     ok(cli("sample.py", "run", "--chat", "--message", "say a0"))
 
 

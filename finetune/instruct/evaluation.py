@@ -9,6 +9,7 @@ from data.conversations import Pair
 from data.errors import UserError
 from data.rows import eval_rows
 from engine.config import flags
+from engine.config.settings import replace
 from engine.evaluate import evaluate, in_evaluation_mode
 from engine.run import folder
 from engine.run.load import load_run
@@ -16,7 +17,7 @@ from engine.run.weights import load_weights
 from finetune.instruct import preference
 from finetune.instruct.answers import answer_all, by_task, exact, write_generations
 from finetune.instruct.material import Side, encode, own_material, read_all
-from finetune.instruct.options import USE_FLAGS, InstructConfig
+from finetune.instruct.options import NO_QUESTIONS, USE_FLAGS, InstructConfig
 from finetune.instruct.preference import Preference
 from finetune.instruct.templates import Template
 from finetune.task import backends_of, refuse_useless_here
@@ -52,6 +53,9 @@ def evaluate_run(config: InstructConfig, explicit: set[str]) -> dict[str, Any]:
         raise UserError(f"cannot write --generations {generations}: name a file in a folder that is there")
     run = load_run(path, which, config.machine.device, **backends_of(config, explicit))
     own, template = flags.config_of(path, InstructConfig), Template(run.template or "chatml", run.tokenizer)
+    own = replace(own, grpo=False)  # answers are compared with the wanted ones
+    if "data" not in explicit and own.text.data == NO_QUESTIONS:
+        raise UserError(f"{path} was trained without questions: there are no answers to compare; see its summary.json")
     if "data" in explicit:
         name, items = read_all(config)
     else:

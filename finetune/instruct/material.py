@@ -142,10 +142,12 @@ def encode(items: Items, template: Template, config: InstructConfig, name: str) 
     shortened = sum(after is not None and after != before for before, after in zip(items, kept, strict=True))
     answerable = [not any(_unknown(c.answer, template) for c in both(item)) for item in fit]
     prompt_weight = config.tuning.prompt_loss_weight if name == "train" else 0.0  # validation compares answers alone
-    asks = config.tuning.grpo and not config.run.eval_only
     side = Side(
         fit,
-        [template.question(_said(item)) if asks else row_of(item, template, prompt_weight) for item in fit],
+        [
+            template.question(_said(item)) if config.tuning.grpo else row_of(item, template, prompt_weight)
+            for item in fit
+        ],
         np.array(answerable),
         len(items) - len(fit),
         shortened,
