@@ -68,7 +68,7 @@ class Rewarded(BesideReference):
             return Output(None, -(measured.rewards - self.settings.kl * measured.distance).sum(), count, {})
         # From the generator of dropout, which each step seeds: a run that goes on draws the same.
         seed = int(torch.randint(2**62, (), device=tokens.device))
-        drawn = self.draw(prompts, self.settings.samples, seed)
+        drawn = self.draw(self.model, prompts, self.settings.samples, seed)
         worth = advantages(self.rewards(drawn).view(len(prompts), -1), self.settings.advantage).flatten()
         nll = token_nll(self.model, drawn)  # (N, T)
         weight = worth[:, None].to(nll.dtype)
@@ -79,22 +79,22 @@ class Rewarded(BesideReference):
                 weight = weight - self.settings.kl * (1 - apart.exp())
         return Output(None, (nll * weight.detach()).sum() / self.settings.samples, count, {})
 
-    def draw(self, prompts: list[list[int]], samples: int, seed: int) -> Drawn:
-        """`samples` answers to each prompt, by the model as it is, without dropout."""
-        special, device = self.tokenizer.special, next(self.model.parameters()).device
+    def draw(self, model: LanguageModel, prompts: list[list[int]], samples: int, seed: int) -> Drawn:
+        """`samples` answers of the model, or of the reference, to each prompt, without dropout."""
+        special, device = self.tokenizer.special, next(model.parameters()).device
         room = self.settings.longest
         of_length: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             of_length[len(prompt)].append(i)
         drawn: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
         generator = torch.Generator(device).manual_seed(seed)
-        with in_evaluation_mode(self.model):
+        with in_evaluation_mode(model):
             for length, numbers in sorted(of_length.items()):
                 ids = torch.tensor([prompts[i] for i in numbers], device=device)
                 if self.settings.context is not None:
                     room = min(self.settings.longest, self.settings.context + 1 - length)
                 steps = generate(
-                    self.model, ids, room, Sampling(), special.never_predicted, special.eos, generator,
+                    model, ids, room, Sampling(), special.never_predicted, special.eos, generator,
                     copies=[samples] * len(numbers),
                 )  # fmt: skip
                 rows = torch.stack(list(steps), 1).tolist()
@@ -120,11 +120,12 @@ class Rewarded(BesideReference):
         """The reward of each answer, (N,) float32."""
         return torch.tensor(self.scorer.scores(drawn.answers), device=drawn.tokens.device)
 
-    def measure(self, prompts: list[list[int]]) -> "Measured":
-        """One answer to each prompt, always with the same random numbers."""
-        with in_evaluation_mode(self.model):
-            drawn = self.draw(prompts, 1, EVALUATION_SEED)
-            distance = (token_nll(self.reference, drawn) - token_nll(self.model, drawn)).sum(1)
+    def measure(self, prompts: list[list[int]], before: bool = False) -> "Measured":
+        """One answer to each prompt, always with the same random numbers; with `before`, as the reference answers."""
+        model = self.reference if before else self.model
+        with in_evaluation_mode(model):
+            drawn = self.draw(model, prompts, 1, EVALUATION_SEED)
+            distance = (token_nll(self.reference, drawn) - token_nll(model, drawn)).sum(1)
         return Measured(drawn.answers, self.rewards(drawn), distance.float())
 
 

@@ -85,17 +85,17 @@ class Rewards(Instructions):
         load_best(session.model, path, progress.best_step)
         summary = results.describe(session.config.model, count_parameters(session.model), progress)
         summary |= results.of_memory(session.device)
-        measured = _measured(session, "test")
-        summary["test"] = measured.facts
+        measured, before = _measured(session, "test"), _measured(session, "test", before=True)
+        summary |= {"test": measured.facts, "before": before.facts}
         replace_file(path / "generations.jsonl", "".join(_lines(measured)).encode())
         results.draw_loss(session.metrics, path)
         draw_reward(session.metrics, path)
         results.write_summary(path, summary)
         session.model.scorer.close()
         show(f"\n{_shown(measured)}\n")
-        facts, before = measured.facts, session.metrics.read()[0]
+        facts = measured.facts
         print(
-            f"reward {facts['reward']:.3f} ({before['val_reward']:.3f} before), {facts['distinct']:.0%} of the answers "
+            f"reward {facts['reward']:.3f} ({before.facts['reward']:.3f} before), {facts['distinct']:.0%} of the answers "
             f"distinct, {facts['kl']:.2f} nats from the start; best at step {summary['best_step']}, "
             f"{summary['seconds']:.1f} s of training\n"
             f"the answers: {path / 'generations.jsonl'}, the way there: {path / 'reward.png'}\n"
@@ -124,9 +124,9 @@ def _some(side: Side) -> list[int]:
     return list(range(0, len(side.rows), -(-len(side.rows) // MOST_ASKED)))
 
 
-def _measured(session: Session, name: str) -> Measured:
+def _measured(session: Session, name: str, before: bool = False) -> Measured:
     side = session.data.sides[name]
-    return session.model.measure([side.rows[i].tokens.tolist() for i in _some(side)])
+    return session.model.measure([side.rows[i].tokens.tolist() for i in _some(side)], before)
 
 
 def _is_silent(session: Session) -> bool:
