@@ -23,6 +23,7 @@ from engine.run.load import Run, load_parent, load_run
 from engine.task import Batches, Session, Task
 from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
 from engine.training import extend
+from engine.training.distilling import check_hash, distilled, keep_hash, load_teacher, plain
 from engine.training.progress import Evaluation, Progress
 from makemore.base import LanguageModel, count_parameters
 from makemore.config import Mark
@@ -38,6 +39,8 @@ _ENTRIES_OF_TRAINING = ("longest_copied", "mfu", "peak_tflops", "gpu_peak_memory
 class Pretraining(Task):
     """Its data is a `Store`: a prepared text."""
 
+    teacher: Run | None = None  # of a new run
+
     def parent(self, config: Config, explicit: set[str]) -> Run:
         parent = load_parent(config)
         refuse_contradictions(config, explicit & shape(Config), stored(parent.config), set(), "--init")
@@ -47,7 +50,9 @@ class Pretraining(Task):
         return parent
 
     def read(self, config: Config, explicit: set[str], parent: Run | None) -> tuple[Config, Store]:
-        store = prepare_text(config, parent.tokenizer if parent else None, extend=config.run.extend_vocabulary)
+        self.teacher = load_teacher(config) if config.run.teacher else None
+        known = parent or self.teacher  # in whose vocabulary the text is read
+        store = prepare_text(config, known.tokenizer if known else None, extend=config.run.extend_vocabulary)
         if parent and config.run.extend_vocabulary:
             extend.tell_added(parent.tokenizer, store.tokenizer)
         return with_context(config, store), store
@@ -64,10 +69,20 @@ class Pretraining(Task):
             extend.load_extended(model, parent.model)
         return model
 
-    def trained(self, config: Config, data: Store, model: LanguageModel, folder: Path | None) -> LanguageModel:
+    def trained(self, config: Config, data: Store, model: LanguageModel, folder: Path | None) -> Any:
         if isinstance(model, Mixture):  # what each part's counts say of the others is not stored but counted again
             once_a_host(model, lambda: model.count(*counting_arrays(data.train)), self.ranks)
-        return model
+        if config.run.teacher is None:
+            return model
+        teacher = self.teacher or load_teacher(config)
+        if folder is not None:
+            check_hash(teacher.model, folder, config)
+        return distilled(config, model, teacher, data.tokenizer)
+
+    def keep(self, session: Session) -> None:
+        super().keep(session)
+        if session.config.run.teacher is not None:
+            keep_hash(session.model.other, session.folder)
 
     def batches(self, config: Config, data: Store, model: LanguageModel) -> Batches:
         def val() -> Iterator[Batch]:  # what counts knows its history only once it has counted
@@ -93,8 +108,8 @@ class Pretraining(Task):
 
     def finish(self, session: Session, progress: Progress) -> None:
         report.finish(
-            session.model, progress, session.config, session.data, session.device, session.folder, session.metrics,
-            self.ranks.world,
+            plain(session.model), progress, session.config, session.data, session.device, session.folder,
+            session.metrics, self.ranks.world,
         )  # fmt: skip
         print(f"\nrun directory: {session.folder}\nmore samples:  {folder.sample_command(session.folder)}")
 

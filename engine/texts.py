@@ -33,7 +33,7 @@ def store_of_run(
             _warn_if_edited(config, kept, tokenizer)
             return kept
     try:
-        store = prepare_text(config, tokenizer if config.run.init else None)
+        store = prepare_text(config, _given(config, tokenizer))
     except UserError as error:
         raise UserError(f"{error} (the text of this run; where it has moved, --data says where it is)") from error
     if store.key != facts["data"]["key"]:
@@ -53,11 +53,16 @@ def _warn_if_edited(config: Config, store: Store, tokenizer: Tokenizer) -> None:
     if any(data_set(name) or name == "-" for name in names):
         return
     try:
-        key = key_of(config.text.data, **_how(config), vocabulary=tokenizer if config.run.init else None)
+        key = key_of(config.text.data, **_how(config), vocabulary=_given(config, tokenizer))
     except UserError:
         return
     if key != store.key:
         warn(f"{', '.join(names)} has changed since the run began; the run goes on with the text as it was")
+
+
+def _given(config: Config, tokenizer: Tokenizer) -> Tokenizer | None:
+    """The vocabulary of a run, where it was another run's before; None where it follows from the text."""
+    return tokenizer if config.run.init or config.run.teacher else None
 
 
 def _how(config: Config) -> dict[str, Any]:

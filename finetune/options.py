@@ -56,6 +56,9 @@ class TuneRun(RunFlags):
     """Start from the weights and the vocabulary of this run, or published ones (gpt2:PATH, hf:PATH); scratch: from
     nothing."""
     preset: Fixed[None] = None
+    teacher: Fixed[None] = None
+    teacher_weight: Fixed[float] = 0.5
+    teacher_temperature: Fixed[float] = 2.0
 
     def __post_init__(self):
         self.init = None if self.init == TuneConfig.no_init else self.init

@@ -90,8 +90,26 @@ def refuse_useless(config: Config, explicit: set[str]) -> None:
         raise UserError(f"--lr-floor means nothing to --schedule {config.optim.schedule}; leave it out")
     if config.run.extend_vocabulary and config.run.init is None:
         raise UserError("--extend-vocabulary goes with --init, a run whose vocabulary to extend")
+    _refuse_useless_teacher(config, explicit)
     if config.run.checkpoint and not config.run.init:
         raise UserError("--checkpoint goes with --resume, --eval-only or --init")
+
+
+def _refuse_useless_teacher(config: Config, explicit: set[str]) -> None:
+    """Raise UserError where a teacher's flags have none, or a teacher meets what it has nothing to say of."""
+    if config.run.teacher is None:
+        if useless := sorted(explicit & {"teacher_weight", "teacher_temperature"}):
+            raise UserError(f"{flag(useless[0])} means nothing without --teacher, the run to learn from")
+        return
+    for name in ("mix_ngram", "count_inputs"):
+        if getattr(config.net, name, 0):
+            raise UserError(f"{flag(name)} and --teacher exclude each other: a teacher knows nothing of counts")
+    if config.run.extend_vocabulary:
+        raise UserError("--extend-vocabulary and --teacher exclude each other: both have one vocabulary")
+    if config.machine.shard:
+        raise UserError("--shard divides one model, and --teacher is a second one")
+    if config.machine.cuda_graph == "on":
+        raise UserError("--cuda-graph on and --teacher exclude each other: a teacher's part has another size each step")
 
 
 def refuse_foreign(foreign: set[str], cls: type[Config], model: str, prog: str) -> None:

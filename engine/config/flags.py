@@ -14,7 +14,7 @@ from engine.config import presets
 from engine.config.checks import check_mode, check_stored, check_values, refuse_foreign
 from engine.config.families import FAMILIES
 from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
-from engine.config.settings import all_settings, make, marked, sections, settings, shape
+from engine.config.settings import all_settings, make, marked, sections, settings, shape, without_rare
 from engine.run.folder import command_of, read_facts, task_of
 from makemore.config import Mark
 from nanogpt import pretrained
@@ -47,10 +47,14 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
     values = _defaults(first, argv, explicit, cls)
     model = values["model"]
     refuse_foreign((explicit - settings(cls, model).keys()) | (explicit & cls.fixed.keys()), cls, model, prog)
+    family: Any = cls[sections(cls, model)["net"]]  # type: ignore[index]  # known only now
+    default = make(cls, values)
+    if {"-h", "--help"} & {*argv} and not explicit & marked(cls, Mark.RARE):
+        family, default = without_rare(family, default)
     config = tyro.cli(
-        cls[sections(cls, model)["net"]],  # type: ignore[index]  # the family is known only now
+        family,
         args=argv,
-        default=make(cls, values),
+        default=default,
         prog=prog,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
     )

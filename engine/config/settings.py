@@ -52,6 +52,28 @@ def _net(cls: type[Config], model: str) -> type[ModelConfig]:
     return dataclasses.make_dataclass(net.__name__, hidden, bases=(net,)) if hidden else net
 
 
+def without_rare(cls: Any, config: Any) -> tuple[Any, Any]:
+    """`cls`, a Config of a family, and `config`, one of it, with the settings marked RARE hidden from the command
+    line."""
+    fixed: Any = Fixed  # of a type that is known only now
+    shown, kept = {}, {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name, section in kept.items():
+        if not dataclasses.is_dataclass(section):
+            continue
+        hints = typing.get_type_hints(type(section), include_extras=True)
+        notes = {
+            each: typing.get_args(hint)[1:] for each, hint in hints.items() if typing.get_origin(hint) is Annotated
+        }
+        hidden = [(each, fixed[hints[each]], getattr(section, each)) for each in notes if Mark.RARE in notes[each]]
+        if hidden:
+            shown[name] = dataclasses.make_dataclass(type(section).__name__, hidden, bases=(type(section),))
+            shown[name].__doc__ = type(section).__doc__
+            kept[name] = shown[name](**vars(section))
+    made = dataclasses.make_dataclass(type(config).__name__, [*shown.items()], bases=(cls,))
+    made.__doc__ = type(config).__doc__
+    return made, made(**kept)
+
+
 @cached
 def settings(cls: type[Config], model: str) -> dict[str, Setting]:
     """All flags of a `cls` whose family is `model`, by name."""

@@ -39,6 +39,9 @@ class NumPyRun(RunFlags):
     go_on: Annotated[Fixed[bool], Mark.CALL] = False
     eval_only: Annotated[Fixed[bool], Mark.CALL] = False
     extend_vocabulary: Fixed[bool] = False
+    teacher: Fixed[None] = None
+    teacher_weight: Fixed[float] = 0.5
+    teacher_temperature: Fixed[float] = 2.0
 
 
 @dataclass

@@ -95,8 +95,8 @@ class Rewards(Instructions):
         show(f"\n{_shown(measured)}\n")
         facts = measured.facts
         print(
-            f"reward {facts['reward']:.3f} ({before.facts['reward']:.3f} before), {facts['distinct']:.0%} of the answers "
-            f"distinct, {facts['kl']:.2f} nats from the start; best at step {summary['best_step']}, "
+            f"reward {facts['reward']:.3f} ({before.facts['reward']:.3f} before), {facts['distinct']:.0%} of the "
+            f"answers distinct, {facts['kl']:.2f} nats from the start; best at step {summary['best_step']}, "
             f"{summary['seconds']:.1f} s of training\n"
             f"the answers: {path / 'generations.jsonl'}, the way there: {path / 'reward.png'}\n"
             f"more of them: {sample_command(path)}{'' if _is_silent(session) else ' --chat'}"
