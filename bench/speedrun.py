@@ -57,8 +57,8 @@ BEST_OF_LINES = [
     "--hash-rows", "4096", "--mix-ngram", "6",
 ]  # fmt: skip
 NAMES_MIXED = [
-    *BEST_OF_LINES, "--n-layer", "2", "--hash-ngrams", "0", "--count-inputs", "--steps", "2600",
-    "--eval-interval", "1300",
+    *BEST_OF_LINES, "--n-layer", "2", "--hash-ngrams", "0", "--count-inputs", "--steps", "3200",
+    "--eval-interval", "1600",
 ]  # fmt: skip
 
 
