@@ -1,6 +1,9 @@
 """finetune.instruct --grpo: a model learns from rewards for its own answers, and what a reward can do wrong."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from finetune.instruct.reward.policy import Rewarded, Settings, advantages, prom
 from finetune.instruct.reward.rewards import alternating, exact, places
 from finetune.instruct.reward.scorer import Answer
 from finetune.instruct.templates import Template
+from tests.conftest import ROOT
 from tests.helpers import KILL, at_call, left, metrics, ok, quick, refused, summary
 
 MODULE = "-m finetune.instruct"
@@ -219,3 +223,36 @@ def test_bundled_rewards():
     assert exact(" ab\n", "", "ab") == 1 and exact("abc", "", "ab") == 0
     assert places("abcd", "", "abxd") == 0.75 and places("", "", "") == 0 and places("ab", "", "abcd") == 0.5
     assert Answer("a", "b", "c")._fields == ("text", "prompt", "wanted")
+
+
+def is_running(pid: int) -> bool:
+    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(told.strip()) and "Z" not in told
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_reward_that_hangs_ends_with_a_training_that_is_killed(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "def slow(*a):\n"
+        "    open('at_work', 'w').write(str(os.getpid()))\n"
+        "    os.rename('at_work', 'pid')\n"
+        "    time.sleep(1000)\n"
+    )
+    (tmp_path / "main.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from finetune.instruct.reward.scorer import Answer, Scorer\n"
+        "if __name__ == '__main__':\n    Scorer('slow:slow', 1000).scores([Answer('a', '', '')])\n"
+    )
+    training = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "pid").exists())
+    reward = int((tmp_path / "pid").read_text())
+    training.kill()
+    training.wait()
+    wait_for(lambda: not is_running(reward))

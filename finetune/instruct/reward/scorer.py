@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -91,6 +92,7 @@ def _serve(name: str, pipe: Connection, nth: Any) -> None:
     """Answer with (rewards, None) or (None, what went wrong) until the other side is gone. `nth` tells which answer is
     at work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.path.insert(0, os.getcwd())  # an installed command does not look there by itself
     try:
         reward = find(name)
@@ -113,6 +115,14 @@ def _serve(name: str, pipe: Connection, nth: Any) -> None:
             pipe.send((scores, None))
         except Exception as error:
             pipe.send((None, _told(error)))
+
+
+def _end_with_parent() -> None:
+    """A reward that never returns would outlive a training that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a child
+    parent.join()
+    os._exit(1)
 
 
 def _checked(score: Any) -> float:
