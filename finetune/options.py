@@ -57,8 +57,8 @@ class TuneRun(RunFlags):
     nothing."""
     preset: Fixed[None] = None
     teacher: Fixed[None] = None
-    teacher_weight: Fixed[float] = 0.5
-    teacher_temperature: Fixed[float] = 2.0
+    teacher_weight: Fixed[float] = 0.9
+    teacher_temperature: Fixed[float] = 1.0
 
     def __post_init__(self):
         self.init = None if self.init == TuneConfig.no_init else self.init

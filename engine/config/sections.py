@@ -150,9 +150,9 @@ class RunFlags:
     the old ones, each the mean row at first. The embedding table and the head are then trained under any --train."""
     teacher: Annotated[str | None, Mark.OWN, Mark.TRAINING, Mark.RESUMABLE, Mark.RARE, UNSET] = None
     """Learn from what this run says of each token, too (distillation), in its vocabulary."""
-    teacher_weight: Annotated[float, Range(0, 1, says="from 0 to 1"), Mark.OWN, Mark.TRAINING, Mark.RARE] = 0.5
+    teacher_weight: Annotated[float, Range(0, 1, says="from 0 to 1"), Mark.OWN, Mark.TRAINING, Mark.RARE] = 0.9
     """How much of the loss is the teacher's part."""
-    teacher_temperature: Annotated[float, POSITIVE, Mark.OWN, Mark.TRAINING, Mark.RARE] = 2.0
+    teacher_temperature: Annotated[float, POSITIVE, Mark.OWN, Mark.TRAINING, Mark.RARE] = 1.0
     """What divides the logits of both in the teacher's part: above 1, unlikely tokens count more."""
     seed: Annotated[int, Range(0, MAX_SEED, says=f"from 0 to {MAX_SEED}")] = 1337
     """Seed of everything random."""

@@ -40,8 +40,8 @@ class NumPyRun(RunFlags):
     eval_only: Annotated[Fixed[bool], Mark.CALL] = False
     extend_vocabulary: Fixed[bool] = False
     teacher: Fixed[None] = None
-    teacher_weight: Fixed[float] = 0.5
-    teacher_temperature: Fixed[float] = 2.0
+    teacher_weight: Fixed[float] = 0.9
+    teacher_temperature: Fixed[float] = 1.0
 
 
 @dataclass
