@@ -11,6 +11,7 @@ COPY engine engine
 COPY finetune finetune
 COPY export export
 COPY serve serve
+COPY tune tune
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python:3.13-slim

@@ -1,8 +1,7 @@
-"""The commands of bench/ that need no peer: a comparison of families, and a sweep that is stopped and goes on."""
+"""The commands of bench/ that need no peer: a comparison of families, sizes, turns."""
 
 import multiprocessing
 import re
-import signal
 import subprocess
 
 import pytest
@@ -15,8 +14,6 @@ from engine.registry import build_model
 from tests.conftest import TINY
 from tests.helpers import ok, refused
 from tests.matrices import matrix
-
-FLAGS = ("--", "--kind", "lines", "--model", "mlp", *TINY["mlp"][:2], "--steps", 4, "--eval-interval", 2)
 
 
 def numbers(path) -> list[list[str]]:
@@ -121,85 +118,6 @@ def test_a_folder_that_is_no_checkout_of_a_peer_is_refused(cli, tmp_path, comman
     module, flag = command.split()
     done = cli(f"-m bench.{module}", flag, tmp_path)
     assert done.code == 2 and f"argument {flag}: {tmp_path} holds no {program}" in done.err
-
-
-@pytest.mark.parametrize("search", matrix(["grid", "random", "bayes"], ["bayes"]))
-def test_a_sweep_tries_what_it_is_asked_and_goes_on_where_it_stopped(cli, forks, names, tmp_path, search):
-    flags = ("--data", names, "--lr", "0.001,0.01", "--n-embd", "4,8", "--search", search, "--out", "s")
-    first = ok(cli("-m bench.sweep", *flags, "--trials", 2, *FLAGS))
-    again = ok(cli("-m bench.sweep", *flags, "--trials", 4, *FLAGS))
-    assert [len(re.findall("^trial ", done.out, re.M)) for done in (first, again)] == [2, 2]
-    rows = numbers(tmp_path / "s/trials.md")
-    losses = [float(row[3]) for row in rows]
-    assert len(rows) == 4 and losses == sorted(losses)
-    assert {row[1] for row in rows} <= {"0.001", "0.01"} and {row[2] for row in rows} <= {"4", "8"}
-    if search == "grid":
-        assert len({(row[1], row[2]) for row in rows}) == 4
-        assert "trial " not in ok(cli("-m bench.sweep", *flags, "--trials", 9, *FLAGS)).out.split("| trial")[0]
-
-
-def test_ranges_are_searched_inside_and_a_run_that_fails_is_left_out(cli, forks, names, tmp_path):
-    flags = ("--data", names, "--lr", "1e-3:1e4", "--dropout", "0:0.5", "--trials", 4, "--out", "s", "--seed", 3)
-    done = ok(cli("-m bench.sweep", *flags, *FLAGS, "--optimizer", "sgd", "--grad-clip", 0))
-    rows = numbers(tmp_path / "s/trials.md")
-    assert 1 <= len(rows) <= 4 and all(1e-3 <= float(row[1]) <= 1e4 and 0 <= float(row[2]) <= 0.5 for row in rows)
-    assert len(re.findall("^trial .*: val ", done.out, re.M)) == len(rows)
-
-
-@pytest.mark.exhaustive
-def test_a_sweep_that_is_interrupted_keeps_its_trials(cli, forks, process, names, tmp_path):
-    flags = ("--data", names, "--lr", "0.001:0.1", "--search", "random", "--out", tmp_path / "s")
-    running = process("-m bench.sweep", *flags, "--trials", 50, *FLAGS)
-    while not (line := running.stdout.readline()).startswith("trial 1"):
-        assert line, running.stderr.read()
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=120)
-    assert running.returncode == 130
-    kept = len(numbers(tmp_path / "s/trials.md"))
-    assert kept >= 2
-    ok(cli("-m bench.sweep", *flags, "--trials", kept + 1, *FLAGS))
-    rows = numbers(tmp_path / "s/trials.md")
-    assert len(rows) == kept + 1 and len({row[1] for row in rows}) == kept + 1, "nothing is drawn twice"
-
-
-@pytest.mark.exhaustive
-def test_a_grid_that_is_interrupted_tries_every_point_in_the_end(cli, forks, process, names, tmp_path):
-    flags = ("--data", names, "--lr", "0.001,0.002,0.003,0.004", "--search", "grid", "--out", tmp_path / "s")
-    running = process("-m bench.sweep", *flags, *FLAGS)
-    while not (line := running.stdout.readline()).startswith("trial 0"):
-        assert line, running.stderr.read()
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=120)
-    ok(cli("-m bench.sweep", *flags, *FLAGS))
-    assert sorted(row[1] for row in numbers(tmp_path / "s/trials.md")) == ["0.001", "0.002", "0.003", "0.004"]
-
-
-def test_a_command_that_was_mistaken_may_be_mended(cli, forks, names):
-    refused(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--out", "s", *FLAGS, "--n-head", 3), "--n-head")
-    ok(cli("-m bench.sweep", "--data", names, "--lr", "0.1,0.2", "--trials", 1, "--out", "s", *FLAGS))
-
-
-REFUSED = {
-    "nothing": ((), "there is nothing to search: give --lr, --muon-lr, --n-embd, --n-hidden, --dropout"),
-    "no number": (("--lr", "high"), "--lr is 'high'; it may be LOW:HIGH or values with commas between"),
-    "backwards": (("--lr", "1:0.1"), "--lr is '1:0.1'; LOW has to be at most HIGH"),
-    "grid of a range": (("--search", "grid", "--lr", "0.1:1"), "--search grid needs values for --lr"),
-    "no trial": (("--lr", "0.1,1", "--trials", 0), "--trials is 0; it has to be at least 1"),
-    "a mistake in every run": (("--lr", "0.1,1", "--", "--model", "gru", "--n-head", 3), "--n-head means nothing"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_end_in_one_message(cli, forks, case):
-    flags, *words = REFUSED[case]
-    refused(cli("-m bench.sweep", *flags), *words)
-
-
-def test_another_sweep_does_not_mix_with_one(cli, forks, names):
-    ok(cli("-m bench.sweep", "--data", names, "--lr", "0.01,0.1", "--trials", 1, "--out", "s", *FLAGS))
-    refused(
-        cli("-m bench.sweep", "--data", names, "--lr", "0.01,0.2", "--out", "s", *FLAGS), "s holds a sweep of other"
-    )
 
 
 def test_lines_of_code_are_those_that_run():

@@ -24,6 +24,7 @@ MAY_STAND_ON = {
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
+    "tune": {"data", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch", "finetune"},
     "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
     "charlm": {"data", "engine"},
@@ -116,6 +117,7 @@ def test_a_number_that_others_have_to_know_stands_in_one_file():
         "train",
         "finetune.classify.options",
         "finetune.instruct.options",
+        "tune.__main__",
     ],
 )
 def test_the_flags_are_read_before_torch_is_loaded(module):
