@@ -116,6 +116,7 @@ def test_a_number_that_others_have_to_know_stands_in_one_file():
         "train",
         "finetune.classify.options",
         "finetune.instruct.options",
+        "finetune.translate.options",
     ],
 )
 def test_the_flags_are_read_before_torch_is_loaded(module):
