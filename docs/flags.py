@@ -24,7 +24,6 @@ from makemore.scratch.options import NumPyConfig
 TASKS: dict[str, type[Config]] = {
     "classify": ClassifyConfig, "instruct": InstructConfig, "translate": TranslateConfig, "scratch": NumPyConfig,
 }  # fmt: skip
-OTHER_MODEL = {"translate": "gru"}  # of tasks without a Transformer
 SECTIONS = ("text", "optim", "machine", "run")  # of every family
 FIXED = typing.get_args(Fixed[int])[1]
 
@@ -52,9 +51,8 @@ def _rows(name: str) -> list[Row]:
         return [*_fields(sample.Options, {})]
     if name in TASKS:
         shared = {row.name: row.help for section in SECTIONS for row in _section(Config, section)}
-        model = OTHER_MODEL.get(name, "transformer")
-        own = [section for section in sections(TASKS[name], model) if section != "net"]
-        rows = [row for section in own for row in _section(TASKS[name], section, model)]
+        own = [section for section in sections(TASKS[name], "transformer") if section != "net"]
+        rows = [row for section in own for row in _section(TASKS[name], section)]
         return [row for row in rows if shared.get(row.name) != row.help]
     if name in FAMILIES:
         return _section(Config, "net", name)

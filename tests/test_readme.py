@@ -239,7 +239,7 @@ def test_the_commands_that_follow_instructions(cli, texts):
 
 
 def test_the_commands_that_translate(cli, texts, few_pairs):
-    assert len(TRANSLATE) == 7
+    assert len(TRANSLATE) == 8
     for command in TRANSLATE:
         words = shlex.split(command)[3:]
         ended = cli("-m finetune.translate", *words, *([] if "--out" in words else SHORT[:4]))

@@ -80,18 +80,31 @@ def test_a_file_of_pairs_is_learned_reported_and_translated(cli, anki, drawn):
     assert searched["beams"] == 3 and searched["examples"] == 300 and searched["exact_match"] > 0.6
 
 
-@pytest.mark.parametrize("align", ["none", "bahdanau", "luong-dot"])
+KINDS = {
+    "none": ("--model", "lstm", "--align", "none"), "bahdanau": ("--align", "bahdanau"), "luong": (),
+    "transformer": ("--model", "transformer", "--n-head", 2),
+}  # fmt: skip
+
+
+def sized(kind: str) -> list:
+    """The flags of a small model of a kind; a Transformer has no hidden width."""
+    flags = [*QUICK, *KINDS[kind]]
+    if kind == "transformer":
+        del flags[flags.index("--n-hidden") : flags.index("--n-hidden") + 2]
+    return flags
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("data", ["dates", "reverse"])
-def test_generated_pairs_train_any_model(cli, few_pairs, align, data):
-    model = "lstm" if align == "none" else "gru"
-    ok(cli(MODULE, "--data", data, *QUICK, "--model", model, "--align", align, "--beams", 2, "--out", "run"))
+def test_generated_pairs_train_any_model(cli, few_pairs, kind, data):
+    ok(cli(MODULE, "--data", data, *sized(kind), "--beams", 2, "--out", "run"))
     assert summary()["test"]["beams"] == 2 and metrics()[-1]["val_loss"] < metrics()[0]["val_loss"]
     assert ("groups" in summary()["test"]) == (data == "reverse")
 
 
-@pytest.mark.parametrize("align", ["none", "bahdanau", "luong-general"])
-def test_interrupted_and_resumed_equals_never_interrupted(cli, anki, tmp_path, align):
-    flags = ("--data", anki, *QUICK, "--align", align, "--dropout", 0.2, "--n-layer", 2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_and_resumed_equals_never_interrupted(cli, anki, tmp_path, kind):
+    flags = ("--data", anki, *sized(kind), "--dropout", 0.2, "--n-layer", 2)
     ok(cli(MODULE, *flags, "--out", tmp_path / "whole"))
     with at_call(Trainer, "step", 4, TERM):
         stopped = cli(MODULE, *flags, "--out", tmp_path / "run")
@@ -114,7 +127,10 @@ def test_other_commands_say_what_such_a_run_is_for(cli, anki):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--model", "mlp"], "--model mlp is no encoder and decoder; there are: gru, lstm"),
+        (["--model", "mlp"], "--model mlp is no encoder and decoder; there are: gru, lstm, transformer"),
+        (["--model", "transformer", "--align", "none"], "--align means nothing to --model transformer"),
+        (["--model", "transformer", "--positions", "alibi"], "--positions alibi counts back"),
+        (["--model", "transformer", "--window", 4], "--window means nothing"),
         (["--norm", "batch"], "--norm batch means nothing"),
         (["--n-hidden", 7], "--n-hidden 7 is odd"),
         (["--init", "names"], "names"),
@@ -131,6 +147,13 @@ def test_other_commands_say_what_such_a_run_is_for(cli, anki):
 def test_what_cannot_be_is_refused(cli, anki, flags, words):
     given = flags if "--data" in flags or "--translate" in flags else ["--data", anki, *flags]
     refused(cli(MODULE, *given), words)
+
+
+def test_a_transformer_translates_what_fits_into_its_context_and_draws_where_it_looks(cli, anki, drawn):
+    ok(cli(MODULE, "--data", anki, *sized("transformer"), "--out", "run"))
+    ok(cli(MODULE, "--out", "run", "--translate", "abc", "--map", "map.png"))
+    assert imread("map.png").ndim == 3
+    refused(cli(MODULE, "--out", "run", "--translate", "a" * 6), "7 tokens, its end included, is more than the context")
 
 
 def test_a_file_is_read_as_anki_and_tatoeba_have_it_and_faults_are_named(tmp_path, capsys):

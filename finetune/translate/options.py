@@ -12,13 +12,14 @@ from finetune.options import Examples, TuneConfig, TuneRun, Tuning
 from makemore.config import UNSET, Mark, Range
 
 BUNDLED = ("dates", "reverse")
-MODELS = ("gru", "lstm")
+MODELS = ("gru", "lstm", "transformer")
 # What --translate and --eval-only take besides --out.
-USE_FLAGS = {"device", "threads", "checkpoint", "norm_kernel", "encoding", "beams"}
+USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding", "beams"}
 _DEFAULTS: Defaults = {
-    "data": "dates", "kind": "lines", "model": "gru", "n_hidden": 128, "steps": 1500, "batch_size": 64,
-    "eval_interval": 250, "lr": 4e-3, "warmup": 50,
+    "data": "dates", "kind": "lines", "model": "gru", "steps": 1500, "batch_size": 64, "eval_interval": 250,
+    "warmup": 50,
 }  # fmt: skip
+_TRANSFORMER: Defaults = {"n_layer": 2}  # of the encoder, and of the decoder
 
 
 @dataclass
@@ -39,8 +40,8 @@ class TranslatorFlags(Tuning):
     lora_alpha: Fixed[float] = 8.0
     lora_layers: Fixed[str] = "all"
     align: Literal["none", "bahdanau", "luong-dot", "luong-general"] = "luong-general"
-    """How each step of the decoder looks at the source: none (it has the encoder's last vector alone), by Bahdanau's
-    attention, or by Luong's with a dot product or a matrix between."""
+    """How each step of a recurrent decoder looks at the source: none (it has the encoder's last vector alone), by
+    Bahdanau's attention, or by Luong's with a dot product or a matrix between."""
     beams: Annotated[int, Range(1, 64, says="from 1 to 64"), Mark.RESUMABLE] = 1
     """Width of the beam search, length-normalised, when the test sources are translated at the end, and of --translate;
     1: greedy."""
@@ -74,17 +75,21 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
     program: ClassVar[str] = "translate"
     fixed: ClassVar[dict[str, Any]] = TuneConfig.fixed | {
         "hash_ngrams": 0, "hash_rows": 4096, "cells": "fused", "init": None, "extend_vocabulary": False,
+        "window": None, "attention_cap": None, "logit_cap": None, "value_residual": False, "value_embeddings": False,
+        "activation_checkpointing": False,
     }  # fmt: skip
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> Defaults:
-        return _DEFAULTS
+        return _DEFAULTS | (_TRANSFORMER if wanted.get("model") == "transformer" else {})
 
     def check(self, explicit: set[str]) -> None:
         super().check(explicit)
         run = self.run
         if self.model not in MODELS:
             raise UserError(f"--model {self.model} is no encoder and decoder; there are: {', '.join(MODELS)}")
+        if self.model == "transformer" and "align" in explicit:
+            raise UserError("--align means nothing to --model transformer, whose every layer looks at the source")
         if getattr(self.net, "norm", None) == "batch":
             raise UserError("--norm batch means nothing to an encoder and a decoder; choose another --norm")
         if self.machine.cuda_graph == "on":

@@ -10,6 +10,7 @@ from engine.run.results import write_picture
 from finetune.translate.material import source_ids
 from makemore.base import LanguageModel
 from makemore.seq2seq import Seq2Seq
+from nanogpt.encoder_decoder import EncoderDecoder
 
 MOST_LABELS = 80  # tokens along a side that are named
 
@@ -23,11 +24,16 @@ def weights_of(
     special, ids = tokenizer.special, source_ids(source, tokenizer)
     written = tokenizer.encode(target, "mask").tolist()
     state = model.start(torch.from_numpy(ids)[None].to(device), None)
-    assert isinstance(model, Seq2Seq)
-    weights = model.aligned(torch.tensor([[special.bos, *written]], device=device), state)[2]
+    assert isinstance(model, Seq2Seq | EncoderDecoder)
+    steps = model.context or len(written) + 1  # a translation that fills the context has no end
+    weights = model.aligned(torch.tensor([[special.bos, *written][:steps]], device=device), state)[2]
     if weights is None:
         raise UserError("a run with --align none has no attention to draw")
-    return weights[0].cpu(), [*map(tokenizer.token_text, [*written, special.eos])], [*map(tokenizer.token_text, ids)]
+    return (
+        weights[0].cpu(),
+        [*map(tokenizer.token_text, [*written, special.eos][:steps])],
+        [*map(tokenizer.token_text, ids)],
+    )
 
 
 def draw_map(

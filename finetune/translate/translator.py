@@ -27,7 +27,7 @@ from finetune.task import backends_of, refuse_edited, refuse_useless_here
 from finetune.translate import report
 from finetune.translate.build import build_translator
 from finetune.translate.decoding import translate_all
-from finetune.translate.material import encode, read_all, read_material
+from finetune.translate.material import encode, read_all, read_material, source_ids
 from finetune.translate.options import USE_FLAGS, TranslateConfig
 from finetune.translate.picture import draw_map
 from makemore.base import LanguageModel
@@ -45,7 +45,15 @@ class Translator:
     device: torch.device
 
     def __call__(self, texts: list[str], beams: int = 1) -> list[str]:
-        """The translation of each text, by a search this wide. Warns of characters that the vocabulary lacks."""
+        """The translation of each text, by a search this wide. Warns of characters that the vocabulary lacks;
+        UserError for a text that is longer than a model with a context reads."""
+        context = self.model.context
+        lengths = [len(source_ids(text, self.tokenizer)) for text in texts]
+        if context is not None and max(lengths) > context:
+            raise UserError(
+                f"a text of {max(lengths):,} tokens, its end included, is more than the context of {context}, which is "
+                "all that this model reads: cut it, or train with a larger --context"
+            )
         unknown = sum(int((self.tokenizer.encode(text, "mask") == self.tokenizer.special.unk).sum()) for text in texts)
         if unknown:
             hint = self.tokenizer.other_form("\n".join(texts)) or "expect little of them"
@@ -60,7 +68,7 @@ def load_translator(path: str | Path, which: str = "best", device: str = "auto",
     if folder.task_of(facts) != TranslateConfig.task:
         maker = folder.command_of(facts)
         raise UserError(f"{path} is not a run of {command(TranslateConfig.program)}; it is for {maker}")
-    config = replace(flags.config_of(path, TranslateConfig), **{"norm_kernel": "auto"} | backends)
+    config = replace(flags.config_of(path, TranslateConfig), **{"attention": "auto", "norm_kernel": "auto"} | backends)
     tokenizer = folder.read_tokenizer(path, facts["vocab_size"])
     chosen, _ = runtime.choose_device(device)
     check_backends(config, chosen)
