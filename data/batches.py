@@ -36,7 +36,8 @@ class Batch(NamedTuple, Generic[Numbers]):
     n_tokens: int  # valid targets, of whatever weight
     fresh: bool = True
     position: Numbers | None = None  # (B,) int64, in training: index of each row's first target in `counting_arrays`
-    prefix: Numbers | None = None  # (B, history) int64, in evaluation: the tokens before each row, or `<bos>`
+    prefix: Numbers | None = None  # (B, history) int64, in evaluation: the tokens before each row, or `<bos>`; of rows
+    # that have a source, in training too: (B, S), padded on the right
     weight: Numbers | None = None  # (B, T) float32, in training: what the loss of each target counts; None: 1
     starts: Numbers | None = None  # (N + 1,) int32, always on the CPU: of N rows laid end to end in one
     # (data/end_to_end.py), where each begins, and where the last ends

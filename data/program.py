@@ -13,6 +13,7 @@ COMMANDS = {  # by its name behind `charlm`: what stands behind `python` in a ch
     "classify": ("-m finetune.classify", "train a classifier of texts, or label with it"),
     "instruct": ("-m finetune.instruct", "train a model to answer"),
     "tune": ("-m tune", "search the best flags of train, classify or instruct"),
+    "translate": ("-m finetune.translate", "train a model to turn one text into another, or translate with it"),
     "serve": ("-m serve", "serve runs over HTTP"),
     "export": ("-m export", "write a run for other programs"),
     "prepare": ("-m data.prepare", "prepare a text ahead of training; list or clear the cache"),

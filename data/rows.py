@@ -17,11 +17,18 @@ EVAL_TOKENS = 8192  # of a batch in evaluation, padding included
 
 class Row(NamedTuple):
     """One example: `tokens` and `targets`, both (T,), the latter IGNORE where nothing is predicted. `weight` (T,)
-    float32: what the loss of each target counts; None: 1."""
+    float32: what the loss of each target counts; None: 1. `prefix` (S,): what the model is given before the row, as the
+    source of a translation; None: nothing. All rows of a set have one, or none."""
 
     tokens: Array
     targets: Array
     weight: Array | None = None
+    prefix: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of tokens that are read, those of the prefix included."""
+        return len(self.tokens) + (0 if self.prefix is None else len(self.prefix))
 
 
 class PairRow(NamedTuple):
@@ -34,6 +41,11 @@ class PairRow(NamedTuple):
     def tokens(self) -> Array:
         """The tokens of the longer row."""
         return max(self.chosen.tokens, self.rejected.tokens, key=len)
+
+    @property
+    def size(self) -> int:
+        """The number of tokens of the longer row."""
+        return len(self.tokens)
 
 
 HasTokens = Row | PairRow
@@ -85,8 +97,8 @@ def eval_rows(rows: Sequence[HasTokens], pad: int) -> Callable[[], Iterator[Batc
 def by_length(rows: Sequence[HasTokens]) -> Iterator[list[int]]:
     """The indices of the rows of each batch of evaluation, short rows first."""
     batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):
-        if batch and len(rows[i].tokens) * (len(batch) + 1) > EVAL_TOKENS:
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].size):
+        if batch and rows[i].size * (len(batch) + 1) > EVAL_TOKENS:
             yield batch
             batch = []
         batch.append(i)
@@ -112,9 +124,20 @@ def _padded(rows: list[Row], pad: int) -> Batch[Array]:
         tokens[i, : len(row.tokens)] = row.tokens
         targets[i, : len(row.targets)] = row.targets
     batch = Batch(tokens, targets, int((targets != IGNORE).sum()))
+    if any(row.prefix is not None for row in rows):
+        batch = batch._replace(prefix=_prefixes(rows, pad))
     if all(row.weight is None for row in rows):
         return batch
     weight: Array = np.ones((len(rows), T), np.float32)
     for i, row in enumerate(rows):
         weight[i, : len(row.tokens)] = 1.0 if row.weight is None else row.weight
     return batch._replace(weight=weight)
+
+
+def _prefixes(rows: list[Row], pad: int) -> Array:
+    """What stands before each row, (B, S), padded on the right; at least one token wide."""
+    parts = [np.zeros(0, np.int64) if row.prefix is None else row.prefix for row in rows]
+    prefixes: Array = np.full((len(rows), max(1, *map(len, parts))), pad, np.int64)
+    for i, part in enumerate(parts):
+        prefixes[i, : len(part)] = part
+    return prefixes

@@ -17,8 +17,9 @@ SHORT = {
     "-m makemore.scratch.glove": "--epochs 1",
     "-m finetune.classify": "--steps {steps} --batch-size 2",
     "-m finetune.instruct": "--steps {steps} --batch-size 2 --max-answer 2",
+    "-m finetune.translate": "--steps {steps} --batch-size 2",
 }
-TAKES_NO_STEPS = {"ngram", "--counts", "--eval-only", "--predict", "--check"}
+TAKES_NO_STEPS = {"ngram", "--counts", "--eval-only", "--predict", "--translate", "--check"}
 
 
 @dataclass(frozen=True)

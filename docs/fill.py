@@ -6,7 +6,7 @@ A block stands between two lines, `<!-- KIND WORDS -->` and `<!-- end -->`, each
     command KEY ...       the commands of experiments, in a block for the shell
     result KEY            the figure of an experiment, from docs/results.json, in one line
     results KEY ...       several figures as a table
-    flags NAME ...        a table of flags: text, optim, machine, run, a family, classify, instruct, scratch,
+    flags NAME ...        a table of flags: text, optim, machine, run, a family, classify, instruct, translate, scratch,
                           sample
     api MODULE:NAME ...   signatures and docstrings
     course table          the list of the articles, with their times

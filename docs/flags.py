@@ -18,9 +18,12 @@ from engine.config.sections import Config
 from engine.config.settings import flat, sections
 from finetune.classify.options import ClassifyConfig
 from finetune.instruct.options import InstructConfig
+from finetune.translate.options import TranslateConfig
 from makemore.scratch.options import NumPyConfig
 
-TASKS: dict[str, type[Config]] = {"classify": ClassifyConfig, "instruct": InstructConfig, "scratch": NumPyConfig}
+TASKS: dict[str, type[Config]] = {
+    "classify": ClassifyConfig, "instruct": InstructConfig, "translate": TranslateConfig, "scratch": NumPyConfig,
+}  # fmt: skip
 SECTIONS = ("text", "optim", "machine", "run")  # of every family
 FIXED = typing.get_args(Fixed[int])[1]
 
@@ -48,7 +51,8 @@ def _rows(name: str) -> list[Row]:
         return [*_fields(sample.Options, {})]
     if name in TASKS:
         shared = {row.name: row.help for section in SECTIONS for row in _section(Config, section)}
-        rows = [row for section in SECTIONS for row in _section(TASKS[name], section)]
+        own = [section for section in sections(TASKS[name], "transformer") if section != "net"]
+        rows = [row for section in own for row in _section(TASKS[name], section)]
         return [row for row in rows if shared.get(row.name) != row.help]
     if name in FAMILIES:
         return _section(Config, "net", name)

@@ -82,8 +82,9 @@ class Task:
         return model
 
     def facts(self, config: Any, data: Any) -> dict[str, Any]:
-        """What `config.json` says of the task, for whoever loads the run. The engine knows two: a run with `labels`
-        writes no text, and `template` is how its conversations are written down."""
+        """What `config.json` says of the task, for whoever loads the run. The engine knows three: a run with `labels`
+        writes no text, one with `needs_source` writes it only after a source, and `template` is how conversations are
+        written down."""
         return {}
 
     def notes(self, config: Any, data: Any, parent: Run | None) -> list[str]:

@@ -46,7 +46,15 @@ class Recurrent(LanguageModel):
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         x, new_state = self.embed(tokens, state)
-        x = self.dropout(x)
+        x, layers_state = self.through_layers(self.dropout(x), state, valid, tokens)
+        return x, new_state | layers_state
+
+    def through_layers(
+        self, x: Tensor, state: State | None, valid: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """The features (B, T, H) of the inputs `x` (B, T, C) of the first layer, and the layers' state. `tokens`: of
+        which `x` are the embeddings; None where they are more than that."""
+        new_state: State = {}
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             names = [f"{name}{i}" for name in self.vectors]
             if state is None:
@@ -81,13 +89,15 @@ class Recurrent(LanguageModel):
         fast = compiled_stepper(self, state) if is_known and not needs_gradients(self, state) else None
         return fast or super().stepper(state)
 
-    def _scanned(self, i: int, x: Tensor, first: Tensor, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    def _scanned(
+        self, i: int, x: Tensor, first: Tensor, tokens: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """What layer i gives after `first` (1, B, H) by its loop in compiled code, in training; None where there is
         none. What the first one reads may be rows of `wte` for `tokens` and nothing else."""
         if not (self.training and self.fused) or self.written:
             return None
         is_table = i == 0 and self.ngrams is None and not self.dropout.p and is_exact(self.wte, nn.Embedding)
-        return scan_layer(self.layers[i], x, first, self.wte if is_table else None, tokens)
+        return scan_layer(self.layers[i], x, first, self.wte if is_table and tokens is not None else None, tokens)
 
     def _run(self, layer: nn.Module, x: Tensor, initial: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.written:

@@ -14,7 +14,7 @@ note(nn.RNN, nn.GRU)
 
 
 def scan_layer(
-    layer: nn.Module, x: Tensor, first: Tensor, wte: nn.Embedding | None, tokens: Tensor
+    layer: nn.Module, x: Tensor, first: Tensor, wte: nn.Embedding | None, tokens: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """What `layer` makes of x (B, T, C) after the hidden vectors `first` (1, B, H): y (B, T, H), and the last hidden
     vectors (1, B, H), as torch has them but for the last bits. None where torch has to do it. `wte`: where x is nothing
@@ -26,7 +26,7 @@ def scan_layer(
     if library is None:
         return None
     of_input, of_hidden, bias, bias_hidden = weights
-    if wte is not None and pays(wte, tokens):
+    if wte is not None and tokens is not None and pays(wte, tokens):
         gates = looked_up(wte, tokens, of_input, bias)
     else:
         gates = F.linear(x, of_input, bias)

@@ -29,11 +29,13 @@ import pytest
 import torch.distributed as dist
 
 from data import string_tasks
+from data.pairs import dates, reversal
 from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.run import report
 from finetune.classify.options import ClassifyConfig
 from finetune.instruct.options import InstructConfig
+from finetune.translate.options import TranslateConfig
 from kernels import dispatch
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -51,10 +53,11 @@ torch.set_num_threads(1)
 # flags finds out about the configurations, finding and measuring the fonts of loss.png ...
 for module in (
     "engine.pretraining", "engine.session", "finetune.classify.task", "finetune.instruct.preference_task",
+    "finetune.translate.task",
     "makemore.recurrent", "nanogpt.model", "torch._dynamo",
 ):  # fmt: skip
     importlib.import_module(module)
-for config in (Config, ClassifyConfig, InstructConfig):
+for config in (Config, ClassifyConfig, InstructConfig, TranslateConfig):
     parse([], config)
 figure = matplotlib.figure.Figure(layout="constrained")
 figure.subplots().set_title("0123456789")
@@ -97,6 +100,13 @@ def few_strings(monkeypatch):
     """The bundled instructions are a hundredth of what they are: 40,000 take seconds to read, 3,200 answers to test."""
     monkeypatch.setattr(string_tasks, "CONVERSATIONS", 400)
     monkeypatch.setattr(string_tasks, "HELD_OUT_SIZE", {"val": 2, "test": 2})
+
+
+@pytest.fixture
+def few_pairs(monkeypatch):
+    """The generated pairs are a hundredth of what they are."""
+    for module in (dates, reversal):
+        monkeypatch.setattr(module, "SIZES", {"train": 200, "val": 20, "test": 24})
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def write_texts(folder: Path) -> str:
 
 def write_labelled(folder: Path) -> None:
     """Labelled texts, a file or folder a format."""
+    (folder / "fra.txt").write_text("".join(f"Hi {n}.\tSalut {n}.\tCC-BY 2.0\n" for n in NAMES), "utf-8")
     (folder / "spam.tsv").write_text("".join(f"ham\tsee {n}\nspam\twin {n}\n" for n in NAMES), "utf-8")
     (folder / "ag_news.csv").write_text("".join(f'"{n % 2}","{n}","win {name}"\n' for n, name in enumerate(NAMES)))
     for name, part in {"train_5500.label": NAMES, "TREC_10.label": NAMES[:3]}.items():

@@ -118,6 +118,7 @@ def test_a_number_that_others_have_to_know_stands_in_one_file():
         "finetune.classify.options",
         "finetune.instruct.options",
         "tune.__main__",
+        "finetune.translate.options",
     ],
 )
 def test_the_flags_are_read_before_torch_is_loaded(module):

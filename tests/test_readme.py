@@ -30,6 +30,7 @@ FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c and c not in EXP
 BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and not c.startswith("python -m")]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
+TRANSLATE = [c for c in COMMANDS if c.startswith("python -m finetune.translate")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
 MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in EXPORT]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]  # these set up .venv from an index
@@ -42,7 +43,18 @@ def test_the_readme_is_short():
 
 
 def test_every_command_is_run_by_a_test_below():
-    assert set(COMMANDS) - {""} == {*TRAIN, *FIRST, *BUNDLED, *EXPORT, *GO_ON, *CLASSIFY, *INSTRUCT, *MODULES, *MAKE}
+    assert set(COMMANDS) - {""} == {
+        *TRAIN,
+        *FIRST,
+        *BUNDLED,
+        *EXPORT,
+        *GO_ON,
+        *CLASSIFY,
+        *INSTRUCT,
+        *TRANSLATE,
+        *MODULES,
+        *MAKE,
+    }
 
 
 def heading_links(page: Path) -> set[str]:
@@ -227,6 +239,14 @@ def test_the_commands_that_follow_instructions(cli, texts, tmp_path):
             continue
         script = "sample.py" if "sample.py" in command else "-m finetune.instruct"
         ended = cli(script, *words, *([] if "--out" in words or "--chat" in words else short))
+        assert ended.code == 0, (command, ended.err)
+
+
+def test_the_commands_that_translate(cli, texts, few_pairs):
+    assert len(TRANSLATE) == 8
+    for command in TRANSLATE:
+        words = shlex.split(command)[3:]
+        ended = cli("-m finetune.translate", *words, *([] if "--out" in words else SHORT[:4]))
         assert ended.code == 0, (command, ended.err)
 
 

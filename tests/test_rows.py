@@ -79,3 +79,12 @@ def test_evaluation_sees_every_row_once_in_batches_of_bounded_size():
     batches = list(eval_rows(rows, PAD)())
     assert sum(batch.n_tokens for batch in batches) == 400
     assert all(batch.tokens.size <= EVAL_TOKENS for batch in batches)
+
+
+def test_what_stands_before_rows_is_padded_apart_from_them_and_counts_in_their_size():
+    tokens, targets = np.array([1, 2]), np.array([2, 3])
+    rows = [Row(tokens, targets, prefix=np.arange(5)), Row(tokens, targets, prefix=np.arange(EVAL_TOKENS))]
+    batch = collate(rows, PAD)
+    assert batch.tokens.shape == (2, 2) and batch.prefix.shape == (2, EVAL_TOKENS)
+    assert batch.prefix[0, :6].tolist() == [0, 1, 2, 3, 4, PAD] and batch.prefix[1, -1] == EVAL_TOKENS - 1
+    assert [*by_length(rows)] == [[0], [1]] and collate([Row(tokens, targets)], PAD).prefix is None

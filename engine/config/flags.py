@@ -88,6 +88,8 @@ def run_settings(folder: Path, cls: type[Config] = Config) -> dict[str, Any]:
     task = task_of(facts)
     if task != cls.task and "labels" in facts.get(task or "", {}):
         raise UserError(f"{folder} labels texts: it is for {command_of(facts)}")
+    if task != cls.task and facts.get(task or "", {}).get("needs_source"):
+        raise UserError(f"{folder} writes a text only after another one, its source: it is for {command_of(facts)}")
     values = facts["config"]
     if task is not None and cls.task is None:  # its model is a language model like any other
         values = {name: value for name, value in values.items() if name in all_settings(cls)}

@@ -63,6 +63,8 @@ def load_run(
     task = facts.get(task_of(facts) or "", {})
     if "labels" in task:
         raise UserError(f"{folder} labels texts and writes none: it is for {command_of(facts)}")
+    if task.get("needs_source"):
+        raise UserError(f"{folder} writes a text only after another one, its source: it is for {command_of(facts)}")
     config = replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
     tokenizer = read_tokenizer(folder, facts["vocab_size"])
     if not facts["data"]["start"] and config.text.kind == "stream":

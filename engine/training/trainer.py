@@ -173,8 +173,11 @@ class Trainer:
 
     def forward(self, batch: Batch) -> tuple[Tensor, State]:
         """The summed loss of a batch on the device, and the state after it. Rows of a fine-tuning set have no position
-        in a text."""
+        in a text; what stands before them, as the source of a translation, is read with a gradient."""
         state = None if batch.position is None else self.model.start(None, batch.position)
+        if batch.prefix is not None:
+            with self.autocast:
+                state = self.model.start(batch.prefix, batch.position)
         state = state if batch.fresh else self.carried
         options = {"weight": batch.weight, "starts": batch.starts}
         options = {name: value for name, value in options.items() if value is not None}

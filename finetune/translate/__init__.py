@@ -1,0 +1,1 @@
+"""Translating: from a source text to a target text, by an encoder and a decoder."""
