@@ -38,7 +38,7 @@ class Conversations(Examples):
     data: Annotated[str, Mark.PLACE] = STRINGS
     """strings (bundled), or a .json or .jsonl file of messages, ShareGPT's conversations, instruction, input and
     output, prompt and completion, and the like; with --dpo of chosen and rejected answers. With --grpo also none: what
-    a run of train.py writes by itself."""
+    a language model writes by itself."""
     prompt_column: Annotated[str | None, UNSET] = None
     """Key of the prompt in --data (default: instruction, prompt, question or query)."""
     answer_column: Annotated[str | None, UNSET] = None
