@@ -81,6 +81,8 @@ def test_a_run_is_trained_listed_sampled_and_loaded(charlm, env, tmp_path):
     assert charlm("sample", "runs/gru-names-1", "--num", 3).stdout.count("\n") == 3
     facts = json.loads((tmp_path / "runs/gru-names-1/config.json").read_text())
     assert facts["command"] == "python train.py"  # as in a checkout, where it can be gone on with
+    searched = charlm("tune", "--try", "n_hidden=4,8", "--", "--model", "gru", "--steps", 2, "--eval-tokens", 200)
+    assert "\n    charlm train --model gru --steps 2 --eval-tokens 200 --n-hidden " in searched.stdout
     code = """
 import sys, charlm
 run = charlm.load_run("runs/gru-names-1")

@@ -66,7 +66,8 @@ def main() -> int:
         raise UserError(f"the search has no {others[0]}; the flags of every run stand behind --, as in -- --steps 500")
     if args.command not in COMMANDS:
         raise UserError(f"'{args.command}' is no command to search; there are: {', '.join(COMMANDS)}")
-    space = parse_space(args.tries)
+    known = _settings_of(args.command)
+    space = parse_space(args.tries, {name for name, setting in known.items() if "float" in str(setting.type)})
     plan = _plan(args, space, flags)
     _check_budgets(plan)
     methods.check_method(plan.method, space)
@@ -155,6 +156,8 @@ def _check_flags(plan: Search, space: Space) -> None:
         raise UserError(f"{flag(clash[0])} is not for a search: it gives every run a folder of its own")
     if twice := sorted(given & space.keys()):
         raise UserError(f"{flag(twice[0])} is tried, and stands behind -- too; leave one out")
+    if any(word in ("-", "--data=-", "--val-data=-") for word in plan.flags):
+        raise UserError("every run reads the data anew, which standard input cannot give: put the text into a file")
     first = {name: values.ends()[0] for name, values in space.items()}
     parse([*plan.flags, *words(first, plan.switches)], _config_class(plan.command))
     for name, values in space.items():

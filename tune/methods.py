@@ -88,7 +88,8 @@ def _suggest(study: Study, seed: int) -> Values:
     optuna = _optuna()
     space, state = _distributions(study.space), optuna.trial.TrialState
     states = {"done": state.COMPLETE, "pruned": state.PRUNED, "failed": state.FAIL}
-    sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=FIRST_DRAWN)
+    of_trial = Random(f"{seed} {len(study.trials)}").getrandbits(32)  # seeds side by side share nothing
+    sampler = optuna.samplers.TPESampler(seed=of_trial, n_startup_trials=FIRST_DRAWN)
     asked = optuna.create_study(direction="maximize" if study.is_max else "minimize", sampler=sampler)
     for trial in study.ended:
         asked.add_trial(
@@ -124,12 +125,15 @@ class Halving:
     def _begin(self, values: Values) -> None:
         self._study.enqueue_trial(values)
         self._trial, self._told = self._study.ask(self._space), 0
+        self.behind_at: int | None = None  # the evaluation, counted from 1, at which the trial was to be stopped
 
     def is_behind(self, curve: list[float]) -> bool:
-        """Whether the trial with these evaluations so far is not among the best third of those that came as far."""
-        is_behind = False
+        """Whether the trial with these evaluations so far was at one of them not among the best third of those that
+        came as far."""
         for value in curve[self._told :]:
-            self._told += 1
-            self._trial.report(value, self._told)
-            is_behind |= self._trial.should_prune()
-        return is_behind
+            if self.behind_at is None:
+                self._told += 1
+                self._trial.report(value, self._told)
+                if self._trial.should_prune():
+                    self.behind_at = self._told
+        return self.behind_at is not None

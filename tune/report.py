@@ -52,13 +52,18 @@ def _row(cells: Sequence[str]) -> str:
 def _cells(trial: Trial) -> list[str]:
     values = [str(trial.number), *map(shown, trial.values.values())]
     if trial.state != "done":
-        result = {
-            "pruned": f"stopped early at {trial.score}",
+        results = {
+            "pruned": f"stopped early: {_number(trial.score)} at evaluation {len(trial.curve)}",
             "failed": "failed: " + trial.why.replace("|", "\\|"),
-        }.get(trial.state, "interrupted")
+        }
+        result = results.get(trial.state, "interrupted")
         return [*values, result, "", "", f"{trial.seconds:.1f}"]
     counts = [f"{trial.facts[name]:,}" if trial.facts.get(name) is not None else "" for name in ("params", "steps")]
-    return [*values, f"{trial.score:.4f}", *counts, f"{trial.seconds:.1f}"]
+    return [*values, _number(trial.score), *counts, f"{trial.seconds:.1f}"]
+
+
+def _number(score: float | None) -> str:
+    return "" if score is None else f"{score:.4f}"
 
 
 def importance(study: Study) -> dict[str, float]:
@@ -114,10 +119,20 @@ def _draw(plan: Search, study: Study) -> None:
     for axes, (name, values) in zip(panels, study.space.items(), strict=True):
         _draw_flag(axes, name, values, done)
         axes.plot(*_point(study.ranked()[0], name, values), "o", color="#c8553d", ms=6)
+    first.set_ylim(*_limits(study))
     for axes in (first, *panels):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     write_picture(study.folder / "report.png", figure)
+
+
+def _limits(study: Study) -> tuple[float, float]:
+    """What of the metric is shown: all of it, or no farther from the best than three times the median: one run that
+    went wrong would flatten all others."""
+    costs = sorted(map(study.cost, study.ranked()))
+    reach = min(costs[-1] - costs[0], 3 * (costs[len(costs) // 2] - costs[0])) or 0.01
+    ends = costs[0] - 0.05 * reach, costs[0] + 1.05 * reach
+    return (-ends[1], -ends[0]) if study.is_max else ends
 
 
 def _point(trial: Trial, name: str, values: Any) -> tuple[list[Any], list[Any]]:

@@ -35,20 +35,21 @@ class Search:
 def search(plan: Search, study: Study) -> None:
     """Run trials until one of the budgets is used or all combinations have been tried. Raises UserError where nothing
     works, and KeyboardInterrupt, with all written down, on a signal."""
-    while True:
+    while not _is_over(plan, study):
         if (trial := study.unfinished) is None:
-            if _is_over(plan, study) or (values := methods.propose(plan.method, study, plan.seed)) is None:
+            if (values := methods.propose(plan.method, study, plan.seed)) is None:
                 return
             trial = study.note(Trial(len(study.trials), values))
-        elif _seconds_left(plan, study) <= 0:
-            return
         trial = _run(plan, study, trial)
         _say(plan, study, trial)
         if trial.state == "interrupted":
             return
         states = {each.state for each in study.ended}
         if states == {"failed"} and len(study.ended) >= FIRST_FAILURES:
-            raise UserError(f"the first {FIRST_FAILURES} trials failed; the last one said: {trial.why}")
+            raise UserError(
+                f"the first {FIRST_FAILURES} trials failed; the last one said: {trial.why} "
+                f"(all of it: {study.output(trial.number)})"
+            )
 
 
 def _is_over(plan: Search, study: Study) -> bool:
@@ -71,16 +72,16 @@ def _run(plan: Search, study: Study, trial: Trial) -> Trial:
     halving = methods.Halving(study, trial) if plan.method == "halving" else None
     before = output.stat().st_size if output.exists() else 0
     left, begin = _seconds_left(plan, study), time.monotonic()
-    is_behind = False
 
     def note(state: str, **found: Any) -> Trial:
         seconds = round(trial.seconds + time.monotonic() - begin, 3)
-        return study.note(replace(trial, state=state, seconds=seconds, curve=curve.read(), **found))
+        return study.note(replace(trial, state=state, seconds=seconds, **({"curve": curve.read()} | found)))
+
+    def is_behind() -> bool:
+        return halving is not None and halving.is_behind(curve.read())
 
     def look() -> bool:
-        nonlocal is_behind
-        is_behind = halving is not None and halving.is_behind(curve.read())
-        return is_behind or time.monotonic() - begin >= left
+        return is_behind() or time.monotonic() - begin >= left
 
     with _stopped_by_signals():
         process = runs.start(plan.command, flags, run, output)
@@ -90,10 +91,13 @@ def _run(plan: Search, study: Study, trial: Trial) -> Trial:
             runs.stop(process)
             note("interrupted")
             raise
+    if is_behind():  # whatever else it came to by the time it stopped: what is tried next must not depend on that
+        seen = curve.values[: halving.behind_at]  # type: ignore[union-attr]
+        return note("pruned", score=seen[-1], curve=seen)
     if process.returncode == 0 and (summary := read_summary(run)):  # also one that ended just before it was stopped
         try:
             score = _score(plan, summary)
-            if halving is not None and not curve.read():
+            if halving is not None and not curve.values:
                 raise UserError(
                     f"--method halving compares runs by their evaluations, which do not measure {plan.metric}; they "
                     f"measure {', '.join(curve.known)}"
@@ -103,7 +107,7 @@ def _run(plan: Search, study: Study, trial: Trial) -> Trial:
             raise
         return note("done", score=score, facts={name: summary.get(name) for name in REPORTED})
     if code is None:
-        return note("pruned", score=curve.read()[-1]) if is_behind else note("interrupted")
+        return note("interrupted")
     if code in runs.DISTURBED:  # somebody else stopped it, who may stop this search next
         note("interrupted")
         raise UserError(f"{run} was stopped from outside; the same command goes on from there")
@@ -134,9 +138,9 @@ def _say(plan: Search, study: Study, trial: Trial) -> None:
     """A line for a trial that has ended or was interrupted."""
     result = {
         "done": f"{plan.metric} {trial.score:.4f}" if trial.score is not None else "",
-        "pruned": f"stopped early, behind after {len(trial.curve)} evaluations",
+        "pruned": f"stopped early, behind at evaluation {len(trial.curve)}",
         "failed": f"failed: {trial.why}",
-        "interrupted": "interrupted; the same command goes on with it",
+        "interrupted": "the minutes are over; with more of them it goes on",
     }[trial.state]
     best = ", the best so far" if trial.state == "done" and study.ranked()[0] == trial else ""
     print(

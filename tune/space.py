@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -33,7 +33,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, whole ones where both are; `is_log`: drawn evenly on a logarithmic scale."""
+    """The numbers from `low` to `high`, whole ones alone where `is_whole`; where `is_log`, each power of ten alike."""
 
     low: float
     high: float
@@ -64,8 +64,9 @@ class Range:
 Space = dict[str, Choices | Range]
 
 
-def parse_space(tries: Sequence[str]) -> Space:
-    """What `--try` was given, by the flag's name. Raises UserError for what is neither a list nor a range."""
+def parse_space(tries: Sequence[str], fractional: Collection[str] = ()) -> Space:
+    """What `--try` was given, by the flag's name. `fractional`: the flags that take any number. Raises UserError for
+    what is neither a list nor a range."""
     space: Space = {}
     for text in tries:
         name, equals, values = text.partition("=")
@@ -74,7 +75,8 @@ def parse_space(tries: Sequence[str]) -> Space:
             raise UserError(f"--try '{text}' says no flag and no values; {SYNTAX}")
         if name in space:
             raise UserError(f"--try names {flag(name)} twice; put all its values into one")
-        space[name] = _range(text, values) if ".." in values and not _is_path(values) else _choices(text, values)
+        is_range = ".." in values and not _is_path(values)
+        space[name] = _range(text, values, name in fractional) if is_range else _choices(text, values)
     if not space:
         raise UserError(f"there is nothing to try; {SYNTAX}")
     return space
@@ -92,7 +94,7 @@ def _choices(text: str, values: str) -> Choices:
     return Choices(found)
 
 
-def _range(text: str, values: str) -> Range:
+def _range(text: str, values: str, is_fractional: bool) -> Range:
     span, colon, scale = values.partition(":")
     low, _, high = (word.strip() for word in span.partition(".."))
     if scale != ("log" if colon else ""):
@@ -105,7 +107,8 @@ def _range(text: str, values: str) -> Range:
         raise UserError(f"--try '{text}': the first number has to be less than the second, and both finite")
     if colon and ends[0] <= 0:
         raise UserError(f"--try '{text}': a logarithmic range begins above 0")
-    return Range(*ends, is_log=bool(colon), is_whole=all(re.fullmatch(r"[+-]?\d+", word) for word in (low, high)))
+    is_whole = not is_fractional and all(re.fullmatch(r"[+-]?\d+", word) for word in (low, high))
+    return Range(*ends, is_log=bool(colon), is_whole=is_whole)
 
 
 def shown(value: Value) -> str:
