@@ -94,6 +94,10 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
             raise UserError("--norm batch means nothing to an encoder and a decoder; choose another --norm")
         if self.machine.cuda_graph == "on":
             raise UserError("--cuda-graph on: the encoder reads sources of any length; leave it out")
+        if self.machine.shard:
+            raise UserError(
+                "--shard gathers weights where a target is read, and the source is read before; leave it out"
+            )
         if run.translate is not None and not run.translate.strip():
             raise UserError("--translate is empty; give a text, @FILE or -")
         if run.map is not None and run.translate is None:
