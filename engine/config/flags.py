@@ -186,7 +186,8 @@ def settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
     task = task_of(facts)
     if task != cls.task:
         if cls.task is not None:
-            raise UserError(f"{folder} is not a run of {command(cls.program)}; start one from it with --init {folder}")
+            way_out = "" if "init" in cls.fixed else f"; start one from it with --init {folder}"
+            raise UserError(f"{folder} is not a run of {command(cls.program)}{way_out}")
         assert task is not None  # `cls.task` is, and this is another
         if "labels" in facts[task]:
             return run_settings(folder, cls)  # which says so

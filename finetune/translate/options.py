@@ -40,11 +40,10 @@ class TranslatorFlags(Tuning):
     lora_alpha: Fixed[float] = 8.0
     lora_layers: Fixed[str] = "all"
     align: Literal["none", "bahdanau", "luong-dot", "luong-general"] = "luong-general"
-    """How each step of a recurrent decoder looks at the source: none (it has the encoder's last vector alone), by
-    Bahdanau's attention, or by Luong's with a dot product or a matrix between."""
+    """How each step of a recurrent decoder looks at the source: not at all (it has the encoder's last vector alone),
+    with the attention of Bahdanau, or with that of Luong, by a dot product or with a matrix in between."""
     beams: Annotated[int, Range(1, 64, says="from 1 to 64"), Mark.RESUMABLE] = 1
-    """Width of the beam search, length-normalised, when the test sources are translated at the end, and of --translate;
-    1: greedy."""
+    """Width of the beam search, length-normalised, for --translate and for the test at the end; 1 is greedy."""
 
 
 @dataclass
@@ -94,6 +93,10 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
             raise UserError("--norm batch means nothing to an encoder and a decoder; choose another --norm")
         if self.machine.cuda_graph == "on":
             raise UserError("--cuda-graph on: the encoder reads sources of any length; leave it out")
+        if self.machine.shard:
+            raise UserError(
+                "--shard gathers weights where a target is read, and the source is read before; leave it out"
+            )
         if run.translate is not None and not run.translate.strip():
             raise UserError("--translate is empty; give a text, @FILE or -")
         if run.map is not None and run.translate is None:
