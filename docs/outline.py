@@ -63,7 +63,10 @@ def table() -> str:
 
 def navigation() -> str:
     """The articles as entries of mkdocs.yml."""
-    return "\n".join(f"      - '{each.number}. {each.title}': articles/{each.path.name}" for each in articles())
+    quoted = [
+        (f"{each.number}. {each.title}".replace("'", "''"), each.path.name) for each in articles()
+    ]  # as YAML has it
+    return "\n".join(f"      - '{title}': articles/{name}" for title, name in quoted)
 
 
 def _time(seconds: float) -> str:
