@@ -29,7 +29,7 @@ import pytest
 import torch.distributed as dist
 
 from data import string_tasks
-from data.pairs import dates, reversal
+from data.pairs import dates, reversal, transliteration
 from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.run import report
@@ -105,7 +105,7 @@ def few_strings(monkeypatch):
 @pytest.fixture
 def few_pairs(monkeypatch):
     """The generated pairs are a hundredth of what they are."""
-    for module in (dates, reversal):
+    for module in (dates, reversal, transliteration):
         monkeypatch.setattr(module, "SIZES", {"train": 200, "val": 20, "test": 24})
 
 

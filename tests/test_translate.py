@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 
 from data.errors import UserError
-from data.pairs import dates, reversal
+from data.pairs import dates, reversal, transliteration
 from data.pairs.files import read_pairs
 from data.tokenizers import Special
 from engine.training.trainer import Trainer
@@ -95,7 +95,7 @@ def sized(kind: str) -> list:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("data", ["dates", "reverse"])
+@pytest.mark.parametrize("data", ["dates", "reverse", "transliterate"])
 def test_generated_pairs_train_any_model(cli, few_pairs, kind, data):
     ok(cli(MODULE, "--data", data, *sized(kind), "--beams", 2, "--out", "run"))
     assert summary()["test"]["beams"] == 2 and metrics()[-1]["val_loss"] < metrics()[0]["val_loss"]
@@ -152,7 +152,10 @@ def test_other_commands_say_what_such_a_run_is_for(cli, anki):
         (["--map", "x.png"], "--map goes with --translate"),
         (["--beams", 0], "--beams is 0"),
         (["--data", "dates", "--encoding", "latin-1"], "--encoding means nothing to the bundled dates"),
-        (["--data", "nowhere.tsv"], "no such file: nowhere.tsv; pairs by name there are: dates, reverse"),
+        (
+            ["--data", "nowhere.tsv"],
+            "no such file: nowhere.tsv; pairs by name there are: dates, reverse, transliterate",
+        ),
         (["--context", 2], "raise --context"),
         (["--out", "run", "--translate", " "], "run"),
     ],
@@ -196,6 +199,14 @@ def test_generated_pairs_are_right_and_no_date_is_on_two_sides(few_pairs):
         "the 3rd of May 1987", "May 3rd, 1987", "1987 May 3",
     ]  # fmt: skip
     assert all(pair.target == pair.text[::-1] and 3 <= len(pair.text) <= 24 for pair in reversal.make(0)["test"])
+
+
+def test_words_are_transliterated_by_the_longest_rule_and_by_what_stands_before(few_pairs):
+    words = {"shchuka": "щука", "eto": "это", "kley": "клей", "syr": "сыр", "yozh": "ёж", "chaykhana": "чайхана"}
+    assert {word: transliteration.transliterated(word) for word in words} == words
+    sides = transliteration.make(0)
+    texts = {side: {pair.text for pair in pairs} for side, pairs in sides.items()}
+    assert not texts["train"] & texts["test"] and not texts["val"] & texts["test"]
 
 
 def test_error_rates_count_edits():

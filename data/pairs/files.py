@@ -9,6 +9,7 @@ from pathlib import Path
 from data import reading
 from data.errors import UserError, warn
 from data.packed import unpacked_name
+from data.pairs.generated import GENERATED
 from data.pairs.pair import TextPair
 from data.sources import path_of
 
@@ -23,7 +24,7 @@ def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[TextPair]]
     reading.check_encoding(encoding)
     path = path_of(data) or Path(data)
     if not path.is_file():
-        raise UserError(f"no such file: {data}; pairs by name there are: dates, reverse")
+        raise UserError(f"no such file: {data}; pairs by name there are: {', '.join(GENERATED)}")
     lines = [(n, line.split("\t")) for n, line in _lines(path, encoding) if line.strip()]
     source, target = _columns(fields for _, fields in lines)
     pairs, faulty = [], []

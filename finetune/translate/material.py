@@ -8,8 +8,8 @@ import numpy as np
 from data.errors import UserError, warn
 from data.examples import normalised
 from data.json_files import content_key
-from data.pairs import dates, reversal
 from data.pairs.files import read_pairs
+from data.pairs.generated import GENERATED
 from data.pairs.pair import TextPair
 from data.rows import Row
 from data.tokenizers import Tokenizer
@@ -17,7 +17,6 @@ from finetune.sides import published_sides, split
 from finetune.task import check_unknown, warn_if_few
 from finetune.translate.options import TranslateConfig
 
-GENERATED = {"dates": dates.make, "reverse": reversal.make}
 LONGEST = 256  # tokens of a source or a target unless --context says otherwise
 
 

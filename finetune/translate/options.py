@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Generic, Literal
 from tyro.conf import Fixed
 
 from data.errors import UserError, flag
+from data.pairs.generated import GENERATED
 from engine.config.presets import Defaults
 from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning
 from makemore.config import UNSET, Mark, Range
 
-BUNDLED = ("dates", "reverse")
 MODELS = ("gru", "lstm", "transformer")
 # What --translate and --eval-only take besides --out.
 USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding", "beams"}
@@ -27,8 +27,9 @@ class TextPairs(Examples):
     """The pairs of texts, and how they are read."""
 
     data: Annotated[str, Mark.PLACE] = "dates"
-    """dates (in nine spellings, to ISO), reverse (3 to 24 letters, backwards), both generated, or a file of
-    source<TAB>target lines, as Anki's and Tatoeba's are; further columns are left out."""
+    """dates (in nine spellings, to ISO), reverse (3 to 24 letters, backwards), transliterate (made-up words, into
+    Cyrillic), all generated, or a file of source<TAB>target lines, as Anki's and Tatoeba's are; further columns are
+    left out."""
 
 
 @dataclass
@@ -108,5 +109,5 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
         if run.eval_only or run.resume or run.translate is not None:
             return
         of_files = {"duplicates", "encoding", "val_data", "test_data"}
-        if self.text.data in BUNDLED and (useless := sorted(explicit & of_files)):
+        if self.text.data in GENERATED and (useless := sorted(explicit & of_files)):
             raise UserError(f"{flag(useless[0])} means nothing to the bundled {self.text.data}")
