@@ -12,6 +12,7 @@ COPY finetune finetune
 COPY export export
 COPY serve serve
 COPY tune tune
+COPY explain explain
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python:3.13-slim

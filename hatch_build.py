@@ -13,7 +13,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "charlm"
-FOLDERS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "serve", "tune")
+FOLDERS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "explain", "serve", "tune")
 SCRIPTS = ("train.py", "sample.py")  # they become modules of charlm.commands: `charlm.train` is a function
 
 

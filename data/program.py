@@ -15,6 +15,7 @@ COMMANDS = {  # by its name behind `charlm`: what stands behind `python` in a ch
     "tune": ("-m tune", "search the best flags of train, classify or instruct"),
     "translate": ("-m finetune.translate", "train a model to turn one text into another, or translate with it"),
     "serve": ("-m serve", "serve runs over HTTP"),
+    "explain": ("-m explain", "look inside a run: attention, lens, gates, saliency, embeddings"),
     "export": ("-m export", "write a run for other programs"),
     "prepare": ("-m data.prepare", "prepare a text ahead of training; list or clear the cache"),
     "doctor": ("-m engine.doctor", "what this machine has, and what every `auto` chooses here"),

@@ -23,6 +23,7 @@ MAY_STAND_ON = {
     "makemore/scratch": GROUND | {"makemore", "nanogpt", "engine"},
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
+    "explain": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "tune": {"data", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch", "finetune"},
@@ -118,6 +119,7 @@ def test_a_number_that_others_have_to_know_stands_in_one_file():
         "finetune.classify.options",
         "finetune.instruct.options",
         "tune.__main__",
+        "explain.__main__",
         "finetune.translate.options",
     ],
 )

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.helpers import ok, quick
 
 CALLS = re.compile(r"\bpython3? (?!-m $)|\b(train|sample)\.py|finetune\.|engine\.doctor|data\.prepare")
-FLOORS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "serve", "tune")
+FLOORS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "explain", "serve", "tune")
 
 
 def messages(path) -> list[str]:

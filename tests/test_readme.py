@@ -118,6 +118,7 @@ def test_the_tree_names_every_module():
             "export",
             "serve",
             "tune",
+            "explain",
             "bench",
             "charlm",
         )
@@ -253,7 +254,7 @@ def test_the_commands_that_translate(cli, texts, few_pairs):
 @pytest.mark.parametrize("command", MODULES)
 def test_module_commands_start(cli, texts, command):
     _, _, module, *words = shlex.split(command)
-    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench", "serve", "tune")
+    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench", "serve", "tune", "explain")
     takes_long |= words == ["--check"]  # tests/test_kernel_programs.py runs it
     ended = cli(f"-m {module}", *(["--help"] if takes_long else words))
     assert ended.code == 0 and ended.out, ended.err
