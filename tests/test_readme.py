@@ -26,13 +26,16 @@ TRAIN = [
 ]
 FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8").splitlines()}
 EXPORT = [c for c in COMMANDS if c.startswith("python -m export")]
-FIRST = [c for c in COMMANDS if "runs/transformer-names-1" in c and c not in EXPORT]  # after the very first one
+EXPLAIN = [c for c in COMMANDS if c.startswith("python -m explain")]
+FIRST = [
+    c for c in COMMANDS if "runs/transformer-names-1" in c and c not in (*EXPORT, *EXPLAIN)
+]  # after the very first one
 BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and not c.startswith("python -m")]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 TRANSLATE = [c for c in COMMANDS if c.startswith("python -m finetune.translate")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
-MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in EXPORT]
+MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in (*EXPORT, *EXPLAIN)]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]  # these set up .venv from an index
 # What a test run adds so that a command ends at once; what counts takes no steps.
 SHORT = ["--steps", "2", "--batch-size", "2", "--eval-tokens", "200"]
@@ -48,6 +51,7 @@ def test_every_command_is_run_by_a_test_below():
         *FIRST,
         *BUNDLED,
         *EXPORT,
+        *EXPLAIN,
         *GO_ON,
         *CLASSIFY,
         *INSTRUCT,
@@ -176,6 +180,15 @@ def test_the_first_commands(cli):
         assert ended.code == 0 and ended.out, (command, ended.err)
 
 
+def test_the_commands_that_look_inside(cli, texts):
+    assert len(EXPLAIN) == 5
+    for begun in (("train.py",), ("train.py", "--model", "gru"), ("-m finetune.classify", "--data", "spam.tsv")):
+        assert cli(*begun, *(SHORT if "train.py" in begun else SHORT[:4])).code == 0
+    for command in EXPLAIN:
+        ended = cli("-m explain", *shlex.split(command)[3:])
+        assert ended.code == 0 and ended.out, (command, ended.err)
+
+
 def test_the_command_that_needs_no_training(cli):
     assert len(BUNDLED) == 1 and cli(*shlex.split(BUNDLED[0])[1:]).out.count("\n") == 10
 
@@ -254,7 +267,7 @@ def test_the_commands_that_translate(cli, texts, few_pairs):
 @pytest.mark.parametrize("command", MODULES)
 def test_module_commands_start(cli, texts, command):
     _, _, module, *words = shlex.split(command)
-    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench", "serve", "tune", "explain")
+    takes_long = module.startswith("bench.") or module in ("kernels.aot", "kernels.bench", "serve", "tune")
     takes_long |= words == ["--check"]  # tests/test_kernel_programs.py runs it
     ended = cli(f"-m {module}", *(["--help"] if takes_long else words))
     assert ended.code == 0 and ended.out, ended.err
