@@ -18,6 +18,8 @@ from nanogpt.model import Transformer
 def lens(subject: Subject, tokens: Tensor) -> Found:
     """Of each layer and position the likeliest next token, its probability, and the loss of the token that comes.
     UserError for families whose layers do not all end where the head begins."""
+    if subject.classifier is not None:
+        raise UserError(f"{subject.name} labels texts and expects no next token: no lens for it")
     features = _features(subject, tokens)  # (L, T, C)
     with torch.inference_mode():
         log_p = subject.model.head(features).float().log_softmax(-1)  # (L, T, V)

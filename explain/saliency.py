@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from data.errors import UserError
 from explain.found import Found, name_axis, new_figure, rounded, words
@@ -59,7 +60,8 @@ def log_probabilities(subject: Subject, tokens: Tensor) -> Tensor:
         return subject.model.head(subject.model.hidden(tokens, None, None)[0][:, -1]).float().log_softmax(-1)
     targets = torch.full_like(tokens, -1)
     targets[:, -1] = 0
-    return subject.classifier.probabilities(subject.classifier(tokens, targets).logits.float()).log()
+    logits = subject.classifier(tokens, targets).logits.float()
+    return logits.log_softmax(-1) if subject.classifier.label_sets is None else logsigmoid(logits)
 
 
 def integrated_gradients(subject: Subject, tokens: Tensor, answer: int) -> tuple[Tensor, float]:

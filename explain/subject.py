@@ -16,6 +16,8 @@ from makemore.base import LanguageModel
 from makemore.counts.mixture import Mixture
 from nanogpt import pretrained
 
+MOST_TOKENS = 1024  # some looks take as much memory as tokens squared
+
 
 class Subject(NamedTuple):
     """A run on the CPU. `classifier`: what labels texts, around `model`; None for a language model, which has no
@@ -40,6 +42,10 @@ class Subject(NamedTuple):
         if self.model.context is not None and len(ids) > self.model.context:
             raise UserError(
                 f"--text has {len(ids):,} tokens, and {self.name} reads {self.model.context} at a time: shorten it"
+            )
+        if len(ids) > MOST_TOKENS:
+            raise UserError(
+                f"--text has {len(ids):,} tokens, more than {MOST_TOKENS:,}, which no picture shows: shorten it"
             )
         if unknown := int((ids == self.tokenizer.special.unk).sum()):
             warn(f"{unknown:,} of {len(text):,} characters are not in the vocabulary: <unk>")

@@ -108,6 +108,7 @@ def test_a_label_rests_on_the_letter_that_makes_it(cli, spam):
     assert max(occlusion, key=occlusion.get) == "x"
     assert sum(found["integrated_gradients"]) == pytest.approx(found["gained"], abs=1e-3)
     assert tree(Path("spam")) == before
+    refused(cli(MODULE, "spam", "--what", "lens", "--text", "wordxc"), "spam labels texts and expects no next token")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,8 @@ def test_what_cannot_be_looked_at_is_refused(cli, names):
         refused(cli(MODULE, *words), said)
     ok(cli("train.py", "--model", "ngram", "--data", "names.txt", "--out", "counts"))
     refused(cli(MODULE, "counts", "--what", "lens", "--text", "anna"), "counts counts, and has nothing inside")
+    ok(cli("train.py", *quick("gru", data="names.txt", out="unbounded")))
+    refused(cli(MODULE, "unbounded", "--what", "gates", "--text", "a" * 2000), "more than 1,024")
     assert "not in the vocabulary" in ok(cli(MODULE, "run", "--what", "lens", "--text", "an☃a")).err
 
 
