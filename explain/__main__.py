@@ -36,7 +36,8 @@ def main() -> int:
         )
     found = look(args.run, args.what, args.text, args.checkpoint)
     try:
-        paths = found.save(Path(args.out), args.what)
+        about = {"what": args.what, "about": WHAT[args.what], "run": args.run}
+        paths = found._replace(numbers=about | found.numbers).save(Path(args.out), args.what)
     except OSError as error:
         raise UserError(f"cannot write {args.out}: {error.strerror}; name another --out") from error
     print(f"{found.said}\n{' '.join(map(str, paths))}")

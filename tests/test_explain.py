@@ -103,7 +103,11 @@ def test_a_label_rests_on_the_letter_that_makes_it(cli, spam):
     before = tree(Path("spam"))
     done = ok(cli(MODULE, "spam", "--what", "saliency", "--text", "wordxc", "--out", "seen"))
     found = json.loads(Path("seen/saliency.json").read_text())
-    assert found["answer"] == "spam" and Path("seen/saliency.png").exists() and "'spam' with probability" in done.out
+    assert (
+        (found["what"], found["run"], found["answer"]) == ("saliency", "spam", "spam")
+        and Path("seen/saliency.png").exists()
+        and "'spam' with probability" in done.out
+    )
     occlusion = dict(zip(found["tokens"], found["occlusion"], strict=True))
     assert max(occlusion, key=occlusion.get) == "x"
     assert sum(found["integrated_gradients"]) == pytest.approx(found["gained"], abs=1e-3)

@@ -107,7 +107,10 @@ def test_a_reward_that_fails_says_so_and_the_run_goes_on_once_it_is_mended(cli, 
 @pytest.mark.parametrize(
     "flags, words",
     {
-        "no module": (("--reward", "nowhere:f"), "there is no module nowhere"),
+        "no module": (
+            ("--reward", "nowhere:f"),
+            "the reward nowhere:f is not there: there is no module nowhere in this folder",
+        ),
         "no function": (("--reward", "own:nothing"), "own.py has no function nothing"),
         "no name": (("--reward", "best"), "--reward best: alternating, exact, places, or MODULE:FUNCTION"),
         "a path": (("--reward", "/tmp/own.py:f"), "or MODULE:FUNCTION"),

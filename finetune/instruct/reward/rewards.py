@@ -14,6 +14,10 @@ VOWELS = frozenset("aeiou")
 LETTERS = 6
 
 
+class NotFound(Exception):
+    """There is no such function; says why."""
+
+
 def alternating(answer: str, prompt: str, wanted: str) -> float:
     """1 for six letters, vowels and consonants in turn, of which the last is an a; else 0."""
     in_turn = all((a in VOWELS) != (b in VOWELS) for a, b in zip(answer, answer[1:], strict=False))
@@ -49,7 +53,7 @@ def check_name(name: str) -> None:
 
 
 def find(name: str) -> Reward:
-    """The function of this name. Raises UserError where there is none; what goes wrong in the module itself, it
+    """The function of this name. Raises NotFound where there is none; what goes wrong in the module itself, it
     raises."""
     if not is_own(name):
         return BUNDLED[name]
@@ -59,7 +63,7 @@ def find(name: str) -> Reward:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports one that is not
-        raise UserError(f"--reward {name}: there is no module {module} in this folder or installed") from None
+        raise NotFound(f"there is no module {module} in this folder or installed") from None
     if not callable(getattr(found, function, None)):
-        raise UserError(f"--reward {name}: {found.__file__ or module} has no function {function}")
+        raise NotFound(f"{found.__file__ or module} has no function {function}")
     return getattr(found, function)

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from data.errors import StepFault, UserError
-from finetune.instruct.reward.rewards import find
+from finetune.instruct.reward.rewards import NotFound, find
 
 STARTS_WITHIN = 120.0  # seconds, the imports of the reward's module included
 SHOWN = 60  # characters of an answer in a message
@@ -97,8 +97,8 @@ def _serve(name: str, pipe: Connection, nth: Any) -> None:
     try:
         reward = find(name)
         pipe.send((None, None))
-    except UserError as error:
-        pipe.send((None, str(error)))
+    except NotFound as error:
+        pipe.send((None, f"is not there: {error}"))
         return
     except Exception as error:
         pipe.send((None, f"cannot be imported: {_told(error)}"))
