@@ -37,6 +37,8 @@ class FineTuning(Task):
         if isinstance(parent.model, Mixture):  # counts of another text: the neural model goes on alone
             plain = replace(parent.config, mix_ngram=0)
             parent = dataclasses.replace(parent, model=parent.model.neural, config=plain)
+        if not parent.model.causal and "objective" in config.fixed:
+            raise UserError(f"{config.run.init} fills gaps and writes no text: what can start from it labels texts")
         if parent.config.net.is_counted:
             raise UserError(f"a {parent.config.model} that counts cannot be fine-tuned; choose another --init")
         unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then

@@ -48,6 +48,13 @@ def load_parent(config: Config) -> Run:
     return load_run(init, config.run.checkpoint or "best", "cpu")
 
 
+def load_writer(folder: str | Path, which: str = "best", device: str = "auto") -> Run:
+    """`load_run`, of a run that says what comes next. Raises UserError for one that fills gaps."""
+    run = load_run(folder, which, device)
+    run.check_writes()
+    return run
+
+
 def load_run(
     folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
 ) -> Run:

@@ -3,18 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.disk import replace_file
+from data.eval_batches import eval_batches
 from data.store import Store
 from data.terminal import show
 from engine import flops
 from engine.config.sections import Config
 from engine.run import results
+from engine.run.filling import fill
 from engine.run.load import Run
 from engine.run.novelty import KnownLines, longest_copied
 from engine.run.weights import load_best
 from engine.run.writing import until_end
+from engine.texts import masking_of
 from engine.training.metrics import Metrics
 from engine.training.progress import Progress
 from makemore.base import LanguageModel, count_parameters
@@ -22,6 +26,7 @@ from makemore.base import LanguageModel, count_parameters
 N_LINES, N_DOCUMENTS = 20, 5
 N_CHARACTERS = 500
 SAMPLE_SEED = 42
+UNKNOWN = "\ufffd"  # what `<unk>` is decoded to
 
 
 def finish(
@@ -64,7 +69,9 @@ def _speed(summary: dict[str, Any]) -> str:
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
     """Samples of the model as text, and their entries of the summary: 20 lines or 5 documents, each marked 'in train',
     'in val' or 'new'; of a stream 500 tokens, or 5 documents of at most as many, and the length of the longest
-    substring copied from the training text."""
+    substring copied from the training text. Of a model that fills gaps some of the validation text, filled."""
+    if run.fills:
+        return fillings(run, store), {}
     if not run.is_lines:
         number = N_DOCUMENTS if run.has_ends else 1
         texts = [each.text for each in run.samples(num=number, max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)]
@@ -79,3 +86,25 @@ def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
         text = run.tokenizer.decode(row)
         lines.append(f"--- {mark}\n{text}\n" if run.is_documents else f"{text:<24} {mark}")
     return "\n".join(lines).rstrip("\n"), {}
+
+
+def fillings(run: Run, store: Store) -> str:
+    """The first rows of the validation text, each with its gaps, as they were filled, and as it was where that is
+    another."""
+    masking = masking_of(run.config, store)
+    assert masking is not None  # the run fills
+    shown, special = [], store.tokenizer.special
+    most, between = (N_LINES, "\n") if run.is_lines else (N_DOCUMENTS, "\n---\n")
+    batch = next(eval_batches(store.val, run.config.net.context, N_CHARACTERS)())
+    masked = next(masking.of_evaluation([batch])).tokens
+    for before, row in zip(batch.tokens[:most], masked[:most], strict=True):
+        there = row != special.pad
+        gaps = np.flatnonzero((row == special.unk) & (before != special.unk))
+        tokens, _ = fill(run.model, torch.from_numpy(row[there]).to(run.device), gaps.tolist(), 0, [*special])
+        open_, filled, was = (run.tokenizer.decode(ids) for ids in (row[there], tokens, before[there]))
+        open_ = open_.replace(UNKNOWN, "_")
+        if run.is_lines:
+            shown.append(f"{open_} -> {filled}" + (f"   (was {was})" if filled != was else ""))
+        else:
+            shown.append(f"{open_}\n->\n{filled}")
+    return between.join(shown)

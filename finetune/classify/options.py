@@ -79,6 +79,7 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
     run: ClassifyRun
     tuning: ClassifierFlags
 
+    fixed: ClassVar[dict[str, Any]] = {name: off for name, off in TuneConfig.fixed.items() if name != "objective"}
     task: ClassVar[str | None] = "classify"
     program: ClassVar[str] = "classify"
 
@@ -99,6 +100,9 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             raise UserError(f"--class-weights is '{class_weights}'; it may be none, balanced or a number from 0 to 1")
         if train == "head" and self.tuning.lm_weight:
             raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
+        if getattr(self.net, "fills", False) and (self.tuning.look_ahead or self.tuning.lm_weight):
+            useless = "--look-ahead" if self.tuning.look_ahead else "--lm-weight"
+            raise UserError(f"{useless} means nothing to --objective masked: every token is seen already")
         if self.tuning.look_ahead and self.model != "transformer":
             raise UserError(
                 f"--look-ahead means nothing to --model {self.model}: a Transformer alone sees later tokens"
