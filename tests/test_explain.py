@@ -11,7 +11,7 @@ from engine.config.flags import parse
 from engine.registry import build_model
 from explain.gates import gates_of
 from explain.lens import lens
-from explain.saliency import saliency
+from explain.saliency import integrated_gradients, log_probabilities, saliency
 from explain.subject import Subject
 from nanogpt.maps import attention_maps
 from tests.helpers import ok, quick, refused, tree
@@ -75,6 +75,57 @@ def test_gates_are_those_with_which_the_layers_compute(family, cells):
             kept = recurrent.hidden(tokens[None], None, None)[1]
         assert shut["update"].min() > 0.999 and kept["h0"].abs().max() < 1e-3 and h.shape == c.shape
     assert hidden.shape[1] == 9
+
+
+@pytest.mark.parametrize("family", ["gru", "lstm"])
+def test_the_gates_of_a_first_layer_are_those_of_the_papers(family):
+    """From the weights alone, a unit at a time, as the equations of torch.nn.GRU and torch.nn.LSTM have it."""
+    recurrent = model("--model", family, "--n-layer", "1", "--n-hidden", "8", "--n-embd", "5")
+    tokens = torch.randint(6, 20, (7,))
+    found = gates_of(recurrent, tokens)
+    layer, H = recurrent.layers[0], 8
+    W, U, b, c = (getattr(layer, f"{name}_l0").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = memory = torch.zeros(H)
+    for t, x in enumerate(recurrent.wte.weight[tokens].detach()):
+        whole = {
+            name: (W[n * H : n * H + H] @ x + b[n * H : n * H + H] + U[n * H : n * H + H] @ h + c[n * H : n * H + H])
+            for n, name in enumerate(("input", "forget", "cell", "output") if family == "lstm" else ("reset", "update"))
+        }
+        for name in found:
+            torch.testing.assert_close(found[name][0, t], whole[name].sigmoid().detach(), atol=1e-6, rtol=1e-5)
+        if family == "lstm":
+            memory = whole["forget"].sigmoid() * memory + whole["input"].sigmoid() * whole["cell"].tanh()
+            h = whole["output"].sigmoid() * memory.tanh()
+        else:
+            new = (W[2 * H :] @ x + b[2 * H :] + whole["reset"].sigmoid() * (U[2 * H :] @ h + c[2 * H :])).tanh()
+            h = (1 - whole["update"].sigmoid()) * new + whole["update"].sigmoid() * h
+    torch.testing.assert_close(recurrent.hidden(tokens[None], None, None)[1]["h0"][0].detach(), h)
+
+
+@pytest.mark.parametrize("family", ["transformer", "gru", "mlp"])
+def test_integrated_gradients_are_those_of_captum(family):
+    captum = pytest.importorskip("captum.attr")
+    whole = model("--model", family, "--n-layer", "2")
+    subject = Subject("run", family, whole, None, [], CharTokenizer("abcdefghijklmn"), True)
+    tokens, answer = torch.randint(6, 20, (8,)), 9
+    ours, gained = integrated_gradients(subject, tokens, answer)
+    table = whole.wte
+
+    def forward(vectors):  # (B, T, C) in place of the embeddings, each row by itself
+        found = []
+        for x in vectors:
+            hook = table.register_forward_hook(lambda _, __, out, x=x: torch.cat([out[:, : -len(x)], x[None]], 1))
+            found.append(log_probabilities(subject, tokens[None])[0, answer])
+            hook.remove()
+        return torch.stack(found)
+
+    whole_way = table(tokens)[None].detach()
+    start = table.weight.detach().mean(0).expand_as(whole_way)
+    theirs, left = captum.IntegratedGradients(forward).attribute(
+        whole_way, start, n_steps=128, return_convergence_delta=True
+    )
+    torch.testing.assert_close(ours, theirs[0].sum(1).float(), atol=1e-3, rtol=1e-3)
+    assert abs(float(left)) < 1e-3 and float(ours.sum()) == pytest.approx(gained, abs=1e-3)
 
 
 @pytest.mark.parametrize("flags", [("--model", "transformer", "--n-layer", "3"), ("--model", "gru", "--n-layer", "2")])
