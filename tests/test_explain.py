@@ -174,7 +174,7 @@ def test_every_family_is_shown_or_refused_with_the_reason(cli, names, family):
     shown = {
         "attention": family == "transformer", "gates": family in ("gru", "lstm"),
         "lens": family in ("transformer", "gru", "lstm", "rnn"), "saliency": family != "bigram",
-        "embeddings": family != "bigram",
+        "embeddings": family != "bigram", "neurons": family != "bigram",
     }  # fmt: skip
     for what, is_shown in shown.items():
         words = (MODULE, "run", "--what", what, *(() if what == "embeddings" else ("--text", "anna")))
