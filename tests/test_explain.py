@@ -166,6 +166,54 @@ def test_a_label_rests_on_the_letter_that_makes_it(cli, spam):
     refused(cli(MODULE, "spam", "--what", "lens", "--text", "wordxc"), "spam labels texts and expects no next token")
 
 
+def test_the_letter_that_makes_a_label_is_what_turns_it(cli, spam):
+    done = ok(cli(MODULE, "spam", "--what", "adversarial", "--text", "wordxc"))
+    found = json.loads(Path("explained/adversarial.json").read_text())
+    assert (found["answer"], found["now"], found["turned"], found["changes"]) == ("spam", "ham", True, 1)
+    assert "x" not in found["changed"] and f"to {found['changed'][4]!r}" in done.out.replace("left out", "to 'c'")
+    first, last = (step["probabilities"] for step in found["steps"])
+    assert sum(last.values()) == pytest.approx(1, abs=1e-5) and first["spam"] > 0.5 > last["spam"]
+    predicted = ok(cli("-m finetune.classify", "--out", "spam", "--predict", found["changed"]))
+    assert json.loads(predicted.out)["probabilities"]["ham"] == pytest.approx(last["ham"], abs=1e-5)
+    assert Path("explained/adversarial.png").exists()
+
+
+def test_of_many_texts_the_share_that_is_turned(cli, spam):
+    words = (MODULE, "spam", "--what", "adversarial", "--max-changes", 1)
+    ok(cli(*words))  # its own test examples
+    own = json.loads(Path("explained/adversarial.json").read_text())
+    assert own["texts"] == 8 and [row["changes"] for row in own["by_changes"]] == [0, 1]
+    assert own["by_changes"][0]["turned"] == 0 and own["by_changes"][1]["turned"] >= 0.5
+    for row in own["by_changes"]:
+        assert 0 <= row["interval"][0] <= row["turned"] <= row["interval"][1] <= 1
+        assert row["accuracy"] == pytest.approx(own["right"] / 8 * (1 - row["turned"]))
+    Path("more.csv").write_text("said,kind\nwordxa,spam\nwordob,ham\nwordxd,ham\n")
+    ok(cli(*words, "--data", "more.csv", "--text-column", "said", "--label-column", "kind"))
+    more = json.loads(Path("explained/adversarial.json").read_text())
+    assert (more["texts"], more["right"], more["examples"][2]["changes"]) == (3, 2, 0)
+    assert "drawn at random" in ok(cli(*words, "--texts", 2)).err
+    Path("foreign.tsv").write_text("egg\tworda\nham\twordb\n")
+    refused(cli(*words, "--data", "foreign.tsv"), "the label 'egg', which training never saw")
+    refused(cli(*words, "--text", "a", "--texts", 2), "--texts means nothing to one --text")
+    refused(cli(*words[:-1], "0", "--text", "a"), "is no number from 1")
+
+
+def test_accuracy_of_a_classifier_by_group(cli, spam):
+    rows = [f"word{'x' if n % 2 else 'o'}a,{'spam' if n % 2 or n % 8 == 0 else 'ham'},{'odd' if n % 2 else 'even'}"
+            for n in range(80)]  # fmt: skip
+    Path("groups.csv").write_text("\n".join(["text,label,kind", *rows, "wordxb,spam,rare"]))
+    done = ok(cli(MODULE, "spam", "--what", "groups", "--data", "groups.csv", "--group-column", "kind"))
+    found = json.loads(Path("explained/groups.json").read_text())
+    assert [(row["group"], row["texts"], row["figure"]) for row in found["groups"]] == [
+        ("even", 40, 0.75), ("odd", 40, 1.0), ("rare", 1, 1.0),
+    ]  # fmt: skip
+    low, high = found["groups"][0]["interval"]  # Wilson's of 30 of 40
+    assert (low, high) == (pytest.approx(0.5981, abs=1e-3), pytest.approx(0.8581, abs=1e-3))
+    assert "only 1: says little" in done.out and found["figure"] == pytest.approx(71 / 81)
+    refused(cli(MODULE, "spam", "--what", "groups", "--data", "groups.csv", "--group-column", "colour"), "no column")
+    refused(cli(MODULE, "spam", "--what", "groups"), "--what groups needs --data")
+
+
 @pytest.mark.parametrize(
     "family", matrix(["transformer", "gru", "lstm", "rnn", "mlp", "cnn", "bigram"], ["transformer", "mlp"])
 )

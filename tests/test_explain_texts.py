@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data.tokenizers import CharTokenizer
+from explain.intervals import of_ratio, of_share
 from explain.neurons import neurons, share_explained
 from explain.subject import Subject
 from explain.units import activations, read_texts
@@ -90,3 +92,39 @@ def test_units_of_a_run_by_text_by_file_and_by_number(cli, names):
         ("lens", "--text", "anna", "--unit", "1:1"): "--unit means nothing to --what lens",
     }.items():
         refused(cli(MODULE, "run", "--what", *words), said)
+
+
+def test_bits_of_a_language_model_by_group(cli, names):
+    ok(cli("train.py", *quick("gru", data="names.txt", kind="lines", out="run")))
+    people = [line for line in Path("names.txt").read_text().split("\n") if line][:30]
+    Path("people.csv").write_text("name,of\n" + "".join(f"{name},a\n{name[::-1]},b\n" for name in people) + "Ana,c\n")
+    done = ok(cli(MODULE, "run", "--what", "groups", "--data", "people.csv", "--text-column", "name", "--group-column",
+                  "of"))  # fmt: skip
+    found = json.loads(Path("explained/groups.json").read_text())
+    by_group = {row["group"]: row for row in found["groups"]}
+    scored = json.loads(ok(cli("sample.py", "run", "--score", "\n".join(people), "--json")).out)
+    assert by_group["a"]["figure"] == pytest.approx(scored["bits_per_char"], rel=1e-4)
+    assert [row["figure"] for row in found["groups"]] == sorted(
+        (row["figure"] for row in found["groups"]), reverse=True
+    )
+    assert all(row["interval"][0] <= row["figure"] <= row["interval"][1] for row in found["groups"])
+    assert by_group["c"]["few"] and by_group["c"]["unknown"] == pytest.approx(1 / 3)
+    assert "only 1: says little" in done.out and "33.3% of its characters unknown" in done.out
+    again = ok(cli(MODULE, "run", "--what", "groups", "--data", "people.csv", "--text-column", "name", "--group-column",
+                   "of"))  # fmt: skip
+    assert again.out == done.out
+    refused(
+        cli(MODULE, "run", "--what", "groups", "--data", "people.csv", "--label-column", "of"),
+        "--label-column is for classifiers",
+    )
+    refused(cli(MODULE, "run", "--what", "adversarial", "--text", "anna"), "run is not a run of")
+
+
+def test_intervals_hold_what_they_say():
+    assert of_share(0, 0) == (0, 1) and of_share(0, 20)[0] == 0 and of_share(20, 20)[1] == 1
+    rng, inside = np.random.default_rng(5), []
+    for _ in range(60):
+        below = rng.integers(1, 9, 80).astype(float)
+        low, high = of_ratio(below * 2 + rng.normal(0, 1, 80), below)
+        inside.append(low <= 2 <= high)
+    assert 50 <= sum(inside) < 60
