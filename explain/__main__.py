@@ -38,6 +38,7 @@ WHAT = {
         "how well it does for each group of texts: bits a character, or a classifier's accuracy",
         ("data",),
         ("group_column", "text_column", "label_column", "encoding"),
+        needs=False,
     ),
     "embeddings": What("the vocabulary in a plane (without --text)", ()),
 }
@@ -89,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--text and --data exclude each other")
     if "texts" in given and "text" in given:
         raise UserError("--texts means nothing to one --text")
-    if "data" not in given and (useless := sorted(given & FILES)):
+    if "data" not in given and (useless := sorted(given & (FILES | {"group_column"}))):
         raise UserError(f"{flag(useless[0])} means nothing without --data")
 
 
@@ -153,14 +154,20 @@ def look_at_groups(args: argparse.Namespace) -> Any:
     from engine.run.load import load_run
     from explain import groups
     from explain.subject import is_classifier
-    from finetune.classify.labeller import given_examples, load_labeller
+    from finetune.classify.labeller import given_examples, load_labeller, own_examples
 
-    encoding = args.encoding or "utf-8"
-    column = args.group_column or args.label_column
+    labels = is_classifier(args.run)
+    if args.data is None and not labels:
+        raise UserError(f"--what groups needs --data: {args.run} has no labelled texts of its own")
+    if args.label_column is not None and not labels:
+        raise UserError(f"--label-column is for classifiers, and {args.run} is none; --group-column has the groups")
+    if args.data is None:
+        labeller = load_labeller(args.run, args.checkpoint, "cpu")
+        labelled = own_examples(labeller, Path(args.run))
+        return groups.of_classes(labeller, labelled, {each.where: each.label for each in labelled.sides["test"]})
+    encoding, column = args.encoding or "utf-8", args.group_column or args.label_column
     name, examples = groups.read_groups(args.data, args.text_column, column, encoding)
-    if not is_classifier(args.run):
-        if args.label_column is not None:
-            raise UserError(f"--label-column is for classifiers, and {args.run} is none; --group-column has the groups")
+    if not labels:
         return groups.of_language(load_run(args.run, args.checkpoint, "cpu"), name, examples)
     labeller = load_labeller(args.run, args.checkpoint, "cpu")
     columns = Columns(args.text_column, args.label_column)

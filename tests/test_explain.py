@@ -211,7 +211,10 @@ def test_accuracy_of_a_classifier_by_group(cli, spam):
     assert (low, high) == (pytest.approx(0.5981, abs=1e-3), pytest.approx(0.8581, abs=1e-3))
     assert "only 1: says little" in done.out and found["figure"] == pytest.approx(71 / 81)
     refused(cli(MODULE, "spam", "--what", "groups", "--data", "groups.csv", "--group-column", "colour"), "no column")
-    refused(cli(MODULE, "spam", "--what", "groups"), "--what groups needs --data")
+    ok(cli(MODULE, "spam", "--what", "groups"))  # its own test examples by label
+    own = json.loads(Path("explained/groups.json").read_text())
+    assert {row["group"]: row["texts"] for row in own["groups"]} == {"ham": 4, "spam": 4}
+    refused(cli(MODULE, "spam", "--what", "groups", "--group-column", "kind"), "nothing without --data")
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def test_bits_of_a_language_model_by_group(cli, names):
         cli(MODULE, "run", "--what", "groups", "--data", "people.csv", "--label-column", "of"),
         "--label-column is for classifiers",
     )
+    refused(cli(MODULE, "run", "--what", "groups"), "--what groups needs --data")
     refused(cli(MODULE, "run", "--what", "adversarial", "--text", "anna"), "run is not a run of")
 
 
