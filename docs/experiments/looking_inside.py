@@ -12,6 +12,7 @@ NEURONS = (
 )
 LABELS = "python -m finetune.classify --steps 400 --no-baseline --out labels"
 RESTS = f"{LABELS}\npython -m explain labels --text Kowalski --what saliency --out rests"
+LONGER = LABELS.replace("400", "1000")
 TURN = "python -m explain labels --what adversarial --max-changes 2 --out turned"
 GROUPS = f"{LABELS}\npython -m explain labels --what groups --out groups"
 TURNED, GROUP = r"^  1  .*  (\d\.\d+) \(", r"  \d+  (\d\.\d+)  \d\.\d+ to"
@@ -24,9 +25,9 @@ EXPERIMENTS = [
         digits=0,
     ),
     Experiment("inside-rests", RESTS, r"'Polish' with probability (\S+);", 0.9, 1.0, unit="for Polish"),
-    Experiment("inside-turned", f"{LABELS}\n{TURN}", TURNED, 0.9, 1.0, unit="of the right answers turned by 1"),
+    Experiment("inside-turned", f"{LONGER}\n{TURN}", TURNED, 0.92, 1.0, unit="of the right answers turned by 1"),
     Experiment(
-        "inside-defended", f"{LABELS} --augment 0.15\n{TURN}", TURNED, 0.6, 0.99,
+        "inside-defended", f"{LONGER} --augment 0.2\n{TURN}", TURNED, 0.7, 0.97,
         unit="of the right answers turned by 1",
     ),
     Experiment(
