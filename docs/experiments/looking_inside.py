@@ -24,7 +24,7 @@ EXPERIMENTS = [
         "inside-neurons", NEURONS, r"explains:\n\s+\S+\s+(\d+)% by", 70, 99, unit="% of the first unit's variance",
         digits=0,
     ),
-    Experiment("inside-rests", RESTS, r"'Polish' with probability (\S+);", 0.9, 1.0, unit="for Polish"),
+    Experiment("inside-rests", RESTS, r"with probability (\S+);", 0.9, 1.0, unit="for Polish"),
     Experiment("inside-turned", f"{LONGER}\n{TURN}", TURNED, 0.92, 1.0, unit="of the right answers turned by 1"),
     Experiment(
         "inside-defended", f"{LONGER} --augment 0.2\n{TURN}", TURNED, 0.7, 0.97,
