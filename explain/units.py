@@ -49,7 +49,8 @@ def read_texts(subject: Subject, texts: list[str]) -> Read:
     if not parts:
         raise UserError("there is no text to look at")
     if count >= MOST_READ:
-        warn(f"{MOST_READ:,} tokens are looked at: those of some texts of {len(texts):,}, drawn at random")
+        which = f"those of some texts of {len(texts):,}, drawn at random" if len(texts) > 1 else "the first ones"
+        warn(f"{MOST_READ:,} tokens are looked at, {which}")
     if unknown:
         warn(f"{unknown:,} of {count:,} tokens are not in the vocabulary: <unk>")
     return Read(*(torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True)))

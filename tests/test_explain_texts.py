@@ -80,6 +80,8 @@ def test_units_of_a_run_by_text_by_file_and_by_number(cli, names):
     found = json.loads(Path("explained/neurons.json").read_text())
     assert [(each["layer"], each["unit"]) for each in found["units"]] == [(1, 3)] and found["tokens"] > 300
     assert Path("explained/neurons.png").exists()
+    ok(cli(MODULE, "run", "--what", "neurons", "--data", "-", stdin=b"anna\nbob\n"))
+    assert json.loads(Path("explained/neurons.json").read_text())["tokens"] == len("anna\nbob\n")
     for words, said in {
         ("neurons", "--text", "anna", "--unit", "9:0"): "there is no layer 9",
         ("neurons", "--text", "anna", "--unit", "1:999"): "layer 1 has the units 0 to",
