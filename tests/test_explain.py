@@ -13,6 +13,7 @@ from explain.gates import gates_of
 from explain.lens import lens
 from explain.saliency import integrated_gradients, log_probabilities, saliency
 from explain.subject import Subject
+from finetune.classify.classifier import Classifier
 from nanogpt.maps import attention_maps
 from tests.helpers import ok, quick, refused, tree
 from tests.matrices import matrix
@@ -102,11 +103,14 @@ def test_the_gates_of_a_first_layer_are_those_of_the_papers(family):
     torch.testing.assert_close(recurrent.hidden(tokens[None], None, None)[1]["h0"][0].detach(), h)
 
 
-@pytest.mark.parametrize("family", ["transformer", "gru", "mlp"])
-def test_integrated_gradients_are_those_of_captum(family):
+@pytest.mark.parametrize("family, labels", [("transformer", 0), ("gru", 0), ("mlp", 0), ("gru", 12)])
+def test_integrated_gradients_are_those_of_captum(family, labels):
     captum = pytest.importorskip("captum.attr")
     whole = model("--model", family, "--n-layer", "2")
-    subject = Subject("run", family, whole, None, [], CharTokenizer("abcdefghijklmn"), True)
+    classifier = Classifier(whole, labels, ngrams=2).eval() if labels else None
+    if classifier is not None:
+        torch.nn.init.normal_(classifier.head.weight, std=0.5)
+    subject = Subject("run", family, whole, classifier, ["x"] * labels, CharTokenizer("abcdefghijklmn"), True)
     tokens, answer = torch.randint(6, 20, (8,)), 9
     ours, gained = integrated_gradients(subject, tokens, answer)
     table = whole.wte
