@@ -30,8 +30,9 @@ def main(argv: list[str]) -> None:
         if at:
             right.bar(at, [units[n]["explained"][by] for n in at], color=colour, label=f"by {label}")
     right.set_xticks(range(len(units)), [str(unit["unit"]) for unit in units])
-    right.set(title="neurons: the first eight", xlabel="unit", ylabel="variance explained", ylim=(0, 1))
-    right.legend(loc="lower left", fontsize=8, framealpha=1)
+    right.set(title="neurons: the first eight", xlabel="unit", ylabel="variance explained", ylim=(0, 1.35))
+    right.set_yticks([0, 0.5, 1])
+    right.legend(loc="upper right", fontsize=8, frameon=False)
     for found, label, colour in ((turned, "as it is", RED), (defended, "--augment 0.2", BLUE)):
         rows = found["by_changes"]
         below.plot([row["changes"] for row in rows], [row["accuracy"] for row in rows], "o-", color=colour, label=label)
