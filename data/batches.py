@@ -72,12 +72,12 @@ class Batch(NamedTuple, Generic[Numbers]):
 
 class Deal(NamedTuple):
     """The items of one batch, and whether it is fresh, see `Batch`. `counts` is False for what only keeps a process
-    busy that has no share."""
+    busy that has no share. `epoch`: in which the first of them is dealt."""
 
     items: Array  # (B,)
     fresh: bool = True
     counts: bool = True
-    epoch: int = 0  # in which the first of them is dealt
+    epoch: int = 0
 
     def share(self, rank: int, world: int) -> "Deal":
         """The consecutive items that process `rank` of `world` has, where the rows of a batch are divided. A batch may

@@ -27,7 +27,7 @@ MAY_STAND_ON = {
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "tune": {"data", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch", "finetune"},
-    "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune"},
+    "docs": GROUND | {"makemore", "makemore/scratch", "nanogpt", "engine", "finetune", "explain"},
     "charlm": {"data", "engine"},
     "train.py": {"data", "engine"},
     "sample.py": {"data", "engine", "finetune"},

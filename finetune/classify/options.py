@@ -7,7 +7,7 @@ from data.errors import UserError
 from engine.config.presets import Defaults
 from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
-from makemore.config import MAX_CONTEXT, UNSET, Mark, Range
+from makemore.config import FRACTION, MAX_CONTEXT, UNSET, Mark, Range
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding"}
@@ -54,6 +54,9 @@ class ClassifierFlags(Tuning):
     rarity, a number between 0 and 1."""
     lm_weight: Annotated[float, Range(0, 100, says="from 0 to 100")] = 0.0
     """Weight of the auxiliary loss of predicting each next token (Radford et al. 2018)."""
+    augment: Annotated[float, FRACTION, Mark.OWN, Mark.RARE] = 0.0
+    """In training, change each character of a text with this probability, anew in each epoch: replaced, left out, or
+    one put in before it."""
 
 
 @dataclass
