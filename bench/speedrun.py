@@ -43,8 +43,8 @@ SHAKESPEARE = [  # one layer: in so few steps four learn less, each step at thre
 _COUNTED = ["--lr", "1e-2", "--muon-lr", "0.015", "--hash-ngrams", "10", "--hash-rows", "65536", "--mix-ngram", "7"]
 BEST_OF_STREAM = [*_SMALL, "--context", "128", "--batch-size", "8", *_COUNTED]
 MIXED = [
-    *BEST_OF_STREAM, "--context", "256", "--batch-size", "4", "--count-inputs", "--data", "shakespeare",
-    "--steps", "970", "--eval-interval", "970",
+    *BEST_OF_STREAM, "--n-embd", "192", "--n-head", "6", "--context", "256", "--batch-size", "4", "--count-inputs",
+    "--data", "shakespeare", "--steps", "970", "--eval-interval", "970",
 ]  # fmt: skip
 BABY = [
     *_MODERN, "--n-layer", "6", "--n-head", "6", "--n-embd", "384", "--context", "256", "--batch-size", "4", *_COUNTED,

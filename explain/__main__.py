@@ -117,6 +117,8 @@ def look(args: argparse.Namespace) -> Any:
             return neurons(subject, [args.text], unit)
         encoding = args.encoding or "utf-8"
         return neurons(subject, texts_of(args.data, args.text_column, encoding, subject.begins), unit)
+    if args.what in ("lens", "saliency") and subject.fills:
+        raise UserError(f"{args.run} fills gaps and expects no next token, which --what {args.what} is about")
     tokens = subject.read(args.text)
     if args.what == "attention":
         from explain.attention import attention as look_at
@@ -151,7 +153,7 @@ def look_at_changes(args: argparse.Namespace) -> Any:
 def look_at_groups(args: argparse.Namespace) -> Any:
     """The same of --what groups."""
     from data.labelled.example import Columns
-    from engine.run.load import load_run
+    from engine.run.load import load_writer
     from explain import groups
     from explain.subject import is_classifier
     from finetune.classify.labeller import given_examples, load_labeller, own_examples
@@ -168,7 +170,7 @@ def look_at_groups(args: argparse.Namespace) -> Any:
     encoding, column = args.encoding or "utf-8", args.group_column or args.label_column
     name, examples = groups.read_groups(args.data, args.text_column, column, encoding)
     if not labels:
-        return groups.of_language(load_run(args.run, args.checkpoint, "cpu"), name, examples)
+        return groups.of_language(load_writer(args.run, args.checkpoint, "cpu"), name, examples)
     labeller = load_labeller(args.run, args.checkpoint, "cpu")
     columns = Columns(args.text_column, args.label_column)
     labelled = given_examples(labeller, Path(args.run), args.data, columns, encoding)

@@ -20,6 +20,8 @@ def gates(subject: Subject, tokens: Tensor) -> Found:
     model: Any = subject.model
     if type(model) not in NAMES:
         raise UserError(f"{subject.name} is a {subject.family}, which has no gates; an lstm and a gru have")
+    if not model.causal:
+        raise UserError(f"{subject.name} reads both ways; gates are shown of a model that reads forwards")
     with torch.inference_mode():
         found = gates_of(model, tokens)
     names, tokens_shown = NAMES[type(model)], words(subject.tokenizer, tokens.tolist())

@@ -31,6 +31,11 @@ class Subject(NamedTuple):
     tokenizer: Tokenizer
     begins: bool  # whether a text begins with `<bos>`
 
+    @property
+    def fills(self) -> bool:
+        """Whether it is a language model that fills gaps."""
+        return self.classifier is None and not self.model.causal
+
     def read(self, text: str) -> Tensor:
         """The tokens (T,) of a text, as the model reads them. Warns of unknown characters; UserError for an empty text,
         and for one that is longer than the context."""

@@ -2,6 +2,7 @@
 `train.py --objective masked` and `sample.py --fill`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,8 +237,7 @@ def test_a_stream_has_gaps_too(cli, text):
     known = run.tokenizer.decode([6, 7, 8])
     filled = run.fill(f"{known}#{known}", gap="#", likeliest=0)
     assert filled.text.startswith(known) and len(filled.text) == 7 and not filled.gaps[0].likeliest
-    with open("run/samples.txt", encoding="utf-8") as samples:
-        assert "->" in samples.read()
+    assert "->" in Path("run/samples.txt").read_text("utf-8")
 
 
 @pytest.fixture
@@ -263,14 +263,30 @@ def masked_run(cli, names):
         (["train.py", *quick("gru", out="new"), "--objective", "masked", "--carry-state"], "--carry-state is about"),
         (["train.py", *quick("cnn", out="new"), "--objective", "masked"], "--objective means nothing to --model cnn"),
         (["-m finetune.classify", "--init", "run", "--look-ahead", 3, "--out", "new"], "every token is seen"),
+        (["-m explain", "run", "--what", "lens", "--text", "anna"], "expects no next token"),
+        (["-m explain", "run", "--what", "groups", "--data", "names.tsv"], "learned to fill gaps"),
+        (["-m tune", "--try", "objective=next,masked", "--out", "new"], "--objective changes what"),
         (["-m makemore.scratch.train", "--objective", "masked"], "--objective"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_message(cli, names, masked_run, command, said):
     command = [str(word) for word in command]
+    Path("names.tsv").write_text("text\tlabel\nanna\tone\notto\ttwo\n", "utf-8")
     if command[0] == "train.py":
         command += ["--data", str(names), "--kind", "lines"]
     refused(cli(*command), said)
+
+
+def test_gates_are_of_models_that_read_forwards(cli, names):
+    trained(cli, "lstm", data=names, kind="lines", objective="masked")
+    refused(cli("-m explain", "run", "--what", "gates", "--text", "anna"), "reads both ways")
+
+
+def test_attention_and_units_of_one_that_reads_both_ways_are_shown(cli, masked_run):
+    ok(cli("-m explain", "run", "--what", "attention", "--text", "anna"))
+    weights = np.array(json.loads(Path("explained/attention.json").read_text())["weights"])  # (L, H, T, T)
+    assert weights[..., 0, 1:].min() > 0
+    ok(cli("-m explain", "run", "--what", "neurons", "--text", "anna"))
 
 
 def test_a_classifier_starts_from_it_and_reads_both_ways(cli, names, masked_run):

@@ -156,6 +156,8 @@ def _check_flags(plan: Search, space: Space) -> None:
         raise UserError(f"{flag(clash[0])} is not for a search: it gives every run a folder of its own")
     if twice := sorted(given & space.keys()):
         raise UserError(f"{flag(twice[0])} is tried, and stands behind -- too; leave one out")
+    if plan.command == "train" and (other := sorted({"objective", "mask_rate", "mask_span"} & space.keys())):
+        raise UserError(f"{flag(other[0])} changes what the loss is a loss of: trials could not be compared")
     if any(word in ("-", "--data=-", "--val-data=-") for word in plan.flags):
         raise UserError("every run reads the data anew, which standard input cannot give: put the text into a file")
     first = {name: values.ends()[0] for name, values in space.items()}
