@@ -1,4 +1,5 @@
-"""What a body learns from texts without labels, for a classifier of few labels: hidden letters, next letters, nothing.
+"""What a body learns from texts without labels, for a classifier of few labels: hidden letters, next letters, nothing;
+"both" is nothing, too, in a body that reads both ways as one of hidden letters does.
 
 python -m bench.masked --data surnames_folder [--model lstm] [--labels 300,2000] [--seeds 5] [--mask-rate 0.3 ...]
 
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", default="1000", help="of a body")
     parser.add_argument("--tune-steps", default="800", help="of a classifier")
-    parser.add_argument("--bodies", default="nothing,next,masked")
+    parser.add_argument("--bodies", default="nothing,both,next,masked")
     args, flags = parser.parse_known_args()
     _, sides = read_sides(args.data, Columns())
     examples = [each for side in sides.values() for each in side]
@@ -84,7 +85,9 @@ def of_seed(args: argparse.Namespace, flags: list[str], examples: list[Example],
 def classify(folder: Path, body: str, args: argparse.Namespace, seed: int, out: str) -> float:
     """The test accuracy of a classifier that begins with this body."""
     sides = [word for side in ("val", "test") for word in (f"--{side}-data", f"{folder}/{side}.tsv")]
-    start = ["--init", f"{folder}/{body}", "--extend-vocabulary"] if body in BODIES else ["--model", args.model]
+    both = ["--objective", "masked"] if body == "both" else []
+    new = ["--model", args.model, *both]
+    start = ["--init", f"{folder}/{body}", "--extend-vocabulary"] if body in BODIES else new
     command = ["-m", "finetune.classify", "--data", f"{folder}/train.tsv", *sides, *start, *CLASSIFIER]
     run([*command, "--steps", args.tune_steps, "--seed", str(seed), "--out", f"{folder}/{out}"])
     return json.loads(Path(folder, out, "summary.json").read_text())["test"]["accuracy"]
