@@ -55,8 +55,8 @@ def main() -> int:
 
 def of_seed(args: argparse.Namespace, flags: list[str], examples: list[Example], seed: int) -> dict:
     """The accuracy on the test texts by body and number of labels."""
-    shuffled = random.Random(seed).sample(examples, len(examples))
-    shuffled = [*{one_line(each.text).lower(): each for each in shuffled}.values()]  # no text on two sides
+    different = [*{one_line(each.text).lower(): each for each in examples}.values()]  # no text on two sides
+    shuffled = random.Random(seed).sample(different, len(different))
     n_test = len(shuffled) // 5
     test, val, rest = shuffled[:n_test], shuffled[n_test : n_test + args.val], shuffled[n_test + args.val :]
     firsts = [*{each.label: each for each in reversed(rest)}.values()]  # every label occurs
