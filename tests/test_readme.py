@@ -31,6 +31,7 @@ FIRST = [
     c for c in COMMANDS if "runs/transformer-names-1" in c and c not in (*EXPORT, *EXPLAIN)
 ]  # after the very first one
 BUNDLED = [c for c in COMMANDS if c == "python sample.py"]  # with the run that comes with it
+FILL = [c for c in COMMANDS if "--objective masked" in c or "--fill" in c]  # a run, then its gaps
 GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and not c.startswith("python -m")]
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 TRANSLATE = [c for c in COMMANDS if c.startswith("python -m finetune.translate")]
@@ -45,11 +46,19 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
+def test_gaps_are_filled(cli):
+    assert len(FILL) == 2
+    train, fill = (shlex.split(command) for command in FILL)
+    assert cli(*train[1:], *SHORT).code == 0
+    assert len(cli(*fill[1:]).out.splitlines()[0]) == len("ma?ia?")
+
+
 def test_every_command_is_run_by_a_test_below():
     assert set(COMMANDS) - {""} == {
         *TRAIN,
         *FIRST,
         *BUNDLED,
+        *FILL,
         *EXPORT,
         *EXPLAIN,
         *GO_ON,
