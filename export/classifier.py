@@ -80,6 +80,7 @@ def _refuse(path: Path, labeller: Labeller, settings: dict[str, Any]) -> None:
         f"--ngrams {settings['ngrams']}": labeller.model.bag is not None,
         f"--pooling {labeller.model.pooling}": labeller.model.pooling != "last",
         f"--look-ahead {settings['look_ahead']}": bool(settings["look_ahead"]),
+        "--objective masked": settings["objective"] == "masked",
     }
     if wrong := [name for name, is_unlike in unlike.items() if is_unlike]:
         raise UserError(

@@ -40,6 +40,8 @@ def plain(model: nn.Module) -> Any:
         return PlainTransformer(model)
     if isinstance(model, Recurrent):
         model.layers = nn.ModuleList(ScannedLayer(model, layer) for layer in model.layers)
+        if model.backward_layers is not None:
+            model.backward_layers = nn.ModuleList(ScannedLayer(model, layer) for layer in model.backward_layers)
         model.written = True
     return model
 

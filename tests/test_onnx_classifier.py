@@ -26,7 +26,9 @@ CLASSIFIERS = {
     "written rnn": {"ngrams": 2},
     "lstm": {"pooling": "mean"},
     "gru": {"ngrams": 3},
+    "lstm both ways": {"pooling": "mean"},
     "transformer": {},
+    "transformer both ways": {"pooling": "mean"},
     "modern": {"pooling": "mean", "look_ahead": 2},
     "alibi": {"look_ahead": 3},
     "rope in a window": {"pooling": "max", "look_ahead": 1},
@@ -34,10 +36,12 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.parametrize("kind", matrix(CLASSIFIERS, ["gru", "rope in a window"]))
+@pytest.mark.parametrize("kind", matrix(CLASSIFIERS, ["gru", "lstm both ways", "rope in a window"]))
 def test_padding_changes_no_label(tmp_path, kind):
     options = dict(CLASSIFIERS[kind])
-    body, ahead = made(**{"n_layer": 1} | MODELS[kind]), options.pop("look_ahead", 0)
+    family, both, _ = kind.partition(" both ways")
+    wanted_model = {"n_layer": 1} | MODELS[family] | ({"objective": "masked"} if both else {})
+    body, ahead = made(**wanted_model), options.pop("look_ahead", 0)
     if ahead:
         body.see_ahead(ahead)
     body.lm_head = None
