@@ -68,7 +68,7 @@ REMOTES = {
     ),
 }
 # The data sets by name, with the kind of text that each is read as.
-DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"} | dict.fromkeys(
+DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream", "hours": "series"} | dict.fromkeys(
     ("text8", "enwik8", "ptb-char", "tinystories", "openwebtext", "fineweb-sample"), "stream"
 )  # the last six are in data/published.py
 TOKENIZERS = {"enwik8": "byte"}  # of the data sets for which it is not char

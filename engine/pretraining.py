@@ -30,7 +30,7 @@ from makemore.config import Mark
 from makemore.counts.mixture import Mixture
 
 _EVALUATION_MAY_CHANGE = {
-    "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",
+    "data", "val_data", "kind", "separator", "text_column", "column", "encoding", "eval_tokens", "device", "threads", "dtype",
     *marked(Config, Mark.BACKEND),
 }  # fmt: skip
 _ENTRIES_OF_TRAINING = ("longest_copied", "mfu", "peak_tflops", "gpu_peak_memory_mb")  # that some summaries have
@@ -111,7 +111,10 @@ class Pretraining(Task):
             plain(session.model), progress, session.config, session.data, session.device, session.folder,
             session.metrics, self.ranks.world,
         )  # fmt: skip
-        print(f"\nrun directory: {session.folder}\nmore samples:  {folder.sample_command(session.folder)}")
+        more = f"more samples:  {folder.sample_command(session.folder)}"
+        if session.data.kind == "series":
+            more = f"what follows:  {folder.forecast_command(session.folder)}"
+        print(f"\nrun directory: {session.folder}\n{more}")
 
     def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
         """The validation loss of the run in `--out`, on its own text or another."""
@@ -119,7 +122,7 @@ class Pretraining(Task):
         facts = folder.read_facts(path)
         refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
         backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
-        run = load_run(path, config.run.checkpoint or "best", config.machine.device, **backends)
+        run = load_run(path, config.run.checkpoint or "best", config.machine.device, of_series=True, **backends)
         store = store_to_evaluate(config, explicit, facts, run)
         loss = validation_loss(run, store, config)
         known = results.read_summary(path)
@@ -150,10 +153,10 @@ def store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any],
     if data is None:
         raise UserError("--val-data names no text; it takes one or several")
     files = map(Path, [data] if isinstance(data, str) else data)
-    column = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
+    of_texts = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
     store = prepare(
-        data, kind=text.kind, separator=text.separator, text_column=column, encoding=text.encoding,
-        vocabulary=run.tokenizer, val_fraction=part,
+        data, kind=text.kind, separator=text.separator, text_column=of_texts, column=text.column,
+        encoding=text.encoding, vocabulary=run.tokenizer, val_fraction=part,
     )  # fmt: skip
     print_notes(store.meta["notes"])
     return store

@@ -36,6 +36,7 @@ STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to 
     "gru": {"n_embd": 128, "n_hidden": 256},
     "transformer": {"n_embd": 128, "lr": 2e-3},
 }
+SERIES: Defaults = {"context": 256, "steps": 400, "eval_interval": 100, "batch_size": 16}
 STREAM_CONTEXT = 64  # of documents too, unless all are shorter: longer ones are cut
 LINES_CONTEXT = 256  # longer lines are cut
 OPTIMIZER: dict[str, Defaults] = {
@@ -97,7 +98,7 @@ def of_kind(kind: str, model: str) -> list[Defaults]:
     """The defaults of `model` on a text of this kind, from the general to the particular."""
     if kind == "lines":
         return [LINES]
-    context = {"context": STREAM_CONTEXT} if kind == "stream" else {}
+    context = {"stream": {"context": STREAM_CONTEXT}, "series": SERIES}.get(kind, {})
     return [{"steps": 2000} | context, STREAM[model]]
 
 
