@@ -1,10 +1,8 @@
 """Sample from a trained run, score a text with it, or talk to it: `python sample.py --help`."""
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +10,9 @@ import tyro
 
 from data.bpe import BPETokenizer
 from data.errors import UserError, flag, run_command, warn
+from data.given_texts import naming_line, text_of, text_of_file
 from data.program import command
-from data.reading import file_or_text, whole_characters
+from data.reading import whole_characters
 from data.terminal import show
 from engine.config.sections import MAX_SEED
 from engine.run.arguments import check_logprobs, check_max_new_tokens, check_num, check_seed, check_stop
@@ -65,12 +64,17 @@ class Options:
     """One JSON line a sample (or for --score or --message): the text, why it ended, and what of it was copied; for
     --score the log-probability of each token."""
     logprobs: int | None = None
-    """Show each token of a sample, of --score or of --message with its log-probability and this many (0 to 20) of the
-    likeliest in its place: the model's own, before temperature and what else shapes a draw."""
+    """Show each token of a sample, of --score, --fill or --message with its log-probability and this many (0 to 20) of
+    the likeliest in its place: the model's own, before temperature and what else shapes a draw."""
     score: str | None = None
     """Print this text's bits per character instead of sampling; @FILE reads it from a file, @@ stands for an @."""
     score_lines: str | None = None
     """A file: print the bits per character of each of its lines."""
+    fill: str | None = None
+    """Fill the gaps of this text, as in "Mac?regor", by a run that was trained with --objective masked; @FILE reads it
+    from a file, @@ stands for an @."""
+    gap: str = "?"
+    """With --fill: the character that stands for a token that is missing."""
     chat: bool = False
     """Talk to a run that learned to answer."""
     message: str | None = None
@@ -90,12 +94,14 @@ class Options:
 _ALWAYS = {"run", "unknown", "json", "checkpoint", "device", "attention", "norm_kernel"}
 _SCORE_TAKES = _ALWAYS | {"score", "logprobs"}
 _LINES_TAKE = _ALWAYS | {"score_lines"}
+_FILL_TAKES = _ALWAYS | {"fill", "gap", "logprobs"}
 _CHAT_TAKES = _ALWAYS | {
     "chat", "message", "system", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
     "stop", "seed", "logprobs",
 }  # fmt: skip
 _EXCLUDE_EACH_OTHER = (
     ("stream", "json"), ("stream", "only_new"), ("stream", "logprobs"), ("prompt", "prompts"), ("score", "score_lines"),
+    ("score", "fill"), ("score_lines", "fill"), ("chat", "fill"),
 )  # fmt: skip
 
 
@@ -114,6 +120,8 @@ def main() -> int:
         return score(run, options)
     if options.score_lines is not None:
         return score_lines(run, options)
+    if options.fill is not None:
+        return fill(run, options)
     if options.chat:
         return chat(run, options, sampling)
     return sample(run, options, sampling)
@@ -137,6 +145,8 @@ def check(options: Options) -> None:
     for name in ("message", "system"):
         if name in given and not options.chat:
             raise UserError(f"{flag(name)} goes with --chat")
+    if "gap" in given and options.fill is None:
+        raise UserError("--gap goes with --fill")
     if options.message == "":
         raise UserError("--message is empty; leave it out to talk in the terminal")
     if options.score == "":
@@ -147,38 +157,13 @@ def check(options: Options) -> None:
     modes = {
         "--score": (options.score is not None, _SCORE_TAKES),
         "--score-lines": (options.score_lines is not None, _LINES_TAKE),
+        "--fill": (options.fill is not None, _FILL_TAKES),
         "--chat": (options.chat, _CHAT_TAKES),
     }
     for mode, (chosen, takes) in modes.items():
         for name in given:
             if chosen and name not in takes:
                 raise UserError(f"{flag(name)} is for sampling; with {mode} leave it out")
-
-
-def text_of(value: str, flag: str) -> str:
-    """The text itself, or that of the file after an @."""
-    file, text = file_or_text(value)
-    return text if file is None else text_of_file(file, flag)
-
-
-def text_of_file(file: Path, flag: str) -> str:
-    """All of a file but its last line end."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-        return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {file} ({flag}): {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} ({flag}) is not UTF-8: invalid byte at offset {error.start}") from error
-
-
-@contextlib.contextmanager
-def naming_line(n: int, file: str) -> Iterator[None]:
-    """Say of an error in which line of the file it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"line {n:,} of {file}: {error}") from error
 
 
 def stop_of(options: Options) -> tuple[str, ...] | None:
@@ -286,6 +271,18 @@ def score_lines(run, options: Options) -> int:
             show(json.dumps({"text": line} | total_as_json(evaluation), ensure_ascii=False))
         else:
             show(f"{'-' if evaluation.bits_per_char is None else format(evaluation.bits_per_char, '.4f')}\t{line}")
+    return 0
+
+
+def fill(run, options: Options) -> int:
+    """The text with its gaps filled, and what was put into each, with the likeliest in its place."""
+    text = text_of(options.fill or "", "--fill")
+    filled = run.fill(text, options.gap, options.unknown, 5 if options.logprobs is None else options.logprobs)
+    if options.json:
+        show(json.dumps({"text": filled.text, "gaps": as_json(filled.gaps)}, ensure_ascii=False))
+        return 0
+    show(filled.text)
+    show_tokens(filled.gaps)
     return 0
 
 

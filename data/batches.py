@@ -7,6 +7,7 @@ share of them. A batch is arrays of NumPy until it goes to a device: nothing her
 there.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -71,11 +72,12 @@ class Batch(NamedTuple, Generic[Numbers]):
 
 class Deal(NamedTuple):
     """The items of one batch, and whether it is fresh, see `Batch`. `counts` is False for what only keeps a process
-    busy that has no share."""
+    busy that has no share. `epoch`: in which the first of them is dealt."""
 
     items: Array  # (B,)
     fresh: bool = True
     counts: bool = True
+    epoch: int = 0
 
     def share(self, rank: int, world: int) -> "Deal":
         """The consecutive items that process `rank` of `world` has, where the rows of a batch are divided. A batch may
@@ -87,12 +89,15 @@ class Deal(NamedTuple):
 class Loader:
     """An endless sequence of batches of `batch_size` items, in a new random order each epoch.
 
+    `masking`: what hides a part of each batch, see data/masking.py; None: nothing.
+
     `computes_order`: whether the random order of an epoch of more than LARGE_EPOCH items is computed, a part at a time,
     instead of an array of 8 bytes an item. It is another order: runs of formats that began with the array keep it."""
 
     def __init__(self, batch_size: int, seed: int, computes_order: bool = False):
         self.batch_size, self.seed, self.computes_order = batch_size, seed, computes_order
         self.epoch, self.position = 0, 0
+        self.masking: Callable[[Batch[Array], Array, int], Batch[Array]] | None = None
         self._order: Array | ComputedOrder | None = None
 
     def next(self) -> Batch[Array]:
@@ -101,11 +106,13 @@ class Loader:
 
     def deal(self) -> Deal:
         """The items of the next batch."""
-        return Deal(self._take(self.batch_size))
+        epoch = self.epoch
+        return Deal(self._take(self.batch_size), epoch=epoch)
 
     def batch(self, deal: Deal) -> Batch[Array]:
         """The batch of these items."""
-        return self._batch(deal.items)._replace(fresh=deal.fresh)
+        made = self._batch(deal.items)._replace(fresh=deal.fresh)
+        return made if self.masking is None else self.masking(made, deal.items, deal.epoch)
 
     def state_dict(self) -> dict[str, int]:
         """The position of the loader: epoch, and item of the epoch."""

@@ -38,12 +38,12 @@ class Permutation:
         low, high = self._low, self._high
         left, right = numbers >> np.uint64(low), numbers & np.uint64((1 << low) - 1)
         for key in self._keys:
-            left, right = right, left ^ (_hash(right + key) & np.uint64((1 << high) - 1))
+            left, right = right, left ^ (hashed(right + key) & np.uint64((1 << high) - 1))
             low, high = high, low
         return left << np.uint64(low) | right
 
 
-def _hash(x: Array) -> Array:
+def hashed(x: Array) -> Array:
     """A hash of each uint64: the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

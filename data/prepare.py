@@ -50,15 +50,15 @@ def prepare(
 ) -> store.Store:
     """The store of a text, from the cache or made now. Several `data` are one text, in their order.
 
-    `kind`: 'stream', 'lines', 'documents' or 'series' (None: the default of the source). `separator`: the text between documents
-    (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a stream a
-    document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `column`, `bins`: as of
-    --column and --bins, of series. `tokenizer`: 'char', 'byte', 'bpe:N'
-    or 'gpt2' (None: what the data set says, else 'char'). `vocabulary`: an existing tokenizer (of a trained model) to
-    use instead, to which `extend` adds the new characters of the training text. `val_fraction`: the part of the text
-    for validation, 1 for all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is
-    learned from, as '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many
-    as there are processors), which does not change the result. Raises UserError for a text that cannot be read so."""
+    `kind`: 'stream', 'lines', 'documents' or 'series' (None: the default of the source). `separator`: the text between
+    documents (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a
+    stream a document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `column`, `bins`: of
+    series, which columns and how many values (data/series/). `tokenizer`: 'char', 'byte', 'bpe:N' or 'gpt2' (None: what
+    the data set says, else 'char'). `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which
+    `extend` adds the new characters of the training text. `val_fraction`: the part of the text for validation, 1 for
+    all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is learned from, as
+    '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many as there are
+    processors), which does not change the result. Raises UserError for a text that cannot be read so."""
     tokenizer = tokenizer or tokenizer_of(data)
     check_name(tokenizer)
     reading.check_encoding(encoding)

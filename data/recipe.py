@@ -91,8 +91,8 @@ def _kind_of(texts: list[sources.Text]) -> str:
 
 
 def recipe_of(texts: list[list[sources.Text]], options: ReadOptions, series: Scale | None = None) -> Recipe:
-    """What the store of these texts is made of; `series`: how numbers became them. Raises UserError where they cannot be
-    read so."""
+    """What the store of these texts is made of; `series`: how numbers became them. Raises UserError where they
+    cannot be read so."""
     given, options = options, _with_kind(options, texts)
     chosen = [[corpus.choose(text, options.text_column, options.encoding) for text in side] for side in texts]
     files = [[path for text in side for path in text.files] for side in chosen]

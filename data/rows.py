@@ -66,12 +66,12 @@ class RowLoader(Loader):
         return int(self._lengths.max())
 
     def deal(self) -> Deal:
-        order = self._begin_epoch() if self._order is None else self._order
+        order, epoch = self._begin_epoch() if self._order is None else self._order, self.epoch
         items = order[self.position : self.position + self.batch_size]
         self.position += len(items)
         if self.position == len(order):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        return Deal(items)
+        return Deal(items, epoch=epoch)
 
     def _batch(self, items: Array) -> Batch[Array]:
         return collate([self.rows[i] for i in items], self.pad)

@@ -6,7 +6,6 @@ from typing import Any
 
 from data.batches import Batch, counting_arrays
 from data.errors import UserError
-from data.eval_batches import eval_batches
 from data.prepare import VAL_FRACTION, prepare, print_notes
 from data.store import Store
 from data.tables import is_table
@@ -14,14 +13,14 @@ from data.tokenizers import Tokenizer
 from engine import runtime
 from engine.config.checks import refuse_contradictions
 from engine.config.sections import Config
-from engine.config.settings import get, marked, shape, stored
+from engine.config.settings import get, marked, replace, shape, stored
 from engine.distributed.buffers import once_a_host
 from engine.evaluate import evaluate
 from engine.registry import build_model
 from engine.run import folder, report, results
 from engine.run.load import Run, load_parent, load_run
 from engine.task import Batches, Session, Task
-from engine.texts import long_lines, make_loader, prepare_text, store_of_run, with_context
+from engine.texts import long_lines, make_loader, prepare_text, store_of_run, validation_batches, with_context
 from engine.training import extend
 from engine.training.distilling import check_hash, distilled, keep_hash, load_teacher, plain
 from engine.training.progress import Evaluation, Progress
@@ -30,8 +29,8 @@ from makemore.config import Mark
 from makemore.counts.mixture import Mixture
 
 _EVALUATION_MAY_CHANGE = {
-    "data", "val_data", "kind", "separator", "text_column", "column", "encoding", "eval_tokens", "device", "threads", "dtype",
-    *marked(Config, Mark.BACKEND),
+    "data", "val_data", "kind", "separator", "text_column", "column", "encoding", "eval_tokens", "device", "threads",
+    "dtype", *marked(Config, Mark.BACKEND),
 }  # fmt: skip
 _ENTRIES_OF_TRAINING = ("longest_copied", "mfu", "peak_tflops", "gpu_peak_memory_mb")  # that some summaries have
 
@@ -86,7 +85,7 @@ class Pretraining(Task):
 
     def batches(self, config: Config, data: Store, model: LanguageModel) -> Batches:
         def val() -> Iterator[Batch]:  # what counts knows its history only once it has counted
-            return eval_batches(data.val, config.net.context, config.text.eval_tokens, model.history)()
+            return validation_batches(config, data, model.history)()
 
         loader = None if config.net.is_counted else make_loader(config, data, self.format)
         return Batches(loader, val, data.characters())
@@ -101,9 +100,10 @@ class Pretraining(Task):
         config, store, model = session.config, session.data, session.model
         size = "counts" if config.net.is_counted else f"{count_parameters(model):,} parameters"
         rows = "" if store.train.offsets is None else f" in {len(store.train.offsets) - 1:,} {store.kind}"
+        reads = ", reading both ways" if not getattr(model, "causal", True) else ""
         return (
-            f"{config.model} ({size}) on {store.meta['name']}: {len(store.train.tokens):,} training tokens{rows}, "
-            f"{len(store.val.tokens):,} for validation, {store.tokenizer.vocab_size} ids"
+            f"{config.model} ({size}{reads}) on {store.meta['name']}: {len(store.train.tokens):,} training tokens"
+            f"{rows}, {len(store.val.tokens):,} for validation, {store.tokenizer.vocab_size} ids"
         )
 
     def finish(self, session: Session, progress: Progress) -> None:
@@ -111,10 +111,12 @@ class Pretraining(Task):
             plain(session.model), progress, session.config, session.data, session.device, session.folder,
             session.metrics, self.ranks.world,
         )  # fmt: skip
-        more = f"more samples:  {folder.sample_command(session.folder)}"
+        writes = plain(session.model).causal
+        way_on = "more samples:  " if writes else "fill the gaps: "
+        command = folder.sample_command(session.folder) + ("" if writes else " --fill 'a text with ? in it'")
         if session.data.kind == "series":
-            more = f"what follows:  {folder.forecast_command(session.folder)}"
-        print(f"\nrun directory: {session.folder}\n{more}")
+            way_on, command = "what follows:  ", folder.forecast_command(session.folder)
+        print(f"\nrun directory: {session.folder}\n{way_on}{command}")
 
     def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
         """The validation loss of the run in `--out`, on its own text or another."""
@@ -137,7 +139,8 @@ class Pretraining(Task):
 
 def validation_loss(run: Run, store: Store, config: Config) -> Evaluation:
     """The loss of `run` over the validation split of `store`, with the dtype and the number of tokens of `config`."""
-    batches = eval_batches(store.val, run.config.net.context, config.text.eval_tokens, run.model.history)
+    measured = replace(run.config, eval_tokens=config.text.eval_tokens)
+    batches = validation_batches(measured, store, run.model.history)
     with runtime.autocast(run.device, runtime.choose_dtype(config.machine.dtype, run.device)[0]):
         return evaluate(run.model, batches, store.characters(), run.device)
 

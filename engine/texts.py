@@ -1,11 +1,14 @@
 """A run's text: which store it is, its context, and the loader that deals its batches."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from data.batches import LaneLoader, LineLoader, Loader, StreamLoader, longest_line
+from data.batches import Batch, LaneLoader, LineLoader, Loader, StreamLoader, longest_line
 from data.errors import UserError, warn
+from data.eval_batches import eval_batches
+from data.masking import Masking
 from data.prepare import key_of, open_or_discard, prepare
 from data.sources import cache_folder, data_set
 from data.store import ROWS, Store
@@ -93,7 +96,25 @@ def make_loader(config: Config, store: Store, run_format: int = FORMAT) -> Loade
             f"--carry-state is for streams: {store.kind} do not go on from one to the next; use --kind stream"
         )
     kind = LaneLoader if carries_state else LineLoader if store.kind in ROWS else StreamLoader
-    return kind(store.train, config.net.context, config.optim.batch_size, config.run.seed, run_format >= COMPUTES_ORDER)
+    sizes = (config.net.context, config.optim.batch_size, config.run.seed)
+    loader: Loader = kind(store.train, *sizes, run_format >= COMPUTES_ORDER)
+    loader.masking = masking_of(config, store)
+    return loader
+
+
+def validation_batches(config: Config, store: Store, history: int) -> Callable[[], Iterator[Batch]]:
+    """The fixed batches of the validation text. `history`: as in `eval_batches`."""
+    batches = eval_batches(store.val, config.net.context, config.text.eval_tokens, history)
+    masking = masking_of(config, store)
+    return batches if masking is None else lambda: masking.of_evaluation(batches())
+
+
+def masking_of(config: Config, store: Store) -> Masking | None:
+    """What hides a part of each batch under --objective masked; None for another objective."""
+    net = config.net
+    if not getattr(net, "fills", False):
+        return None
+    return Masking(net.mask_rate, net.mask_span, config.run.seed, store.tokenizer.special, store.kind in ROWS)
 
 
 def long_lines(config: Config, store: Store) -> list[str]:

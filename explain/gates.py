@@ -28,8 +28,7 @@ def gates(subject: Subject, tokens: Tensor) -> Found:
     grid = figure.subplots(L, len(names), sharex=True, squeeze=False)
     said = []
     for layer, row in enumerate(grid):
-        ordered = found[names[-1]][layer].mean(0).argsort()
-        units = ordered[torch.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).long()]
+        units = spread_units(found[names[-1]][layer], SHOWN)
         for name, axes in zip(names, row, strict=True):
             values = found[name][layer]
             axes.imshow(values[:, units].T.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -44,13 +43,20 @@ def gates(subject: Subject, tokens: Tensor) -> Found:
 
 
 def gates_of(model: Any, tokens: Tensor) -> dict[str, Tensor]:
-    """The gates (layer, T, H) by name, computed step by step from the layers' own weights."""
+    """The gates (layer, T, H) by name."""
+    found = walk(model, tokens)
+    return {name: found[name] for name in NAMES[type(model)]}
+
+
+def walk(model: Any, tokens: Tensor) -> dict[str, Tensor]:
+    """What the layers of a GRU or an LSTM compute, step by step from their own weights: the gates by name, the `hidden`
+    vector, and of an LSTM the `memory`, (layer, T, H) each."""
     x, _ = model.embed(tokens[None], None)
-    found: dict[str, list[Tensor]] = {name: [] for name in NAMES[type(model)]}
+    names = (*NAMES[type(model)], "hidden", *(["memory"] if isinstance(model, LSTM) else []))
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     for layer, norm in zip(model.layers, model.norms, strict=True):
         of_input = F.linear(x[0], layer.weight_ih_l0, layer.bias_ih_l0)  # (T, G H)
-        h = x.new_zeros(model.n_hidden)
-        c, written = h, []
+        h = c = x.new_zeros(model.n_hidden)
         passed: list[Tensor] = []
         for row in of_input:
             of_hidden = F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0)
@@ -59,14 +65,19 @@ def gates_of(model: Any, tokens: Tensor) -> dict[str, Tensor]:
                 i, f, o = i.sigmoid(), f.sigmoid(), o.sigmoid()
                 c = f * c + i * g.tanh()
                 h = o * c.tanh()
-                passed.append(torch.stack([i, f, o]))
+                passed.append(torch.stack([i, f, o, h, c]))
             else:
                 (rx, zx, nx), (rh, zh, nh) = row.chunk(3), of_hidden.chunk(3)
                 r, z = (rx + rh).sigmoid(), (zx + zh).sigmoid()
                 h = (1 - z) * (nx + r * nh).tanh() + z * h
-                passed.append(torch.stack([r, z]))
-            written.append(h)
+                passed.append(torch.stack([r, z, h]))
         for name, values in zip(found, torch.stack(passed, 1), strict=True):  # (T, H) each
             found[name].append(values)
-        x = norm(torch.stack(written)[None], None)
+        x = norm(found["hidden"][-1][None], None)
     return {name: torch.stack(layers) for name, layers in found.items()}
+
+
+def spread_units(values: Tensor, count: int) -> Tensor:
+    """`count` units of `values` (T, H), from the one with the lowest mean to the one with the highest."""
+    ordered = values.mean(0).argsort()
+    return ordered[torch.linspace(0, len(ordered) - 1, min(count, len(ordered))).long()]

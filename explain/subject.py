@@ -54,14 +54,20 @@ class Subject(NamedTuple):
 
 def subject_of(run: str, which: str) -> Subject:
     """The run directory `run`, or gpt2:PATH or hf:PATH. UserError where there is no model to look into."""
-    if pretrained.folder_of(run) is None:
-        facts = read_facts(Path(run))
-        if "labels" in facts.get(task_of(facts) or "", {}):
-            labeller = load_labeller(run, which, "cpu")
-            body, tokenizer = labeller.model.body, labeller.tokenizer
-            return Subject(run, labeller.config.model, body, labeller.model, labeller.labels, tokenizer, True)
+    if is_classifier(run):
+        labeller = load_labeller(run, which, "cpu")
+        body, tokenizer = labeller.model.body, labeller.tokenizer
+        return Subject(run, labeller.config.model, body, labeller.model, labeller.labels, tokenizer, True)
     loaded = load_run(run, which, "cpu")
     if loaded.config.net.is_counted:
         raise UserError(f"{run} counts, and has nothing inside but its counts")
     model = loaded.model.neural if isinstance(loaded.model, Mixture) else loaded.model
     return Subject(run, loaded.config.model, model, None, [], loaded.tokenizer, loaded.is_lines)
+
+
+def is_classifier(run: str) -> bool:
+    """Whether `run` labels texts. UserError where there is no run."""
+    if pretrained.folder_of(run) is not None:
+        return False
+    facts = read_facts(Path(run))
+    return "labels" in facts.get(task_of(facts) or "", {})

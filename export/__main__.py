@@ -53,7 +53,7 @@ def main() -> int:
 
 def _export(name: str, which: str, kind: str, folder: Path, data: str | None) -> str:
     """Write the checkpoint `which` of a run; what to tell the user."""
-    from engine.run.load import load_run
+    from engine.run.load import load_writer
     from engine.run.quantised import KINDS
 
     if kind in ("hf", "onnx"):
@@ -61,7 +61,7 @@ def _export(name: str, which: str, kind: str, folder: Path, data: str | None) ->
 
         if classifier.is_classifier(name):
             return to_classifier(Path(name), which, kind, folder)
-    run = load_run(name, which, "cpu")
+    run = load_writer(name, which, "cpu")
     if kind in KINDS:
         return to_rounded(run, kind, folder, data)
     if kind == "peft":

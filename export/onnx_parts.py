@@ -62,7 +62,7 @@ class PlainTransformer(nn.Module):
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         model, T = self.model, tokens.shape[1]
         past = 0 if state is None else state["k0"].shape[2]
-        key_mask = not_padding(valid) if model.looks_ahead and valid is not None else None
+        key_mask = not_padding(valid) if not model.causal and valid is not None else None
         if self.context is not None:
             position = past + torch.arange(T)
             zero = self.within_context.index_select(0, position)

@@ -72,7 +72,10 @@ class TuneConfig(Config[Net], Generic[Net]):
     run: TuneRun
     tuning: Tuning
 
-    fixed: ClassVar[dict[str, Any]] = {"counts": False, "carry_state": False, "mix_ngram": 0, "count_inputs": False}
+    fixed: ClassVar[dict[str, Any]] = {
+        "counts": False, "carry_state": False, "mix_ngram": 0, "count_inputs": False, "objective": "next",
+        "mask_rate": 0.3, "mask_span": 2,
+    }  # fmt: skip
     no_init: ClassVar[str | None] = "scratch"
 
     def check(self, explicit: set[str]) -> None:

@@ -37,6 +37,8 @@ class FineTuning(Task):
         if isinstance(parent.model, Mixture):  # counts of another text: the neural model goes on alone
             plain = replace(parent.config, mix_ngram=0)
             parent = dataclasses.replace(parent, model=parent.model.neural, config=plain)
+        if not parent.model.causal and "objective" in config.fixed:
+            raise UserError(f"{config.run.init} fills gaps and writes no text: what can start from it labels texts")
         if parent.config.net.is_counted:
             raise UserError(f"a {parent.config.model} that counts cannot be fine-tuned; choose another --init")
         unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
@@ -115,6 +117,6 @@ def warn_if_few(count: int, side: str) -> None:
         warn(f"only {count} {side} examples: what is measured on them is rough")
 
 
-def backends_of(config: TuneConfig, explicit: set[str]) -> dict[str, str]:
+def backends_of(config: TuneConfig, explicit: set[str]) -> dict[str, Any]:
     """The kernels that the command line asks for: those that a run was trained on may not be on this machine."""
     return {name: get(config, name) for name in marked(TuneConfig, Mark.BACKEND) & explicit}

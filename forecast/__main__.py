@@ -28,7 +28,9 @@ def main() -> int:
         "--backtest", type=int, nargs="?", const=WINDOWS, metavar="N",
         help=f"forecast N windows of the last tenth instead, which is known (default: {WINDOWS})",
     )  # fmt: skip
-    parser.add_argument("--season", type=int, metavar="N", help="with --backtest: steps of a season (default: the best)")
+    parser.add_argument(
+        "--season", type=int, metavar="N", help="with --backtest: steps of a season (default: the best)"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw it; of --backtest the last window")
     parser.add_argument("--json", metavar="FILE.json", help="write all numbers into this file")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same paths (default: 1)")

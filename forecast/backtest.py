@@ -79,7 +79,9 @@ def _origins(series: Series, border: int, windows: int, ahead: int) -> list[int]
 
 def _season(season: int | None, past: np.ndarray, name: str) -> int | None:
     if season is not None and season > len(past):
-        raise UserError(f"--season {season} is longer than the {len(past):,} values of '{name}' before its validation part")
+        raise UserError(
+            f"--season {season} is longer than the {len(past):,} values of '{name}' before its validation part"
+        )
     return season
 
 
@@ -93,7 +95,9 @@ def as_table(found: dict[str, Any]) -> str:
     for name in ("model", "season before", "last value"):
         scores = found[name]
         inside = f"  {scores['coverage']:.1%} of the values" if "coverage" in scores else ""
-        rows.append(f"{name:<14}{scores['mae']:>10.4g}{_cell(scores['mase'], 3):>8}{_cell(scores['wql'], 4):>9}{inside}")
+        rows.append(
+            f"{name:<14}{scores['mae']:>10.4g}{_cell(scores['mase'], 3):>8}{_cell(scores['wql'], 4):>9}{inside}"
+        )
     return "\n".join(rows)
 
 

@@ -30,7 +30,7 @@ def mean_absolute_error(forecast: np.ndarray, truth: np.ndarray) -> float:
 
 
 def naive_error(history: np.ndarray, season: int) -> float | None:
-    """The mean of |x[t] - x[t - season]| over a history: what MASE is counted in. None where it is 0 or there is none."""
+    """The mean of |x[t] - x[t - season]| over a history: the unit of MASE. None where it is 0 or there is none."""
     if len(history) <= season:
         return None
     return mean_absolute_error(history[season:], history[:-season]) or None
@@ -42,9 +42,9 @@ def coverage(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> float:
 
 
 def weighted_quantile_loss(quantiles: np.ndarray, levels: np.ndarray, truth: np.ndarray) -> float | None:
-    """The quantile loss of `quantiles` (Q, ...) at `levels` (Q,), summed over `truth` (...), doubled, divided by the sum
-    of |truth| and averaged over the levels: of a point forecast, which is all of its quantiles, near MAE / mean |truth|.
-    None where the truth is 0."""
+    """Twice the quantile loss of `quantiles` (Q, ...) at `levels` (Q,), summed over `truth` (...), divided by the sum
+    of |truth| and averaged over the levels. A point forecast stands for all of its quantiles; at levels around 0.5 its
+    loss is about MAE / mean |truth|. None where the truth is 0."""
     off = truth - quantiles
     levels = levels.reshape(-1, *[1] * truth.ndim)
     total = 2 * np.maximum(levels * off, (levels - 1) * off).reshape(len(levels), -1).sum(1).mean()

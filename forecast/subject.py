@@ -23,15 +23,15 @@ class Subject(NamedTuple):
     scale: Scale
 
 
-def load(
-    folder: str, data: list[str] | None, column: str | None, which: str, device: str, backtest: bool
-) -> Subject:
+def load(folder: str, data: list[str] | None, column: str | None, which: str, device: str, backtest: bool) -> Subject:
     """The run `folder` with its own series and their scale, or those of other tables, `data`, with the scale of their
     own: of all that is given, or for a `backtest` of what stands before the validation part. Raises UserError for a run
     of text, and for tables without these columns."""
     facts = read_facts(Path(folder))
     if facts["config"].get("kind") != "series" or "series" not in facts["data"]:
-        raise UserError(f"{folder} was trained on text, and not on a series of numbers; --kind series of {command('train')} is")
+        raise UserError(
+            f"{folder} was trained on text, and not on a series of numbers; --kind series of {command('train')} is"
+        )
     kept = Scale.from_json(facts["data"]["series"], str(Path(folder) / "config.json"))
     run = load_run(folder, which, device, of_series=True)
     if bins_known(getattr(run.tokenizer, "alphabet", "")) != kept.bins:
@@ -48,7 +48,7 @@ def load(
     scale = _of_columns(kept, series, folder) if data is None else _own(kept, series, borders, backtest)
     for n, each in enumerate(series):
         if beyond := scale.beyond(each.values, n):
-            warn(f"{beyond:,} of {len(each.values):,} values of '{each.name}' lie outside of all bins: read as the nearest")
+            warn(f"{beyond:,} of {len(each.values):,} values of '{each.name}' are in no bin: the nearest is read")
     return Subject(run, series, borders, scale)
 
 
@@ -57,7 +57,9 @@ def _own(kept: Scale, series: list[Series], borders: list[int], backtest: bool) 
     for each in series:
         if len(each.values) < 2:
             raise UserError(f"column '{each.name}' has {len(each.values)} values: there is nothing to go on from")
-    past = [Series(s.name, s.values[:border] if backtest else s.values) for s, border in zip(series, borders, strict=True)]
+    past = [
+        Series(s.name, s.values[:border] if backtest else s.values) for s, border in zip(series, borders, strict=True)
+    ]
     return Scale.of(past, kept.bins)
 
 

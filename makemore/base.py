@@ -42,6 +42,8 @@ class Output(NamedTuple):
 class LanguageModel(nn.Module):
     """Base of all families.
 
+    `causal`: whether what it says at a token comes from that one and those before it. Of one that is not, `forward`
+    takes rows that are whole, padded with `<pad>` on the right, and has no state.
     `context`: the most tokens that one `forward` takes, state included (nanoGPT: block_size); None when unbounded.
     `logit_cap`: the soft cap of the logits, which `head` applies to its product; None without.
     `fixed`: prefixes of the names of buffers that training does not change.
@@ -49,6 +51,7 @@ class LanguageModel(nn.Module):
     `wte`: the embedding table that `embed` reads; families without one have an `embed`, or a `hidden`, of their own.
     """
 
+    causal: bool = True
     context: int | None = None
     logit_cap: float | None = None
     fixed: tuple[str, ...] = ()
@@ -74,7 +77,8 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens: Tensor, state: State | None, valid: Tensor | None) -> tuple[Tensor, State]:
         """The features of each position, (B, T, C), and the state after the last one. `valid` (B, T) is a mask of the
-        positions with a target, for batch statistics; None means all."""
+        positions with a target, for batch statistics; None means all. What follows the last of them in a row is
+        padding."""
         raise NotImplementedError
 
     def takes_packed(self, device: torch.device) -> bool:
@@ -127,7 +131,8 @@ class LanguageModel(nn.Module):
         `targets` (B, T) int64, IGNORE (-1) where nothing is predicted. `weight` (B, T): what the loss of each target is
         multiplied by in the sum; None: 1. Label smoothing and z-loss apply in training mode only. Raises ValueError for
         more tokens than `context`."""
-        hidden, state = self.hidden(tokens, state, None if targets is None else targets != IGNORE)
+        valid = None if targets is None else targets != IGNORE
+        hidden, state = self.hidden(tokens, state, valid if self.causal else tokens != self.special.pad)
         return self._output(hidden, targets, state, weight, want_logits)
 
     def _output(

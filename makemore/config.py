@@ -124,6 +124,24 @@ class LayeredConfig(TrainedConfig):
 
 
 @dataclass
+class BothWaysConfig(LayeredConfig):
+    """What every family has that can read a text both ways."""
+
+    objective: Annotated[Literal["next", "masked"], Mark.TRAINING, Mark.RARE] = "next"
+    """What is learned: the next token, or, reading both ways, tokens that are hidden (Devlin et al. 2019, BERT)."""
+    mask_rate: Annotated[float, Range(0, 0.9, above=0, says="above 0, and at most 0.9"), Mark.OWN, Mark.TRAINING,
+                         Mark.RARE] = 0.3  # fmt: skip
+    """With --objective masked: the part of the tokens that is hidden."""
+    mask_span: Annotated[int, Range(1, 64), Mark.OWN, Mark.TRAINING, Mark.RARE] = 2
+    """With --objective masked: how many tokens in a row are hidden, in the middle (Joshi et al. 2020, SpanBERT)."""
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model says what is hidden, instead of what comes next."""
+        return self.objective == "masked"
+
+
+@dataclass
 class MLPConfig(LayeredConfig):
     """A window of embeddings through hidden layers (Bengio et al. 2003)."""
 
@@ -144,7 +162,7 @@ class CNNConfig(LayeredConfig):
 
 
 @dataclass
-class RecurrentConfig(LayeredConfig):
+class RecurrentConfig(BothWaysConfig):
     """Recurrent layers, each with its hidden vector."""
 
     n_hidden: Annotated[int, SIZE] = 64

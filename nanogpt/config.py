@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from makemore.config import POSITIVE, SIZE, UNSET, Activation, Backend, LayeredConfig, Mark
+from makemore.config import POSITIVE, SIZE, UNSET, Activation, Backend, BothWaysConfig, Mark
 
 
 @dataclass
-class TransformerConfig(LayeredConfig):
+class TransformerConfig(BothWaysConfig):
     """Blocks of causal self-attention and an MLP: GPT-2's, with later parts as options."""
 
     n_head: Annotated[int, SIZE] = 4

@@ -47,7 +47,7 @@ class Transformer(LanguageModel):
         self.context, self.positions = None if unbounded else config.context, positions
         self.window: Any = window  # a number wherever there is no context
         self.n_embd, self.head_size = C, C // config.n_head
-        self.looks_ahead, self.logit_cap, self.mixes_values = False, config.logit_cap, config.value_residual
+        self.logit_cap, self.mixes_values = config.logit_cap, config.value_residual
         self.recomputes = config.activation_checkpointing
         self.wte = nn.Embedding(vocab_size, C)
         self.ngrams = make_ngrams(config)
@@ -61,6 +61,8 @@ class Transformer(LanguageModel):
         self.ln_f = make_norm(config, C, config.bias)
         self.lm_head = None if config.tie_head else make_head(C, vocab_size, special, config.bias)
         initialise_weights(self, config.weight_init, config.activation, config.zero_init)
+        if config.fills:
+            self.see_ahead(config.context if window is None else window - 1)  # type: ignore[arg-type]  # is set
 
     def see_ahead(self, tokens: int) -> None:
         """Let every layer see so many later tokens besides the earlier ones, for reading whole texts. What such a model
@@ -68,7 +70,7 @@ class Transformer(LanguageModel):
         before = None if self.window is None else self.window - 1
         for block in self.h:
             block.attn.attend.causal, block.attn.attend.window = False, (before, tokens)
-        self.looks_ahead = True
+        self.causal = False
 
     @property
     def held(self) -> int:
@@ -86,7 +88,7 @@ class Transformer(LanguageModel):
         position = torch.arange(past, past + T, device=tokens.device)
         x, last = self.embed(tokens, state)  # (B, T, C)
         x = self.add_positions(x, position)
-        key_mask = not_padding(valid) if self.looks_ahead and valid is not None else None
+        key_mask = not_padding(valid) if not self.causal and valid is not None else None
         packing = self._packing(valid)
         if packing is not None and valid is not None:
             x, valid = packing.pack(x), packing.pack(valid)
@@ -117,7 +119,7 @@ class Transformer(LanguageModel):
         attend = getattr(getattr(self.h[0], "attn", None), "attend", None)
         if not isinstance(attend, Attention) or not use_triton(attend.backend, device):
             return False
-        if self.looks_ahead or self.ngrams is not None:
+        if not self.causal or self.ngrams is not None:
             return False
         return has_methods_of(self, Transformer, but=("forward",)) and all(map(attends_as_it_says, self.h))
 

@@ -16,7 +16,7 @@ import uvicorn
 
 from data.errors import UserError
 from engine.run import folder
-from engine.run.load import load_run
+from engine.run.load import load_writer
 from finetune.classify.labeller import load_labeller
 from serve.app import Deliverer, make_app
 from serve.reading import Labels
@@ -67,7 +67,7 @@ def load(settings: Settings, deliverer: Deliverer) -> tuple[list[Served], list[L
             labeller = load_labeller(path, settings.checkpoint, settings.device)
             labels.append(Labels(name, path, labeller, int(time.time())))
         else:
-            run = load_run(path, settings.checkpoint, settings.device)
+            run = load_writer(path, settings.checkpoint, settings.device)
             worker = Worker(run, settings.max_streams, settings.queue, deliverer)
             served.append(Served(name, run, worker, settings.max_tokens))
     return served, labels

@@ -22,7 +22,7 @@ from tests.matrices import matrix
 
 ARTICLES = outline.articles()
 each_article = pytest.mark.parametrize("article", ARTICLES, ids=lambda article: article.path.stem)
-FOLDERS = ["data", "kernels", "makemore", "engine", "finetune", "export", "bench", "docs"]
+FOLDERS = ["data", "kernels", "makemore", "engine", "finetune", "export", "explain", "bench", "docs"]
 OF_SHAKESPEARE = {"-m makemore.scratch.skipgram", "-m makemore.scratch.glove"}  # unless told otherwise
 EVERYDAY = {1, 14}
 HEADINGS = ["The idea", "The mathematics", "The code", "The experiment", "What goes wrong", "Exercises", "Papers"]

@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -13,6 +14,8 @@ from data.rows import RowLoader
 from data.tokenizers import CharTokenizer
 from engine.config.settings import make
 from finetune.classify import baselines, classifier, labeller
+from finetune.classify.augment import AugmentedLoader, changed
+from finetune.classify.examples import encode
 from finetune.classify.options import ClassifyConfig
 from tests.helpers import INT, TERM, at_call, summary
 from tests.matrices import matrix
@@ -156,7 +159,45 @@ def test_interrupted_and_resumed_equals_never_interrupted(cli, sms, tmp_path):
     assert left["train_loss"] == right["train_loss"]
 
 
+def test_augmented_texts_differ_by_epoch_and_come_again(cli, sms, tmp_path):
+    flags = ("--data", sms, *QUICK, "--eval-interval", 10, "--augment", 0.3, "--no-baseline")
+    assert cli(MODULE, *flags, "--out", "whole").code == 0
+    with at_call(RowLoader, "deal", 17, TERM):  # in the second epoch
+        assert cli(MODULE, *flags, "--out", "run").code == 143
+    assert cli(MODULE, "--resume", "--out", tmp_path / "run").code == 0
+    left, right = summary("whole"), summary(str(tmp_path / "run"))
+    assert left["val_loss"] == right["val_loss"] and left["train_loss"] == right["train_loss"]
+    assert cli(MODULE, *flags, "--augment", 0, "--out", "plain").code == 0
+    assert summary("plain")["train_loss"] != left["train_loss"]
+    changing = cli(MODULE, "--resume", "--out", "whole", "--augment", 0.1)
+    assert changing.code == 2 and "--augment" in changing.err
+
+
+def test_an_augmented_batch_follows_from_seed_epoch_and_number():
+    texts, tokenizer = ["win a prize today", "see you at home"], CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
+    rows = encode(texts, tokenizer, 30, np.array([0, 1]))[0]
+
+    def read(text, item):
+        return encode([text], tokenizer, 30, np.array([item]))[0][0]
+
+    loader = AugmentedLoader(rows, texts, 0.3, read, 2, 5, tokenizer.special.pad, 30)
+    first, second = loader.deal(), loader.deal()
+    assert (first.epoch, second.epoch) == (0, 1)
+    one, again, other = loader.batch(first), loader.batch(first), loader.batch(second)
+    assert (one.tokens == again.tokens).all() and one.tokens.tolist() != other.tokens.tolist()
+    assert sorted(one.targets.max(1).tolist()) == [0, 1] and loader.longest == 30
+    half = loader.batch(first.share(1, 2))  # a process with a share of the batch
+    width = half.tokens.shape[1]
+    assert half.tokens[0].tolist() == one.tokens[1, :width].tolist()
+    alphabet = "abc"
+    rng = np.random.default_rng(1)
+    lengths = {len(changed("abcabcabca", 0.3, alphabet, rng)) for _ in range(50)}
+    assert min(lengths) < 10 < max(lengths) and changed("abc", 0.0, alphabet, rng) == "abc"
+    assert all(changed("a", 1.0, alphabet, rng) for _ in range(20))
+
+
 REFUSED = {
+    "augment": (("--augment", 1), "--augment is 1"),
     "unknown train": (("--train", "half"), "--train is 'half'; it may be all, head, last:N or lora"),
     "head of nothing": (("--train", "head"), "needs --init"),
     "lora flag": (("--lora-rank", 2), "--lora-rank means nothing without --train lora"),

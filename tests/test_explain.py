@@ -11,8 +11,9 @@ from engine.config.flags import parse
 from engine.registry import build_model
 from explain.gates import gates_of
 from explain.lens import lens
-from explain.saliency import saliency
+from explain.saliency import integrated_gradients, log_probabilities, saliency
 from explain.subject import Subject
+from finetune.classify.classifier import Classifier
 from nanogpt.maps import attention_maps
 from tests.helpers import ok, quick, refused, tree
 from tests.matrices import matrix
@@ -77,6 +78,60 @@ def test_gates_are_those_with_which_the_layers_compute(family, cells):
     assert hidden.shape[1] == 9
 
 
+@pytest.mark.parametrize("family", ["gru", "lstm"])
+def test_the_gates_of_a_first_layer_are_those_of_the_papers(family):
+    """From the weights alone, a unit at a time, as the equations of torch.nn.GRU and torch.nn.LSTM have it."""
+    recurrent = model("--model", family, "--n-layer", "1", "--n-hidden", "8", "--n-embd", "5")
+    tokens = torch.randint(6, 20, (7,))
+    found = gates_of(recurrent, tokens)
+    layer, H = recurrent.layers[0], 8
+    W, U, b, c = (getattr(layer, f"{name}_l0").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = memory = torch.zeros(H)
+    for t, x in enumerate(recurrent.wte.weight[tokens].detach()):
+        whole = {
+            name: (W[n * H : n * H + H] @ x + b[n * H : n * H + H] + U[n * H : n * H + H] @ h + c[n * H : n * H + H])
+            for n, name in enumerate(("input", "forget", "cell", "output") if family == "lstm" else ("reset", "update"))
+        }
+        for name in found:
+            torch.testing.assert_close(found[name][0, t], whole[name].sigmoid().detach(), atol=1e-6, rtol=1e-5)
+        if family == "lstm":
+            memory = whole["forget"].sigmoid() * memory + whole["input"].sigmoid() * whole["cell"].tanh()
+            h = whole["output"].sigmoid() * memory.tanh()
+        else:
+            new = (W[2 * H :] @ x + b[2 * H :] + whole["reset"].sigmoid() * (U[2 * H :] @ h + c[2 * H :])).tanh()
+            h = (1 - whole["update"].sigmoid()) * new + whole["update"].sigmoid() * h
+    torch.testing.assert_close(recurrent.hidden(tokens[None], None, None)[1]["h0"][0].detach(), h)
+
+
+@pytest.mark.parametrize("family, labels", [("transformer", 0), ("gru", 0), ("mlp", 0), ("gru", 12)])
+def test_integrated_gradients_are_those_of_captum(family, labels):
+    captum = pytest.importorskip("captum.attr")
+    whole = model("--model", family, "--n-layer", "2")
+    classifier = Classifier(whole, labels, ngrams=2).eval() if labels else None
+    if classifier is not None:
+        torch.nn.init.normal_(classifier.head.weight, std=0.5)
+    subject = Subject("run", family, whole, classifier, ["x"] * labels, CharTokenizer("abcdefghijklmn"), True)
+    tokens, answer = torch.randint(6, 20, (8,)), 9
+    ours, gained = integrated_gradients(subject, tokens, answer)
+    table = whole.wte
+
+    def forward(vectors):  # (B, T, C) in place of the embeddings, each row by itself
+        found = []
+        for x in vectors:
+            hook = table.register_forward_hook(lambda _, __, out, x=x: torch.cat([out[:, : -len(x)], x[None]], 1))
+            found.append(log_probabilities(subject, tokens[None])[0, answer])
+            hook.remove()
+        return torch.stack(found)
+
+    whole_way = table(tokens)[None].detach()
+    start = table.weight.detach().mean(0).expand_as(whole_way)
+    theirs, left = captum.IntegratedGradients(forward).attribute(
+        whole_way, start, n_steps=128, return_convergence_delta=True
+    )
+    torch.testing.assert_close(ours, theirs[0].sum(1).float(), atol=1e-3, rtol=1e-3)
+    assert abs(float(left)) < 1e-3 and float(ours.sum()) == pytest.approx(gained, abs=1e-3)
+
+
 @pytest.mark.parametrize("flags", [("--model", "transformer", "--n-layer", "3"), ("--model", "gru", "--n-layer", "2")])
 def test_the_last_line_of_the_lens_is_the_model(flags):
     whole = model(*flags)
@@ -115,6 +170,57 @@ def test_a_label_rests_on_the_letter_that_makes_it(cli, spam):
     refused(cli(MODULE, "spam", "--what", "lens", "--text", "wordxc"), "spam labels texts and expects no next token")
 
 
+def test_the_letter_that_makes_a_label_is_what_turns_it(cli, spam):
+    done = ok(cli(MODULE, "spam", "--what", "adversarial", "--text", "wordxc"))
+    found = json.loads(Path("explained/adversarial.json").read_text())
+    assert (found["answer"], found["now"], found["turned"], found["changes"]) == ("spam", "ham", True, 1)
+    assert "x" not in found["changed"] and f"to {found['changed'][4]!r}" in done.out.replace("left out", "to 'c'")
+    first, last = (step["probabilities"] for step in found["steps"])
+    assert sum(last.values()) == pytest.approx(1, abs=1e-5) and first["spam"] > 0.5 > last["spam"]
+    predicted = ok(cli("-m finetune.classify", "--out", "spam", "--predict", found["changed"]))
+    assert json.loads(predicted.out)["probabilities"]["ham"] == pytest.approx(last["ham"], abs=1e-5)
+    assert Path("explained/adversarial.png").exists()
+
+
+def test_of_many_texts_the_share_that_is_turned(cli, spam):
+    words = (MODULE, "spam", "--what", "adversarial", "--max-changes", 1)
+    ok(cli(*words))  # its own test examples
+    own = json.loads(Path("explained/adversarial.json").read_text())
+    assert own["texts"] == 8 and [row["changes"] for row in own["by_changes"]] == [0, 1]
+    assert own["by_changes"][0]["turned"] == 0 and own["by_changes"][1]["turned"] >= 0.5
+    for row in own["by_changes"]:
+        assert 0 <= row["interval"][0] <= row["turned"] <= row["interval"][1] <= 1
+        assert row["accuracy"] == pytest.approx(own["right"] / 8 * (1 - row["turned"]))
+    Path("more.csv").write_text("said,kind\nwordxa,spam\nwordob,ham\nwordxd,ham\n")
+    ok(cli(*words, "--data", "more.csv", "--text-column", "said", "--label-column", "kind"))
+    more = json.loads(Path("explained/adversarial.json").read_text())
+    assert (more["texts"], more["right"], more["examples"][2]["changes"]) == (3, 2, 0)
+    assert "drawn at random" in ok(cli(*words, "--texts", 2)).err
+    Path("foreign.tsv").write_text("egg\tworda\nham\twordb\n")
+    refused(cli(*words, "--data", "foreign.tsv"), "the label 'egg', which training never saw")
+    refused(cli(*words, "--text", "a", "--texts", 2), "--texts means nothing to one --text")
+    refused(cli(*words[:-1], "0", "--text", "a"), "is no number from 1")
+
+
+def test_accuracy_of_a_classifier_by_group(cli, spam):
+    rows = [f"word{'x' if n % 2 else 'o'}a,{'spam' if n % 2 or n % 8 == 0 else 'ham'},{'odd' if n % 2 else 'even'}"
+            for n in range(80)]  # fmt: skip
+    Path("groups.csv").write_text("\n".join(["text,label,kind", *rows, "wordxb,spam,rare"]))
+    done = ok(cli(MODULE, "spam", "--what", "groups", "--data", "groups.csv", "--group-column", "kind"))
+    found = json.loads(Path("explained/groups.json").read_text())
+    assert [(row["group"], row["texts"], row["figure"]) for row in found["groups"]] == [
+        ("even", 40, 0.75), ("odd", 40, 1.0), ("rare", 1, 1.0),
+    ]  # fmt: skip
+    low, high = found["groups"][0]["interval"]  # Wilson's of 30 of 40
+    assert (low, high) == (pytest.approx(0.5981, abs=1e-3), pytest.approx(0.8581, abs=1e-3))
+    assert "only 1: says little" in done.out and found["figure"] == pytest.approx(71 / 81)
+    refused(cli(MODULE, "spam", "--what", "groups", "--data", "groups.csv", "--group-column", "colour"), "no column")
+    ok(cli(MODULE, "spam", "--what", "groups"))  # its own test examples by label
+    own = json.loads(Path("explained/groups.json").read_text())
+    assert {row["group"]: row["texts"] for row in own["groups"]} == {"ham": 4, "spam": 4}
+    refused(cli(MODULE, "spam", "--what", "groups", "--group-column", "kind"), "nothing without --data")
+
+
 @pytest.mark.parametrize(
     "family", matrix(["transformer", "gru", "lstm", "rnn", "mlp", "cnn", "bigram"], ["transformer", "mlp"])
 )
@@ -123,7 +229,7 @@ def test_every_family_is_shown_or_refused_with_the_reason(cli, names, family):
     shown = {
         "attention": family == "transformer", "gates": family in ("gru", "lstm"),
         "lens": family in ("transformer", "gru", "lstm", "rnn"), "saliency": family != "bigram",
-        "embeddings": family != "bigram",
+        "embeddings": family != "bigram", "neurons": family != "bigram",
     }  # fmt: skip
     for what, is_shown in shown.items():
         words = (MODULE, "run", "--what", what, *(() if what == "embeddings" else ("--text", "anna")))

@@ -181,7 +181,7 @@ def test_the_first_commands(cli):
 
 
 def test_the_commands_that_look_inside(cli, texts):
-    assert len(EXPLAIN) == 5
+    assert len(EXPLAIN) == 8
     for begun in (("train.py",), ("train.py", "--model", "gru"), ("-m finetune.classify", "--data", "spam.tsv")):
         assert cli(*begun, *(SHORT if "train.py" in begun else SHORT[:4])).code == 0
     for command in EXPLAIN:

@@ -10,7 +10,9 @@ def check_series(options: ReadOptions, bins: int | None, has_val_data: bool, ext
     if bins is not None and not LEAST_BINS <= bins <= MOST_BINS:
         raise UserError(f"--bins is {bins}; it has to be from {LEAST_BINS} to {MOST_BINS}")
     if options.tokenizer != "char":
-        raise UserError(f"--tokenizer {options.tokenizer} is for text; of --kind series each value is one token (--bins)")
+        raise UserError(
+            f"--tokenizer {options.tokenizer} is for text; of --kind series each value is one token (--bins)"
+        )
     if options.bpe_sample is not None:
         raise UserError("--bpe-sample is for text: of --kind series each value is one token (--bins)")
     if options.separator is not None:

@@ -28,8 +28,8 @@ class _Cell(NamedTuple):
 
 
 def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> tuple[list[Series], list[str]]:
-    """The columns of a table that are `wanted`, by name or number from 1, or all that are numbers; and notes on what was
-    left out and filled in. A first row without a single number names the columns.
+    """The columns of a table that are `wanted`, by name or number from 1, or all that are numbers; and notes on what
+    was left out and filled in. A first row without a single number names the columns.
 
     A cell without a value takes the last one before it, at the beginning the first one after it. Raises UserError, with
     file and line, for a wanted column that is none, or holds something else, and for a table without numbers."""

@@ -99,6 +99,8 @@ def spelled(
             if not parts:
                 continue
             path = Path(folder, f"{SPOOL_PREFIX}{side}")  # so that nothing is noted of it
-            path.write_text("".join(BETWEEN + scale.write(part, n) for n, part in enumerate(parts)), "utf-8", newline="\n")
+            path.write_text(
+                "".join(BETWEEN + scale.write(part, n) for n, part in enumerate(parts)), "utf-8", newline="\n"
+            )
             texts.append([Text(name, (path,), unit=UNIT)])
         yield Spelled(texts, scale, tokenizer(scale.bins), notes)

@@ -4,29 +4,29 @@ RUN`."""
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from docs import figures
 from engine.run.load import load_run
+from explain.gates import spread_units, walk
 from makemore.scratch.functions import Array, cross_entropy, linear, sigmoid
 
 NAME = "alexandra"
 UNITS = 16  # that are shown, from the one whose update gate is the lowest on average to the highest
 
 
-def read(weights: Mapping[str, Array], tokens: Array, before: bool = False) -> tuple[Array, Array, Array]:
-    """The hidden vector, the update gate and the reset gate after each of `tokens` (T,): (T, H) each. `before`: h is
-    reset before the product with U, as in Cho et al. 2014, instead of after it."""
+def reset_before(weights: Mapping[str, Array], tokens: Array) -> Array:
+    """The hidden vectors (T, H) with h reset before the product with U, as in Cho et al. 2014: a model that nobody
+    trained here, so that only this picture has it."""
     W, U, b, c = (weights[f"layers.0.{part}_l0"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     h, found = np.zeros(U.shape[1], U.dtype), []
     for x in weights["wte.weight"][tokens]:
         rx, zx, nx = np.split(W @ x + b, 3)
-        rh, zh, nh = np.split(U @ h + c, 3)
+        rh, zh, _ = np.split(U @ h + c, 3)
         r, z = sigmoid(rx + rh)[0], sigmoid(zx + zh)[0]
-        n = np.tanh(nx + np.split(U @ (r * h) + c, 3)[2] if before else nx + r * nh)
-        h = (1 - z) * n + z * h
-        found.append((h, z, r))
-    hidden, update, reset = (np.array(each) for each in zip(*found, strict=True))
-    return hidden, update, reset
+        h = (1 - z) * np.tanh(nx + np.split(U @ (r * h) + c, 3)[2]) + z * h
+        found.append(h)
+    return np.array(found)
 
 
 def main(argv: list[str]) -> None:
@@ -35,14 +35,14 @@ def main(argv: list[str]) -> None:
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     special = run.tokenizer.special
     tokens = np.array([special.bos, *run.tokenizer.encode(NAME), special.eos])
-    hidden, update, reset = read(weights, tokens[:-1])
-    ordered = np.argsort(update.mean(0))
-    units = ordered[np.linspace(0, len(ordered) - 1, UNITS).astype(int)]
+    with torch.inference_mode():
+        parts = {name: layers[0] for name, layers in walk(run.model, torch.from_numpy(tokens[:-1])).items()}
+    units = spread_units(parts["update"], UNITS).tolist()
     figure = figures.new(7, 6)
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2])
     grid = top.subplots(1, 2, sharey=True)
-    for axes, gate, name in zip(grid, (update, reset), ("update gate z", "reset gate r"), strict=True):
-        shown = axes.imshow(gate[:, units].T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for axes, gate, name in zip(grid, ("update", "reset"), ("update gate z", "reset gate r"), strict=True):
+        shown = axes.imshow(parts[gate][:, units].T.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(tokens) - 1), ["start", *NAME])
         axes.set_yticks(range(UNITS), units)
         axes.get_xticklabels()[0].set_rotation(90)
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     axes = bottom.subplots()
     places = np.arange(len(tokens) - 1)
     for before, shift, label in ((False, -0.2, "reset after the product, as trained"), (True, 0.2, "reset before it")):
-        features = hidden if not before else read(weights, tokens[:-1], before)[0]
+        features = reset_before(weights, tokens[:-1]) if before else parts["hidden"].numpy()
         logits = linear(features, weights["lm_head.weight"], weights["lm_head.bias"])[0]
         losses = [cross_entropy(row[None], target[None])[0] for row, target in zip(logits, tokens[1:], strict=True)]
         axes.bar(places + shift, losses, 0.4, label=f"{label}: {np.mean(losses):.2f} nats")

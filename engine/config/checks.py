@@ -91,6 +91,7 @@ def refuse_useless(config: Config, explicit: set[str]) -> None:
     if config.run.extend_vocabulary and config.run.init is None:
         raise UserError("--extend-vocabulary goes with --init, a run whose vocabulary to extend")
     _refuse_useless_teacher(config, explicit)
+    _refuse_useless_masks(config, explicit)
     if config.run.checkpoint and not config.run.init:
         raise UserError("--checkpoint goes with --resume, --eval-only or --init")
 
@@ -110,6 +111,17 @@ def _refuse_useless_teacher(config: Config, explicit: set[str]) -> None:
         raise UserError("--shard divides one model, and --teacher is a second one")
     if config.machine.cuda_graph == "on":
         raise UserError("--cuda-graph on and --teacher exclude each other: a teacher's part has another size each step")
+
+
+def _refuse_useless_masks(config: Config, explicit: set[str]) -> None:
+    """Raise UserError where the flags of masks have no use, or masks meet what predicts the next token."""
+    if not getattr(config.net, "fills", False):
+        if useless := sorted(explicit & {"mask_rate", "mask_span"}):
+            raise UserError(f"{flag(useless[0])} means nothing without --objective masked")
+        return
+    for name in ("mix_ngram", "count_inputs", "carry_state", "teacher"):
+        if getattr(config.run if name == "teacher" else config.net, name, None):
+            raise UserError(f"{flag(name)} is about the next token, and --objective masked reads both ways")
 
 
 def refuse_foreign(foreign: set[str], cls: type[Config], model: str, prog: str) -> None:

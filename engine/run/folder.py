@@ -67,9 +67,9 @@ def create(
     """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
     `overwrite`, or where that says so of its folder.
 
-    `data`: the key, name, cache folder and start text of the prepared text, and the scale of a series; `task`, by its name, what a run is for
-    besides being a language model; `made_by` the command that does, as config.json has it, and whether that has
-    --resume."""
+    `data`: the key, name, cache folder and start text of the prepared text, and the scale of a series; `task`, by its
+    name, what a run is for besides being a language model; `made_by` the command that does, as config.json has it, and
+    whether that has --resume."""
     folder = Path(out) if out else RUNS
     try:
         if not out:

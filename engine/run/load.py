@@ -50,6 +50,13 @@ def load_parent(config: Config) -> Run:
     return load_run(init, config.run.checkpoint or "best", "cpu", of_series=get(config, "kind") == "series")
 
 
+def load_writer(folder: str | Path, which: str = "best", device: str = "auto", of_series: bool = False) -> Run:
+    """`load_run`, of a run that says what comes next. Raises UserError for one that fills gaps."""
+    run = load_run(folder, which, device, of_series=of_series)
+    run.check_writes()
+    return run
+
+
 def load_run(
     folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto",
     of_series: bool = False,

@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.disk import replace_file
+from data.eval_batches import eval_batches
 from data.series.bins import Scale
 from data.store import Store
 from data.terminal import show
 from engine import flops
 from engine.config.sections import Config
 from engine.run import results
+from engine.run.filling import fill
 from engine.run.load import Run
 from engine.run.novelty import KnownLines, longest_copied
 from engine.run.weights import load_best
 from engine.run.writing import until_end
+from engine.texts import masking_of
 from engine.training.metrics import Metrics
 from engine.training.progress import Progress
 from makemore.base import LanguageModel, count_parameters
@@ -24,6 +28,7 @@ N_LINES, N_DOCUMENTS = 20, 5
 N_CHARACTERS = 500
 N_VALUES = 24  # of a series
 SAMPLE_SEED = 42
+UNKNOWN = "\ufffd"  # what `<unk>` is decoded to
 
 
 def finish(
@@ -66,9 +71,12 @@ def _speed(summary: dict[str, Any]) -> str:
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
     """Samples of the model as text, and their entries of the summary: 20 lines or 5 documents, each marked 'in train',
     'in val' or 'new'; of a stream 500 tokens, or 5 documents of at most as many, and the length of the longest
-    substring copied from the training text; of series some values."""
+    substring copied from the training text; of series some values. Of a model that fills gaps some of the validation
+    text, filled."""
     if run.is_series:
         return _values(run, store), {}
+    if run.fills:
+        return fillings(run, store), {}
     if not run.is_lines:
         number = N_DOCUMENTS if run.has_ends else 1
         texts = [each.text for each in run.samples(num=number, max_new_tokens=N_CHARACTERS, seed=SAMPLE_SEED)]
@@ -91,3 +99,25 @@ def _values(run: Run, store: Store) -> str:
     drawn = next(run.samples(run.start, max_new_tokens=N_VALUES, seed=SAMPLE_SEED))
     numbers = " ".join(f"{value:.4g}" for value in scale.read(drawn.new, 0))
     return f"{N_VALUES} values of {scale.columns[0]}, made up: {numbers}"
+
+
+def fillings(run: Run, store: Store) -> str:
+    """The first rows of the validation text, each with its gaps, as they were filled, and as it was where that is
+    another."""
+    masking = masking_of(run.config, store)
+    assert masking is not None  # the run fills
+    shown, special = [], store.tokenizer.special
+    most, between = (N_LINES, "\n") if run.is_lines else (N_DOCUMENTS, "\n---\n")
+    batch = next(eval_batches(store.val, run.config.net.context, N_CHARACTERS)())
+    masked = next(masking.of_evaluation([batch])).tokens
+    for before, row in zip(batch.tokens[:most], masked[:most], strict=True):
+        there = row != special.pad
+        gaps = np.flatnonzero((row == special.unk) & (before != special.unk))
+        tokens, _ = fill(run.model, torch.from_numpy(row[there]).to(run.device), gaps.tolist(), 0, [*special])
+        open_, filled, was = (run.tokenizer.decode(ids) for ids in (row[there], tokens, before[there]))
+        open_ = open_.replace(UNKNOWN, "_")
+        if run.is_lines:
+            shown.append(f"{open_} -> {filled}" + (f"   (was {was})" if filled != was else ""))
+        else:
+            shown.append(f"{open_}\n->\n{filled}")
+    return between.join(shown)

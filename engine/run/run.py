@@ -17,6 +17,7 @@ from data.store import ROWS
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_logprobs, check_names, check_num, check_text, demand
+from engine.run.filling import Filled, fill, with_gaps
 from engine.run.generate import generate, score, token_nll
 from engine.run.healing import Healing, heal
 from engine.run.likeliest import log_probabilities
@@ -86,6 +87,19 @@ class Run:
         if self.is_documents:
             return max(DOCUMENT_TOKENS, self.config.net.context)
         return self.config.net.context if self.is_lines else STREAM_TOKENS
+
+    @property
+    def fills(self) -> bool:
+        """Whether the run fills gaps, and writes no text."""
+        return not self.model.causal
+
+    def check_writes(self) -> None:
+        """Raise UserError for a run that fills gaps."""
+        if self.fills:
+            raise UserError(
+                f"{self.folder} learned to fill gaps (--objective masked): it neither writes texts nor says how "
+                "likely one is; --fill takes a text with gaps"
+            )
 
     def prompt_ids(self, prompt: str = "", unknown: str = "error") -> list[int]:
         """The ids of a prompt: for lines and documents after `<bos>`, for the documents of a stream after `<eos>`; for
@@ -169,6 +183,7 @@ class Run:
 
         Raises UserError for an invalid value, TypeError for an unknown name."""
         check_names(knobs, OPTIONS)
+        self.check_writes()
         if min_new_tokens and not self.has_ends and stop is None:
             raise UserError("--min-new-tokens goes with lines, or with --stop: a stream does not end by itself")
         sampling = Sampling() if sampling is None else sampling
@@ -200,6 +215,7 @@ class Run:
     def score_or_nothing(self, text: str, unknown: str = "error") -> Evaluation:
         """The same; an Evaluation of no tokens where there is nothing to score."""
         check_text("score", text, unknown)
+        self.check_writes()
         total = Evaluation(0.0, 0, 0)
         for part in text.split("\n") if self.is_single_lines else [text]:
             if ids := self.tokenizer.encode(part, unknown).tolist():
@@ -212,6 +228,7 @@ class Run:
         (at most 20). Raises UserError where there is nothing to score."""
         check_text("score", text, unknown)
         check_logprobs(logprobs)
+        self.check_writes()
         found: list[TokenScore] = []
         for part in text.split("\n") if self.is_single_lines else [text]:
             if ids := self.tokenizer.encode(part, unknown).tolist():
@@ -224,6 +241,26 @@ class Run:
         if not found:
             raise UserError(NOTHING)
         return found
+
+    def fill(self, text: str, gap: str = "?", unknown: str = "error", likeliest: int = 5) -> Filled:
+        """`text` with a token in the place of each `gap`, of a run that was trained with --objective masked, and what
+        was put in. `likeliest`: with so many (at most 20) of the likeliest for each. Raises UserError for another run,
+        and for a text without a gap or longer than the context."""
+        check_text("fill", text, unknown)
+        check_logprobs(likeliest)
+        demand(isinstance(gap, str) and len(gap) == 1, "gap", gap, "a single character")
+        if not self.fills:
+            raise UserError(f"{self.folder} goes on with texts: gaps are for a run of --objective masked")
+        if self.is_single_lines and "\n" in text:
+            raise UserError("--fill has a line end, but this run's texts are single lines")
+        special, reads = self.tokenizer.special, self.model.context
+        ids, places = with_gaps(self.tokenizer, text, gap, unknown, [special.bos] * self.is_lines)
+        if reads is not None and len(ids) > reads:
+            raise UserError(f"--fill has {len(ids):,} tokens; {self.folder} reads {reads:,} at a time")
+        tokens, found = fill(self.model, torch.tensor(ids, device=self.device), places, likeliest, [*special])
+        told = [tuple((self.token_text(id_), p) for id_, p in each.likeliest) for each in found]
+        gaps = [self._token_score(each.token, -each.logprob, shown) for each, shown in zip(found, told, strict=True)]
+        return Filled(self.tokenizer.decode(tokens), gaps)
 
     def token_text(self, id_: int) -> str:
         """The text of a token, see `Tokenizer.token_text`; for the end of a line "\\n"."""

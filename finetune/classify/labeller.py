@@ -134,13 +134,14 @@ def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
     """What `--eval-only` says: of the run's own test examples, or of all of the given data."""
     labeller = _labeller(config, explicit, {"eval_only", "data", "text_column", "label_column", "label_separator"})
     if "data" in explicit:
-        labelled = _given_examples(config, labeller)
+        text = config.text
+        columns = Columns(text.text_column, text.label_column)
+        path = config.run.path
+        labelled = given_examples(labeller, path, text.data, columns, text.encoding, text.label_separator)
     else:
         if useless := sorted(explicit & {"text_column", "label_column", "label_separator", "encoding"}):
             raise UserError(f"{flag(useless[0])} goes with --data here")
-        labelled = read_labelled(labeller.config)
-        facts = read_classifier_facts(config.run.path)
-        refuse_edited(labeller.config, labelled.key, facts, "name some with --data")
+        labelled = own_examples(labeller, config.run.path)
     examples = labelled.sides["test"]
     p = labeller([e.text for e in examples])
     return {
@@ -149,18 +150,26 @@ def evaluate(config: ClassifyConfig, explicit: set[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _given_examples(config: ClassifyConfig, labeller: Labeller) -> Labelled:
-    """The examples of `--data`, as the test side; texts of a run with several labels may have one without a list.
+def own_examples(labeller: Labeller, path: Path) -> Labelled:
+    """The examples of the run in `path`, whose labeller this is. Raises UserError where they have changed since."""
+    labelled = read_labelled(labeller.config)
+    refuse_edited(labeller.config, labelled.key, read_classifier_facts(path), "name some with --data")
+    return labelled
+
+
+def given_examples(
+    labeller: Labeller, path: Path, data: str, columns: Columns, encoding: str, separator: str | None = None
+) -> Labelled:
+    """The examples of `data`, as the test side, for the run in `path`, whose labeller this is; texts of a run with
+    several labels may have one without a list.
 
     Raises UserError for labels that the run does not know, and for lists where a text has one label."""
-    text, is_multi = config.text, labeller.thresholds is not None
-    separator = text.label_separator or labeller.config.text.label_separator
-    columns = Columns(text.text_column, text.label_column)
-    name, examples = read_examples(text.data, columns, text.encoding, separator)
+    is_multi = labeller.thresholds is not None
+    name, examples = read_examples(data, columns, encoding, separator or labeller.config.text.label_separator)
     if is_multi:
         examples = several.as_lists(examples)
     elif lists := [e for e in examples if e.labels is not None]:
-        raise UserError(f"{lists[0].where} has a list of labels; a text of {config.run.path} has one label")
+        raise UserError(f"{lists[0].where} has a list of labels; a text of {path} has one label")
     foreign = sorted({label for e in examples for label in e.labels or (e.label,)} - set(labeller.labels) - {""})
     if foreign:
         where = next(e.where for e in examples if foreign[0] in (e.label, *(e.labels or ())))

@@ -7,7 +7,7 @@ from data.errors import UserError
 from engine.config.presets import Defaults
 from engine.config.sections import Net
 from finetune.options import Examples, TuneConfig, TuneRun, Tuning, extending
-from makemore.config import MAX_CONTEXT, UNSET, Mark, Range
+from makemore.config import FRACTION, MAX_CONTEXT, UNSET, Mark, Range
 
 # What --predict and --eval-only take besides --out.
 USE_FLAGS = {"device", "threads", "checkpoint", "attention", "norm_kernel", "encoding"}
@@ -54,6 +54,9 @@ class ClassifierFlags(Tuning):
     rarity, a number between 0 and 1."""
     lm_weight: Annotated[float, Range(0, 100, says="from 0 to 100")] = 0.0
     """Weight of the auxiliary loss of predicting each next token (Radford et al. 2018)."""
+    augment: Annotated[float, FRACTION, Mark.OWN, Mark.RARE] = 0.0
+    """In training, change each character of a text with this probability, anew in each epoch: replaced, left out, or
+    one put in before it."""
 
 
 @dataclass
@@ -79,6 +82,7 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
     run: ClassifyRun
     tuning: ClassifierFlags
 
+    fixed: ClassVar[dict[str, Any]] = {name: off for name, off in TuneConfig.fixed.items() if name != "objective"}
     task: ClassVar[str | None] = "classify"
     program: ClassVar[str] = "classify"
 
@@ -99,6 +103,9 @@ class ClassifyConfig(TuneConfig[Net], Generic[Net]):
             raise UserError(f"--class-weights is '{class_weights}'; it may be none, balanced or a number from 0 to 1")
         if train == "head" and self.tuning.lm_weight:
             raise UserError("--lm-weight means nothing to --train head: what predicts the next token stays as it is")
+        if getattr(self.net, "fills", False) and (self.tuning.look_ahead or self.tuning.lm_weight):
+            useless = "--look-ahead" if self.tuning.look_ahead else "--lm-weight"
+            raise UserError(f"{useless} means nothing to --objective masked: every token is seen already")
         if self.tuning.look_ahead and self.model != "transformer":
             raise UserError(
                 f"--look-ahead means nothing to --model {self.model}: a Transformer alone sees later tokens"

@@ -8,6 +8,7 @@ import torch
 
 from data.errors import UserError
 from data.program import command
+from data.rows import Row
 from data.terminal import show
 from data.tokenizers import Tokenizer
 from engine.config.settings import replace
@@ -15,13 +16,14 @@ from engine.registry import build_model
 from engine.run import results
 from engine.run.load import Run
 from engine.run.weights import load_best
-from engine.task import Session
+from engine.task import Batches, Session
 from engine.training.extend import load_extended
 from engine.training.progress import Progress
 from finetune.classify import baselines, labeller, measure
+from finetune.classify.augment import AugmentedLoader
 from finetune.classify.build import build_classifier, class_weights
 from finetune.classify.classifier import Classifier
-from finetune.classify.examples import ClassifierData, Labelled, encode_sides, read_labelled
+from finetune.classify.examples import ClassifierData, Labelled, encode, encode_sides, read_labelled
 from finetune.classify.multi_label import choose_thresholds
 from finetune.classify.options import ClassifyConfig, rarity_power
 from finetune.task import FineTuning, refuse_edited, tokenizer_for
@@ -62,6 +64,22 @@ class Classification(FineTuning):
             label_sets, sets = torch.from_numpy(labelled.label_sets), labelled.label_sets[numbers]
             numbers = sets[sets >= 0]
         return build_classifier(config, body, class_weights(power, numbers, len(labelled.labels)), label_sets)
+
+    def batches(self, config: Any, data: ClassifierData, model: Any) -> Batches:
+        batches = super().batches(config, data, model)
+        if not (rate := config.tuning.augment):
+            return batches
+        labelled, tokenizer, context = data.labelled, data.tokenizer, config.net.context
+        numbers, texts = labelled.numbers("train"), [example.text for example in labelled.sides["train"]]
+
+        def read(text: str, item: int) -> Row:
+            return encode([text], tokenizer, context, numbers[item : item + 1])[0][0]
+
+        loader = AugmentedLoader(
+            data.rows["train"], texts, rate, read, config.optim.batch_size, config.run.seed, tokenizer.special.pad,
+            context,
+        )  # fmt: skip
+        return batches._replace(train=loader)
 
     def characters(self, config: ClassifyConfig, data: ClassifierData) -> np.ndarray:
         labelled = data.labelled

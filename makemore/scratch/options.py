@@ -60,6 +60,7 @@ class NumPyConfig(Config[Net], Generic[Net]):
         "n_kv_head": None, "positions": "learned", "window": None, "attention_cap": None, "qk_norm": False,
         "logit_cap": None, "zero_init": False, "attention": "auto",
         "value_residual": False, "value_embeddings": False, "activation_checkpointing": False,
+        "objective": "next", "mask_rate": 0.3, "mask_span": 2,
     }  # fmt: skip
 
     @classmethod
