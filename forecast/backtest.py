@@ -1,4 +1,4 @@
-"""Forecasts of what is known already: windows of the validation part, beside the two naive forecasts."""
+"""Forecasts of what is known already: windows of the test part, beside the two naive forecasts."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def backtest(
     subject: Subject, windows: int, ahead: int, samples: int, levels: list[float], season: int | None, seed: int
 ) -> list[dict[str, Any]]:
     """For each series its `column`, `windows`, `season`, the scores of the `model` and of both naive forecasts, and the
-    `last` window's forecast. The windows begin evenly spread over the validation part, each after all that comes before
+    `last` window's forecast. The windows begin evenly spread over the test part, each after all that comes before
     it. Raises UserError where that is too short for one."""
     origins = [_origins(each, n, windows, ahead) for each, n in zip(subject.series, subject.borders, strict=True)]
     starts = [
@@ -73,15 +73,13 @@ def _origins(series: Series, border: int, windows: int, ahead: int) -> list[int]
     last = len(series.values) - ahead
     if last < border or border < 1:
         known = len(series.values) - border
-        raise UserError(f"the validation part of '{series.name}' has {known:,} values: fewer than --ahead {ahead}")
+        raise UserError(f"the test part of '{series.name}' has {known:,} values: fewer than --ahead {ahead}")
     return np.unique(np.linspace(border, last, windows).astype(int)).tolist()
 
 
 def _season(season: int | None, past: np.ndarray, name: str) -> int | None:
     if season is not None and season > len(past):
-        raise UserError(
-            f"--season {season} is longer than the {len(past):,} values of '{name}' before its validation part"
-        )
+        raise UserError(f"--season {season} is longer than the {len(past):,} values of '{name}' before its test part")
     return season
 
 

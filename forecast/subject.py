@@ -4,18 +4,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError, warn
-from data.prepare import VAL_FRACTION
 from data.program import command
 from data.series.bins import Scale, bins_known
 from data.series.columns import Series
-from data.series.texts import border_of, read_series
+from data.series.texts import parts_of, read_series
 from engine.run.folder import read_facts
 from engine.run.load import load_run
 from engine.run.run import Run
 
 
 class Subject(NamedTuple):
-    """A run and the series it goes on with. `borders`: the number of values of each before its validation part."""
+    """A run and the series it goes on with. `borders`: the number of values of each before its test part."""
 
     run: Run
     series: list[Series]
@@ -25,7 +24,7 @@ class Subject(NamedTuple):
 
 def load(folder: str, data: list[str] | None, column: str | None, which: str, device: str, backtest: bool) -> Subject:
     """The run `folder` with its own series and their scale, or those of other tables, `data`, with the scale of their
-    own: of all that is given, or for a `backtest` of what stands before the validation part. Raises UserError for a run
+    own: of all that is given, or for a `backtest` of what stands before the test part. Raises UserError for a run
     of text, and for tables without these columns."""
     facts = read_facts(Path(folder))
     if facts["config"].get("kind") != "series" or "series" not in facts["data"]:
@@ -44,7 +43,7 @@ def load(folder: str, data: list[str] | None, column: str | None, which: str, de
         raise UserError(f"{error}{hint}") from error
     for note in notes:
         warn(note)
-    borders = [border_of(each, VAL_FRACTION) for each in series]
+    borders = [parts_of(each)[1] for each in series]
     scale = _of_columns(kept, series, folder) if data is None else _own(kept, series, borders, backtest)
     for n, each in enumerate(series):
         if beyond := scale.beyond(each.values, n):

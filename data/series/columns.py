@@ -47,7 +47,7 @@ def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> 
             raise UserError(f"{file} line {line:,} has {len(row)} cells, and the first line {width}")
     chosen = [_index(name, names, file) for name in wanted]
     if len(set(chosen)) < len(chosen):
-        raise UserError(f"--column names a column twice: {', '.join(wanted)}")
+        raise UserError(f"--column names a column of {file} twice: {', '.join(wanted)}")
     found: list[Series] = []
     notes: list[str] = []
     left_out: list[str] = []

@@ -1,13 +1,13 @@
-"""The bundled series: three years of hours that were made up, as of a city's electricity."""
+"""The bundled series: ten years of hours that were made up, as of a city's electricity."""
 
 import functools
 from datetime import datetime, timedelta
 
 import numpy as np
 
-HOURS = 3 * 365 * 24
+HOURS = 10 * 365 * 24
 SEED = 23
-_BEGIN = datetime(2021, 1, 4)  # a Monday
+_BEGIN = datetime(2014, 1, 6)  # a Monday
 
 
 @functools.cache

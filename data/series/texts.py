@@ -1,4 +1,5 @@
-"""The series of some tables as a training text and a validation text, cut by time."""
+"""The series of some tables as a training text and a validation text, cut by time. What comes last is in neither: it is
+for tests."""
 
 import contextlib
 import tempfile
@@ -14,6 +15,8 @@ from data.sources import SPOOL_PREFIX, Text
 from data.tokenizers import CharTokenizer, Tokenizer
 
 UNIT = "value"
+VAL_FRACTION = 0.1  # of each series
+LEAST = 2  # values of a part
 
 
 class Spelled(NamedTuple):
@@ -54,9 +57,12 @@ def read_series(
     return found, name, notes
 
 
-def border_of(series: Series, val_fraction: float) -> int:
-    """The number of values of a series before its validation part."""
-    return int(len(series.values) * (1 - val_fraction))
+def parts_of(series: Series, val_fraction: float = VAL_FRACTION) -> tuple[int, int]:
+    """Where the validation part of a series begins and where it ends, after which comes a test part of the same length.
+    With `val_fraction` 1 all of it is for validation."""
+    n = len(series.values)
+    size = int(n * val_fraction)
+    return (0, n) if val_fraction == 1 else (max(0, n - 2 * size), n - size)
 
 
 @contextlib.contextmanager
@@ -68,39 +74,34 @@ def spelled(
     vocabulary: Tokenizer | None,
     val_fraction: float,
 ) -> Iterator[Spelled]:
-    """A context with the texts of these series, in files that are deleted afterwards. The last part of each series is
-    for validation, and the scale that of the training parts alone, or with `val_fraction` 1 of all. `vocabulary`: that
-    of a trained model, which says the bins."""
+    """A context with the texts of these series, in files that are deleted afterwards. They are cut as
+    `parts_of` says, and the scale is that of the training parts alone, or with `val_fraction` 1 of all. `vocabulary`:
+    that of a trained model, which says the bins."""
     known = bins_known(getattr(vocabulary, "alphabet", ""))
     if vocabulary is not None and known is None:
         raise UserError("a model of text knows no series of numbers, and --kind series starts from none")
     if known is not None and bins not in (None, known):
         raise UserError(f"--bins {bins} is not what the model has: {known}")
     series, name, notes = read_series(data, columns, encoding)
-    borders = [border_of(each, val_fraction) for each in series]
-    for each, border in zip(series, borders, strict=True):
-        if min(border if val_fraction < 1 else 2, len(each.values) - border) < 2:
-            raise UserError(f"column '{each.name}' has {len(each.values):,} values: too few to learn from and to check")
-    known_parts = [Series(s.name, s.values[: border or None]) for s, border in zip(series, borders, strict=True)]
-    scale = Scale.of(known_parts, known or bins or BINS)
+    parts = [parts_of(each, val_fraction) for each in series]
+    train = [Series(s.name, s.values[:begin]) for s, (begin, _) in zip(series, parts, strict=True)]
+    val = [Series(s.name, s.values[begin:end]) for s, (begin, end) in zip(series, parts, strict=True)]
+    sides = [val] if val_fraction == 1 else [train, val]
     for n, each in enumerate(series):
-        if beyond := scale.beyond(each.values, n):
+        if min(len(side[n].values) for side in sides) < LEAST:
+            raise UserError(f"column '{each.name}' has {len(each.values):,} values: too few to learn from and to check")
+    scale = Scale.of(sides[0], known or bins or BINS)
+    for n, each in enumerate(series):
+        if beyond := scale.beyond(each.values[: parts[n][1]], n):
             notes.append(
-                f"column '{each.name}' has {beyond:,} of {len(each.values):,} values that lie outside of all bins: "
-                "each is taken for the nearest"
+                f"column '{each.name}' has {beyond:,} of {parts[n][1]:,} values that lie outside of all bins: each is "
+                "taken for the nearest"
             )
-    sides = (
-        [s.values[:border] for s, border in zip(series, borders, strict=True)] if val_fraction < 1 else [],
-        [s.values[border:] for s, border in zip(series, borders, strict=True)],
-    )
     with tempfile.TemporaryDirectory(prefix="charlm-series-") as folder:
         texts = []
-        for side, parts in zip(("train", "val"), sides, strict=True):
-            if not parts:
-                continue
-            path = Path(folder, f"{SPOOL_PREFIX}{side}")  # so that nothing is noted of it
-            path.write_text(
-                "".join(BETWEEN + scale.write(part, n) for n, part in enumerate(parts)), "utf-8", newline="\n"
-            )
+        for number, side in enumerate(sides):
+            path = Path(folder, f"{SPOOL_PREFIX}{number}")  # so that nothing is noted of it
+            text = "".join(BETWEEN + scale.write(part.values, n) for n, part in enumerate(side))
+            path.write_text(text, "utf-8", newline="\n")
             texts.append([Text(name, (path,), unit=UNIT)])
         yield Spelled(texts, scale, tokenizer(scale.bins), notes)

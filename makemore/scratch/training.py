@@ -11,7 +11,7 @@ from data.batches import IGNORE, Batch
 from data.disk import replace_file
 from data.errors import UserError
 from data.eval_batches import eval_batches
-from data.store import ROWS, Store
+from data.store import Store
 from data.terminal import show
 from engine.run import checkpoint, folder, results
 from engine.run.identity import identity
@@ -127,7 +127,7 @@ class Training:
         self.model.load_state_dict(checkpoint.load(self.path / "best", ("model",), "numpy")[0]["model"])
         self.model.eval()
         context = config.net.context
-        if store.kind not in ROWS:
+        if store.kind == "stream":
             text = sampling.stream(
                 self.model, store.tokenizer, store.meta["start"], N_CHARACTERS, context, SAMPLE_SEED
             ).strip("\n")
