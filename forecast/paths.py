@@ -23,13 +23,16 @@ def draw_paths(
     run: Run, scale: Scale, windows: Sequence[Window], ahead: int, samples: int, seed: int
 ) -> list[np.ndarray]:
     """For each window `samples` paths of the next `ahead` values, (samples, ahead). The model reads as much of the
-    history as it was trained on at a time. Windows have noise of their own, so that their errors are not alike."""
+    history as lies with the forecast in its context: a Transformer whose context is full would forget half of it.
+    Windows have noise of their own, so that their errors are not alike."""
     drawing = Drawing(
         run.model, run.tokenizer, run.suppressed, run.device, run.request(max_new_tokens=ahead, seed=seed)
     )
+    context = run.config.net.context
+    read = None if context is None else max(context - ahead + 1, context // 2, 1)
     prompts = []
     for n, window in enumerate(windows):
-        text = scale.write(window.history[-(run.config.net.context or len(window.history)) :], window.column)
+        text = scale.write(window.history if read is None else window.history[-read:], window.column)
         prompt = drawing.prompt("", run.tokenizer.encode(text).tolist(), samples, None)
         prompt.generator = seeded((seed + n) % (MAX_SEED + 1), run.device)
         prompts.append(prompt)

@@ -36,7 +36,10 @@ STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to 
     "gru": {"n_embd": 128, "n_hidden": 256},
     "transformer": {"n_embd": 128, "lr": 2e-3},
 }
-SERIES: Defaults = {"context": 256, "steps": 400, "eval_interval": 100, "batch_size": 16}
+SERIES: Defaults = {  # few tokens, seen often: small and with dropout; the context has a week of hours, and more
+    "context": 256, "steps": 800, "eval_interval": 100, "batch_size": 16, "n_embd": 32, "dropout": 0.1,
+}  # fmt: skip
+SERIES_FAMILY: dict[str, Defaults] = {"transformer": {"n_layer": 2, "n_head": 4, "n_embd": 64, "steps": 400}}
 STREAM_CONTEXT = 64  # of documents too, unless all are shorter: longer ones are cut
 LINES_CONTEXT = 256  # longer lines are cut
 OPTIMIZER: dict[str, Defaults] = {
@@ -98,8 +101,9 @@ def of_kind(kind: str, model: str) -> list[Defaults]:
     """The defaults of `model` on a text of this kind, from the general to the particular."""
     if kind == "lines":
         return [LINES]
-    context = {"stream": {"context": STREAM_CONTEXT}, "series": SERIES}.get(kind, {})
-    return [{"steps": 2000} | context, STREAM[model]]
+    if kind == "series":
+        return [SERIES, SERIES_FAMILY.get(model, {})]
+    return [{"steps": 2000} | ({"context": STREAM_CONTEXT} if kind == "stream" else {}), STREAM[model]]
 
 
 def preset(name: str, model: str) -> Defaults:
