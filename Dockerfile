@@ -13,6 +13,7 @@ COPY export export
 COPY serve serve
 COPY tune tune
 COPY explain explain
+COPY forecast forecast
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python:3.13-slim

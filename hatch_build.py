@@ -13,7 +13,19 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "charlm"
-FOLDERS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "explain", "serve", "tune")
+FOLDERS = (
+    "data",
+    "kernels",
+    "makemore",
+    "nanogpt",
+    "engine",
+    "finetune",
+    "export",
+    "explain",
+    "forecast",
+    "serve",
+    "tune",
+)
 SCRIPTS = ("train.py", "sample.py")  # they become modules of charlm.commands: `charlm.train` is a function
 
 

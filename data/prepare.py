@@ -20,7 +20,10 @@ from data.locks import hold
 from data.packed import Changed
 from data.pool import MAX_WORKERS, Lost, Pool, cores
 from data.program import command
-from data.recipe import KINDS, VAL_FRACTION, ReadOptions, recipe_of, resolved, tokenizer_of
+from data.recipe import KINDS, VAL_FRACTION, ReadOptions, Recipe, kind_of, recipe_of, resolved, tokenizer_of
+from data.series.bins import LEAST_BINS, MOST_BINS, Scale
+from data.series.checks import check_no_series, check_series
+from data.series.texts import Spelled, spelled
 from data.tokenizers import N_SPECIALS, CharTokenizer, Tokenizer
 from data.vocabulary import check_name, reads_words
 
@@ -35,6 +38,8 @@ def prepare(
     kind: str | None = None,
     separator: str | None = None,
     text_column: str | None = None,
+    column: str | None = None,
+    bins: int | None = None,
     tokenizer: str | None = None,
     encoding: str = "utf-8",
     vocabulary: Tokenizer | None = None,
@@ -45,20 +50,28 @@ def prepare(
 ) -> store.Store:
     """The store of a text, from the cache or made now. Several `data` are one text, in their order.
 
-    `kind`: 'stream', 'lines' or 'documents' (None: the default of the source). `separator`: the text between documents
-    (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a stream a
-    document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `tokenizer`: 'char', 'byte', 'bpe:N'
-    or 'gpt2' (None: what the data set says, else 'char'). `vocabulary`: an existing tokenizer (of a trained model) to
-    use instead, to which `extend` adds the new characters of the training text. `val_fraction`: the part of the text
-    for validation, 1 for all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is
-    learned from, as '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many
-    as there are processors), which does not change the result. Raises UserError for a text that cannot be read so."""
+    `kind`: 'stream', 'lines', 'documents' or 'series' (None: the default of the source). `separator`: the text between
+    documents (None: blank lines). `text_column`: the column of tables of which each row is a line or document, or in a
+    stream a document with `<eos>` after it (None: of JSON and Parquet `text`, in a stream). `column`, `bins`: of
+    series, which columns and how many values (data/series/). `tokenizer`: 'char', 'byte', 'bpe:N' or 'gpt2' (None: what
+    the data set says, else 'char'). `vocabulary`: an existing tokenizer (of a trained model) to use instead, to which
+    `extend` adds the new characters of the training text. `val_fraction`: the part of the text for validation, 1 for
+    all of it, unless the data set has its own. `bpe_sample`: how much of the training text BPE is learned from, as
+    '1GB' (None: all of it). `workers`: the number of processes (None: one, or for a large text as many as there are
+    processors), which does not change the result. Raises UserError for a text that cannot be read so."""
     tokenizer = tokenizer or tokenizer_of(data)
     check_name(tokenizer)
     reading.check_encoding(encoding)
     options = ReadOptions(
         kind, separator, text_column, tokenizer, encoding, vocabulary, val_fraction, _sample_of(tokenizer, bpe_sample)
     )
+    if (kind or kind_of(data)) == "series":
+        check_series(options, bins, val_data is not None, extend)
+        with spelled(data, column, bins, encoding, vocabulary, val_fraction) as written:
+            store_of_series = _prepare(written.texts, _of_series(options, written), workers, written.scale)
+        store_of_series.meta["notes"] = written.notes + store_of_series.meta["notes"]
+        return store_of_series
+    check_no_series(column, bins)
     with resolved(data, val_data, val_fraction) as texts:
         if extend:  # the text's own store has the alphabet of its training side
             own = _prepare(texts, options._replace(vocabulary=None), workers)
@@ -73,11 +86,17 @@ def key_of(
     val_data: str | Sequence[str] | None,
     val_fraction: float = VAL_FRACTION,
     bpe_sample: str | None = None,
+    column: str | None = None,
+    bins: int | None = None,
     **other: Any,
 ) -> str:
     """The key of the store of this text, which need not exist. All options of `prepare` have to be given, but for
     `workers`."""
     reading.check_encoding(other["encoding"])
+    if (other["kind"] or kind_of(data)) == "series":
+        options = ReadOptions(**other, val_fraction=val_fraction, bpe_sample=None)
+        with spelled(data, column, bins, options.encoding, options.vocabulary, val_fraction) as written:
+            return recipe_of(written.texts, _of_series(options, written), written.scale).key
     sample = _sample_of(other["tokenizer"], bpe_sample)
     with resolved(data, val_data, val_fraction) as texts:
         return recipe_of(texts, ReadOptions(**other, val_fraction=val_fraction, bpe_sample=sample)).key
@@ -98,8 +117,15 @@ def print_notes(notes: list[str]) -> None:
         warn(note)
 
 
-def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int | None) -> store.Store:
-    recipe = recipe_of(texts, options)
+def _of_series(options: ReadOptions, written: Spelled) -> ReadOptions:
+    """The options with which series are read, once they are text."""
+    return options._replace(kind="stream", encoding="utf-8", vocabulary=written.tokenizer)
+
+
+def _prepare(
+    texts: list[list[sources.Text]], options: ReadOptions, workers: int | None, series: Scale | None = None
+) -> store.Store:
+    recipe = recipe_of(texts, options, series)
     folder = sources.cache_folder() / "prepared" / f"{recipe.name[:40]}-{recipe.key}"
     prepared = open_or_discard(folder)
     if prepared is None:
@@ -109,7 +135,7 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int
                 builder = Builder(recipe.files, recipe.digests, *recipe.options, recipe.tables)
                 try:
                     with Pool(workers or _default_workers(builder)) as pool:
-                        _build(folder, builder, pool, {"key": recipe.key, "name": recipe.name, "unit": recipe.unit})
+                        _build(folder, builder, pool, _facts(recipe))
                 except Changed:  # should a file not be what its note says, that does not last
                     source_notes.forget(sources.cache_folder(), recipe.digests)
                     raise
@@ -117,6 +143,12 @@ def _prepare(texts: list[list[sources.Text]], options: ReadOptions, workers: int
     # The cached store does not depend on names of files and on files left out of a folder, so its notes do not either.
     prepared.meta["notes"] = recipe.notes + prepared.meta["notes"]
     return prepared
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """The entries of a store's `meta.json` that its recipe says."""
+    facts: dict[str, Any] = {"key": recipe.key, "name": recipe.name, "unit": recipe.unit, "kind": recipe.options.kind}
+    return facts if recipe.series is None else facts | {"kind": "series", "series": recipe.series.to_json()}
 
 
 def open_or_discard(folder: Path) -> store.Store | None:
@@ -144,7 +176,7 @@ def _default_workers(builder: Builder) -> int:
     return min(cores(), MOST_BY_DEFAULT)
 
 
-def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, str]) -> None:
+def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, Any]) -> None:
     """Build a store beside `folder`, whose lock is held, and rename it when complete. `facts` become entries of its
     `meta.json`. What was built of a large text stays where it is stopped or killed, and the next call goes on with
     it."""
@@ -156,7 +188,7 @@ def _build(folder: Path, builder: Builder, pool: Pool, facts: dict[str, str]) ->
     goes_on = False
     try:
         with naming(part):
-            meta = builder.write(part, facts["name"], pool) | facts | {"kind": builder.kind}
+            meta = builder.write(part, facts["name"], pool) | facts
             store.seal(part, meta)
             builder.journal.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -197,6 +229,8 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, help="default: as the source says, else stream")
     parser.add_argument("--separator", help="what stands between documents (default: blank lines)")
     parser.add_argument("--text-column", help="of tables: the column, or key, of the texts (default: text)")
+    parser.add_argument("--column", help="of series: names of columns, with commas between them (default: all numbers)")
+    parser.add_argument("--bins", type=int, help=f"of series: tokens, {LEAST_BINS} to {MOST_BINS} (default: 64)")
     parser.add_argument("--tokenizer", help="char, byte, bpe:N or gpt2 (default: char, of enwik8 byte)")
     parser.add_argument("--encoding", default="utf-8")
     parser.add_argument(

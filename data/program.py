@@ -14,6 +14,7 @@ COMMANDS = {  # by its name behind `charlm`: what stands behind `python` in a ch
     "instruct": ("-m finetune.instruct", "train a model to answer"),
     "tune": ("-m tune", "search the best flags of train, classify or instruct"),
     "translate": ("-m finetune.translate", "train a model to turn one text into another, or translate with it"),
+    "forecast": ("-m forecast", "go on with a series of numbers that a run was trained on"),
     "serve": ("-m serve", "serve runs over HTTP"),
     "explain": ("-m explain", "look inside a run: attention, lens, gates, saliency, embeddings"),
     "export": ("-m export", "write a run for other programs"),

@@ -1,4 +1,4 @@
-"""Data sets that are published elsewhere, by name: their files, their own splits, and how their bits are counted.
+"""Data sets by name that are published elsewhere, or made: their files, their own splits, how their bits are counted.
 
 Where the address, size and checksum of a file are known from two public sources it is downloaded; what is too large, or
 not free to take, the user brings into `$CHARLM_DATA`. docs/corpora.md has their licences.
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from data import sources
 from data.derived import derived
 from data.errors import UserError
+from data.series import hours
 from data.sources import Remote, Text
 
 PARTS = ("train", "val", "test")
@@ -91,6 +92,8 @@ def resolve(data: str) -> Text:
     """The text that `--data` names: one of these data sets, of which NAME:val and the like is a part, or any other of
     `sources.resolve`. Raises UserError when there is none, with what to bring where."""
     name, colon, part = data.partition(":")
+    if data == "hours":
+        return _hours()
     if name in BROUGHT and not colon:
         return _brought(name)
     known = {"tinystories": tuple(STORIES), "ptb-char": PARTS}.get(name, PARTS if name in ARCHIVES else ())
@@ -105,6 +108,12 @@ def resolve(data: str) -> Text:
         unit = "byte" if name == "enwik8" else "character"
         texts = {each: Text(f"{name}-{each}", (path,), unit=unit) for each, path in paths.items()}
     return texts[part] if colon else texts["train"].with_val(name, texts["val"])
+
+
+def _hours() -> Text:
+    table = hours.table().encode()
+    made = derived("hours", hashlib.sha256(table).hexdigest(), ("all",), [("all", table)], ".csv")
+    return Text("hours", (made["all"],), "series")
 
 
 def _brought(name: str) -> Text:

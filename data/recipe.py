@@ -10,10 +10,11 @@ from typing import NamedTuple
 from data import corpus, published, reading, sources, store, tables
 from data.documents import unescaped
 from data.errors import UserError
+from data.series.bins import Scale
 from data.tokenizers import Tokenizer
 
 VAL_FRACTION = 0.1
-KINDS = ("stream", "lines", "documents")
+KINDS = ("stream", "lines", "documents", "series")
 
 
 class ReadOptions(NamedTuple):
@@ -40,6 +41,7 @@ class Recipe(NamedTuple):
     key: str  # a hash of the files and options
     notes: list[str]  # on files that are left out
     unit: str  # what its bits are counted by
+    series: Scale | None = None  # how numbers became this text
 
 
 @contextlib.contextmanager
@@ -67,6 +69,12 @@ def resolved(
                 text.files[0].unlink(missing_ok=True)
 
 
+def kind_of(data: str | Sequence[str]) -> str:
+    """The default kind of a text that is named, not read."""
+    first = data if isinstance(data, str) else data[0]
+    return sources.DATA_SETS.get(sources.data_set(first) or "", "stream")
+
+
 def tokenizer_of(data: str | Sequence[str]) -> str:
     """The default tokenizer of a text."""
     first = data if isinstance(data, str) else data[0]
@@ -82,8 +90,9 @@ def _kind_of(texts: list[sources.Text]) -> str:
     return texts[0].kind
 
 
-def recipe_of(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
-    """What the store of these texts is made of. Raises UserError where they cannot be read so."""
+def recipe_of(texts: list[list[sources.Text]], options: ReadOptions, series: Scale | None = None) -> Recipe:
+    """What the store of these texts is made of; `series`: how numbers became them. Raises UserError where they
+    cannot be read so."""
     given, options = options, _with_kind(options, texts)
     chosen = [[corpus.choose(text, options.text_column, options.encoding) for text in side] for side in texts]
     files = [[path for text in side for path in text.files] for side in chosen]
@@ -104,9 +113,10 @@ def recipe_of(texts: list[list[sources.Text]], options: ReadOptions) -> Recipe:
         options = options._replace(bpe_sample=None)
     are_tables = [[path in of_columns for path in side] for side in files] if of_columns and as_it_stands else None
     unit = texts[0][0].unit
-    key, digests = _key(files, _in_words(options, unit, are_tables), options.encoding)
+    in_words = _in_words(options, unit, are_tables) + ("" if series is None else f" {json.dumps(series.to_json())}")
+    key, digests = _key(files, in_words, options.encoding)
     name = texts[0][0].name + (f"-and-{len(texts[0]) - 1}-more" if len(texts[0]) > 1 else "")
-    return Recipe(files, of_columns, digests, options, name, key, notes, unit)
+    return Recipe(files, of_columns, digests, options, name, key, notes, unit, series)
 
 
 def _with_kind(options: ReadOptions, texts: list[list[sources.Text]]) -> ReadOptions:

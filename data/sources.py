@@ -67,10 +67,11 @@ REMOTES = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
 }
-# The data sets by name, with the kind of text that each is read as.
-DATA_SETS = {"names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream"} | dict.fromkeys(
-    ("text8", "enwik8", "ptb-char", "tinystories", "openwebtext", "fineweb-sample"), "stream"
-)  # the last six are in data/published.py
+# The data sets by name, with the kind of text that each is read as; the last seven are in data/published.py.
+DATA_SETS = {
+    "names": "lines", "names32k": "lines", "shakespeare": "stream", "stdlib": "stream", "hours": "series",
+    **dict.fromkeys(("text8", "enwik8", "ptb-char", "tinystories", "openwebtext", "fineweb-sample"), "stream"),
+}  # fmt: skip
 TOKENIZERS = {"enwik8": "byte"}  # of the data sets for which it is not char
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 

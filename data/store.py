@@ -27,9 +27,10 @@ from data.vocabulary import from_json
 FORMAT = 2  # of what is prepared, part of its key: rises with every change of how a text is split or tokenized
 _META = {
     "key": str, "kind": str, "name": str, "start": str, "notes": [str], "tokens": {"train": Whole(), "val": Whole()},
-    "files?": dict, "unit?": str,
+    "files?": dict, "unit?": str, "series?": dict,
 }  # fmt: skip
 
+ROWS = ("lines", "documents")  # the kinds that have offsets; the others are streams
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # not a failure of the disk
 
 
@@ -66,7 +67,7 @@ class Store:
 
     @property
     def unit(self) -> str:
-        """What the bits of this text are counted by, 'character' or 'byte'."""
+        """What the bits of this text are counted by, 'character', 'byte' or 'value'."""
         return self.meta.get("unit", "character")
 
     def characters(self) -> np.ndarray:
@@ -78,9 +79,10 @@ class Store:
         return counts
 
     @property
-    def about(self) -> dict[str, str]:
-        """The entries of a run's `config.json` that identify its text."""
-        return {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
+    def about(self) -> dict[str, Any]:
+        """The entries of a run's `config.json` that identify its text, and how numbers became it."""
+        about = {"key": self.key, "folder": self.folder.name, "name": self.meta["name"], "start": self.meta["start"]}
+        return about | ({"series": self.meta["series"]} if "series" in self.meta else {})
 
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
@@ -143,7 +145,7 @@ def _open_split(folder: Path, name: str, meta: dict[str, Any], tokenizer: Tokeni
         raise ValueError(f"{name}.bin holds {len(tokens)} ids, not {meta['tokens'][name]}")
     for path in tokens.paths:
         checks.check(path, tokens.dtype, tokenizer.vocab_size, _sealed_crc(meta, path.name))
-    if meta["kind"] == "stream":
+    if meta["kind"] not in ROWS:
         return Split(tokens, None, tokenizer.special)
     file = TokenFile(folder / f"{name}.offsets.bin", np.uint64)
     checks.check(file.paths[0], file.dtype, None, _sealed_crc(meta, f"{name}.offsets.bin"))

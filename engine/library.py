@@ -28,7 +28,7 @@ def train(**settings: Any) -> Run:
     config, explicit = flags.parse(_words(check_stored(settings, "train()")))
     if config.run.eval_only:
         raise UserError(f"train() trains; load_run(...) and {command('train')} --eval-only evaluate")
-    return load_run(session.train(Pretraining(), config, explicit), device=config.machine.device)
+    return load_run(session.train(Pretraining(), config, explicit), device=config.machine.device, of_series=True)
 
 
 def _plain(value: Any) -> Any:

@@ -29,8 +29,8 @@ from makemore.config import Mark
 from makemore.counts.mixture import Mixture
 
 _EVALUATION_MAY_CHANGE = {
-    "data", "val_data", "kind", "separator", "text_column", "encoding", "eval_tokens", "device", "threads", "dtype",
-    *marked(Config, Mark.BACKEND),
+    "data", "val_data", "kind", "separator", "text_column", "column", "encoding", "eval_tokens", "device", "threads",
+    "dtype", *marked(Config, Mark.BACKEND),
 }  # fmt: skip
 _ENTRIES_OF_TRAINING = ("longest_copied", "mfu", "peak_tflops", "gpu_peak_memory_mb")  # that some summaries have
 
@@ -114,6 +114,8 @@ class Pretraining(Task):
         writes = plain(session.model).causal
         way_on = "more samples:  " if writes else "fill the gaps: "
         command = folder.sample_command(session.folder) + ("" if writes else " --fill 'a text with ? in it'")
+        if session.data.kind == "series":
+            way_on, command = "what follows:  ", folder.forecast_command(session.folder)
         print(f"\nrun directory: {session.folder}\n{way_on}{command}")
 
     def evaluate(self, config: Config, explicit: set[str]) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class Pretraining(Task):
         facts = folder.read_facts(path)
         refuse_contradictions(config, explicit, facts["config"], _EVALUATION_MAY_CHANGE, "--eval-only")
         backends = {name: get(config, name) for name in marked(Config, Mark.BACKEND) & explicit}
-        run = load_run(path, config.run.checkpoint or "best", config.machine.device, **backends)
+        run = load_run(path, config.run.checkpoint or "best", config.machine.device, of_series=True, **backends)
         store = store_to_evaluate(config, explicit, facts, run)
         loss = validation_loss(run, store, config)
         known = results.read_summary(path)
@@ -154,10 +156,10 @@ def store_to_evaluate(config: Config, explicit: set[str], facts: dict[str, Any],
     if data is None:
         raise UserError("--val-data names no text; it takes one or several")
     files = map(Path, [data] if isinstance(data, str) else data)
-    column = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
+    of_texts = text.text_column if "text_column" in explicit or all(map(is_table, files)) else None
     store = prepare(
-        data, kind=text.kind, separator=text.separator, text_column=column, encoding=text.encoding,
-        vocabulary=run.tokenizer, val_fraction=part,
+        data, kind=text.kind, separator=text.separator, text_column=of_texts, column=text.column,
+        encoding=text.encoding, vocabulary=run.tokenizer, val_fraction=part,
     )  # fmt: skip
     print_notes(store.meta["notes"])
     return store

@@ -11,7 +11,7 @@ from data.eval_batches import eval_batches
 from data.masking import Masking
 from data.prepare import key_of, open_or_discard, prepare
 from data.sources import cache_folder, data_set
-from data.store import Store
+from data.store import ROWS, Store
 from data.tokenizers import Tokenizer
 from engine.config import presets
 from engine.config.sections import Config
@@ -72,8 +72,8 @@ def _how(config: Config) -> dict[str, Any]:
     """How the text of a run is read, besides where it lies."""
     return {
         "val_data": config.text.val_data, "kind": config.text.kind, "separator": config.text.separator,
-        "text_column": config.text.text_column, "tokenizer": config.text.tokenizer, "encoding": config.text.encoding,
-        "bpe_sample": config.text.bpe_sample,
+        "text_column": config.text.text_column, "column": config.text.column, "bins": config.text.bins,
+        "tokenizer": config.text.tokenizer, "encoding": config.text.encoding, "bpe_sample": config.text.bpe_sample,
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def with_context(config: Config, store: Store) -> Config:
     """Lines and documents without a given context get one that holds the longest, within reason; everything else has
     one."""
     context = config.net.context or presets.STREAM_CONTEXT
-    if config.net.context is None and store.kind != "stream":
+    if config.net.context is None and store.kind in ROWS:
         most = presets.LINES_CONTEXT if store.kind == "lines" else presets.STREAM_CONTEXT
         context = min(max(longest_line(store.train), longest_line(store.val)), most)
     return replace(config, kind=store.kind, context=context)
@@ -91,11 +91,11 @@ def make_loader(config: Config, store: Store, run_format: int = FORMAT) -> Loade
     """The training batches of `config`, of a run of this format. Raises UserError for a text that is too short for
     them."""
     carries_state = getattr(config.net, "carry_state", False)
-    if carries_state and store.kind != "stream":
+    if carries_state and store.kind in ROWS:
         raise UserError(
             f"--carry-state is for streams: {store.kind} do not go on from one to the next; use --kind stream"
         )
-    kind = LaneLoader if carries_state else StreamLoader if store.kind == "stream" else LineLoader
+    kind = LaneLoader if carries_state else LineLoader if store.kind in ROWS else StreamLoader
     sizes = (config.net.context, config.optim.batch_size, config.run.seed)
     loader: Loader = kind(store.train, *sizes, run_format >= COMPUTES_ORDER)
     loader.masking = masking_of(config, store)
@@ -114,12 +114,12 @@ def masking_of(config: Config, store: Store) -> Masking | None:
     net = config.net
     if not getattr(net, "fills", False):
         return None
-    return Masking(net.mask_rate, net.mask_span, config.run.seed, store.tokenizer.special, store.kind != "stream")
+    return Masking(net.mask_rate, net.mask_span, config.run.seed, store.tokenizer.special, store.kind in ROWS)
 
 
 def long_lines(config: Config, store: Store) -> list[str]:
     """A note on the lines or documents that do not fit into the context, if there are any."""
-    if store.kind == "stream":
+    if store.kind not in ROWS:
         return []
     lengths = [np.diff(split.offsets) for split in (store.train, store.val) if split.offsets is not None]
     long = sum(int((length > config.net.context).sum()) for length in lengths)

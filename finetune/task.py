@@ -117,6 +117,6 @@ def warn_if_few(count: int, side: str) -> None:
         warn(f"only {count} {side} examples: what is measured on them is rough")
 
 
-def backends_of(config: TuneConfig, explicit: set[str]) -> dict[str, str]:
+def backends_of(config: TuneConfig, explicit: set[str]) -> dict[str, Any]:
     """The kernels that the command line asks for: those that a run was trained on may not be on this machine."""
     return {name: get(config, name) for name in marked(TuneConfig, Mark.BACKEND) & explicit}

@@ -20,6 +20,8 @@ def write_texts(folder: Path) -> str:
         (folder / name).write_text(prose, "utf-8")
     (folder / "letters.txt.gz").write_bytes(gzip.compress(prose.encode()))
     (folder / "songs.csv").write_text("title,lyrics\n" + "".join(f"{n},la la {n}\n" for n in NAMES), "utf-8")
+    sales = "".join(f"2024-{n // 28 + 1:02}-{n % 28 + 1:02},{n % 7 * 10},{n % 5}\n" for n in range(300))
+    (folder / "sales.csv").write_text("day,shop,online\n" + sales, "utf-8")
     (folder / "names.txt").write_text("\n".join(NAMES), "utf-8")
     documents = [{"text": prose, "body": prose}] * 3
     (folder / "corpus.jsonl.zst").write_bytes(zstandard.compress("\n".join(map(json.dumps, documents)).encode()))

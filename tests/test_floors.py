@@ -24,6 +24,7 @@ MAY_STAND_ON = {
     "finetune": GROUND | {"makemore", "nanogpt", "engine"},
     "export": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "explain": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
+    "forecast": GROUND | {"makemore", "nanogpt", "engine"},
     "serve": GROUND | {"makemore", "nanogpt", "engine", "finetune"},
     "tune": {"data", "engine", "finetune"},
     "bench": GROUND | {"makemore", "nanogpt", "engine", "makemore/scratch", "finetune"},
@@ -120,6 +121,7 @@ def test_a_number_that_others_have_to_know_stands_in_one_file():
         "finetune.instruct.options",
         "tune.__main__",
         "explain.__main__",
+        "forecast.__main__",
         "finetune.translate.options",
     ],
 )

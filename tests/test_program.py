@@ -15,7 +15,19 @@ from tests.conftest import ROOT
 from tests.helpers import ok, quick
 
 CALLS = re.compile(r"\bpython3? (?!-m $)|\b(train|sample)\.py|finetune\.|engine\.doctor|data\.prepare")
-FLOORS = ("data", "kernels", "makemore", "nanogpt", "engine", "finetune", "export", "explain", "serve", "tune")
+FLOORS = (
+    "data",
+    "kernels",
+    "makemore",
+    "nanogpt",
+    "engine",
+    "finetune",
+    "export",
+    "explain",
+    "forecast",
+    "serve",
+    "tune",
+)
 
 
 def messages(path) -> list[str]:

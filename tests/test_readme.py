@@ -27,6 +27,7 @@ TRAIN = [
 FIRST_PAGE = {line.split("#")[0].strip() for line in TEXTS[0].read_text("utf-8").splitlines()}
 EXPORT = [c for c in COMMANDS if c.startswith("python -m export")]
 EXPLAIN = [c for c in COMMANDS if c.startswith("python -m explain")]
+FORECAST = [c for c in COMMANDS if c.startswith("python -m forecast")]
 FIRST = [
     c for c in COMMANDS if "runs/transformer-names-1" in c and c not in (*EXPORT, *EXPLAIN)
 ]  # after the very first one
@@ -36,7 +37,11 @@ GO_ON = [c for c in COMMANDS if "runs/transformer-poems-1" in c and not c.starts
 CLASSIFY = [c for c in COMMANDS if c.startswith("python -m finetune.classify")]
 TRANSLATE = [c for c in COMMANDS if c.startswith("python -m finetune.translate")]
 INSTRUCT = [c for c in COMMANDS if "finetune.instruct" in c or "--chat" in c]
-MODULES = [c for c in COMMANDS if c.startswith("python -m") and "finetune." not in c and c not in (*EXPORT, *EXPLAIN)]
+MODULES = [
+    c
+    for c in COMMANDS
+    if c.startswith("python -m") and "finetune." not in c and c not in (*EXPORT, *EXPLAIN, *FORECAST)
+]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]  # these set up .venv from an index
 # What a test run adds so that a command ends at once; what counts takes no steps.
 SHORT = ["--steps", "2", "--batch-size", "2", "--eval-tokens", "200"]
@@ -61,6 +66,7 @@ def test_every_command_is_run_by_a_test_below():
         *FILL,
         *EXPORT,
         *EXPLAIN,
+        *FORECAST,
         *GO_ON,
         *CLASSIFY,
         *INSTRUCT,
@@ -132,6 +138,7 @@ def test_the_tree_names_every_module():
             "serve",
             "tune",
             "explain",
+            "forecast",
             "bench",
             "charlm",
         )
@@ -195,6 +202,14 @@ def test_the_commands_that_look_inside(cli, texts):
         assert cli(*begun, *(SHORT if "train.py" in begun else SHORT[:4])).code == 0
     for command in EXPLAIN:
         ended = cli("-m explain", *shlex.split(command)[3:])
+        assert ended.code == 0 and ended.out, (command, ended.err)
+
+
+def test_the_commands_that_forecast(cli, texts):
+    assert len(FORECAST) == 3
+    assert cli("train.py", "--data", "hours", "--model", "gru", *SHORT).code == 0
+    for command in FORECAST:
+        ended = cli("-m forecast", *shlex.split(command)[3:], "--samples", "1", "--ahead", "2")
         assert ended.code == 0 and ended.out, (command, ended.err)
 
 

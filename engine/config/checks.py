@@ -8,6 +8,7 @@ from typing import Any
 
 from data.errors import UserError, flag, nearest
 from data.json_files import as_stored, is_finite
+from data.recipe import kind_of
 from engine.config.families import FAMILIES
 from engine.config.sections import OPTIMIZER_FLAGS, Config, Text
 from engine.config.settings import all_settings, flags, flat, gradient_only, make, marked, settings, stored
@@ -62,7 +63,7 @@ def check_mode(config: Config, explicit: set[str]) -> None:
             raise UserError(f"{mode} needs --out, the run directory")
         if useless := sorted(explicit & {"preset", "config"}):
             raise UserError(f"{flag(useless[0])} is for a new run; with {mode} everything comes from --out")
-        how = sorted(explicit & {"kind", "encoding", "separator", "text_column"})
+        how = sorted(explicit & {"kind", "encoding", "separator", "text_column", "column"})
         if config.run.eval_only and how and not explicit & {"data", "val_data"}:
             other = " or --val-data" if isinstance(config.text, Text) else ""  # examples come with --data alone
             raise UserError(f"{flag(how[0])} goes with --data{other} here")
@@ -119,6 +120,8 @@ def _refuse_useless_masks(config: Config, explicit: set[str]) -> None:
         if useless := sorted(explicit & {"mask_rate", "mask_span"}):
             raise UserError(f"{flag(useless[0])} means nothing without --objective masked")
         return
+    if (config.text.kind or kind_of(config.text.data)) == "series":
+        raise UserError("--objective masked fills gaps, and a series of numbers is gone on with: leave it out")
     for name in ("mix_ngram", "count_inputs", "carry_state", "teacher"):
         if getattr(config.run if name == "teacher" else config.net, name, None):
             raise UserError(f"{flag(name)} is about the next token, and --objective masked reads both ways")

@@ -49,7 +49,7 @@ def parse(argv: list[str], cls: type[Config] = Config, prog: str = "") -> tuple[
     refuse_foreign((explicit - settings(cls, model).keys()) | (explicit & cls.fixed.keys()), cls, model, prog)
     family: Any = cls[sections(cls, model)["net"]]  # type: ignore[index]  # known only now
     default = make(cls, values)
-    if {"-h", "--help"} & {*argv} and not explicit & marked(cls, Mark.RARE):
+    if {"-h", "--help"} & {*argv} and not explicit & marked(cls, Mark.RARE) and values.get("kind") != "series":
         family, default = without_rare(family, default)
     config = tyro.cli(
         family,

@@ -36,6 +36,13 @@ STREAM: dict[str, Defaults] = {  # on top of the family's: a stream has more to 
     "gru": {"n_embd": 128, "n_hidden": 256},
     "transformer": {"n_embd": 128, "lr": 2e-3},
 }
+SERIES: Defaults = {  # few tokens, seen often: small and with dropout; the context has two weeks of hours
+    "context": 384, "steps": 1500, "eval_interval": 100, "batch_size": 8, "n_embd": 32, "dropout": 0.1,
+}  # fmt: skip
+SERIES_FAMILY: dict[str, Defaults] = {
+    "gru": {"n_hidden": 96, "lr": 8e-3},
+    "transformer": {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0, "steps": 400},
+}
 STREAM_CONTEXT = 64  # of documents too, unless all are shorter: longer ones are cut
 LINES_CONTEXT = 256  # longer lines are cut
 OPTIMIZER: dict[str, Defaults] = {
@@ -97,8 +104,9 @@ def of_kind(kind: str, model: str) -> list[Defaults]:
     """The defaults of `model` on a text of this kind, from the general to the particular."""
     if kind == "lines":
         return [LINES]
-    context = {"context": STREAM_CONTEXT} if kind == "stream" else {}
-    return [{"steps": 2000} | context, STREAM[model]]
+    if kind == "series":
+        return [SERIES, SERIES_FAMILY.get(model, {})]
+    return [{"steps": 2000} | ({"context": STREAM_CONTEXT} if kind == "stream" else {}), STREAM[model]]
 
 
 def preset(name: str, model: str) -> Defaults:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from tyro.conf import arg
 
+from data.series.bins import LEAST_BINS, MOST_BINS
 from engine.config.families import FAMILIES
 from makemore.config import FRACTION, NOT_NEGATIVE, POSITIVE, UNSET, Mark, ModelConfig, Range
 
@@ -25,20 +26,24 @@ class Text:
     """The text, and how it is read."""
 
     data: Annotated[str | list[str], Mark.PLACE] = "names"
-    """names, names32k, shakespeare, stdlib, text8, enwik8, ptb-char, tinystories, openwebtext, fineweb-sample, a file,
-    a folder, a pattern of paths in quotes, or - for standard input; several are one text, in their order."""
+    """names, names32k, shakespeare, stdlib, text8, enwik8, ptb-char, tinystories, openwebtext, fineweb-sample, hours, a
+    file, a folder, a pattern of paths in quotes, or - for standard input; several are one text, in their order."""
     val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
-    kind: Annotated[Literal["stream", "lines", "documents"] | None, Mark.SETTLED, UNSET] = None
-    """Read the text as one stream, as lines, or as documents of several lines with blank lines between them (default:
-    as the data set says; a file is a stream)."""
+    kind: Annotated[Literal["stream", "lines", "documents", "series"] | None, Mark.SETTLED, UNSET] = None
+    """Read the text as one stream, as lines, or as documents of several lines with blank lines between them; or a CSV
+    file's columns as series of numbers (default: as the data set says; a file is a stream)."""
     separator: Annotated[str | None, UNSET] = None
     """What stands between documents, instead of blank lines; \\n in it is a line end. With --kind stream <eos> follows
     each of them."""
     text_column: Annotated[str | None, UNSET] = None
     """Of tables (.parquet, .jsonl, .json, .csv, .tsv, JSON lines by any name): the column or key whose texts are the
     lines or documents, or with --kind stream end in <eos> each (default: text, of the first three, in a stream)."""
+    column: Annotated[str | None, Mark.RARE, UNSET] = None
+    """Of series: the columns, by name or number, with commas between them (default: all that are numbers)."""
+    bins: Annotated[int | None, Range(LEAST_BINS, MOST_BINS), Mark.RARE, UNSET] = None
+    """Of series: how many values there are, each a token (default: 64); they reach four deviations from the mean."""
     tokenizer: str = "char"
     """char (Unicode characters), byte (UTF-8), bpe:N (byte-level BPE trained on the text, N tokens), or gpt2."""
     bpe_sample: Annotated[str | None, UNSET] = None

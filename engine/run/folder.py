@@ -40,7 +40,7 @@ _FACTS = {
     "format": Whole(1),
     "id?": str,  # random, since format 2
     "config": dict,
-    "data": {"key": str, "folder": str, "name": str, "start": str},
+    "data": {"key": str, "folder": str, "name": str, "start": str, "series?": dict},
     "vocab_size": Whole(1, MAX_VOCABULARY),
     "command?": str,  # what made it
 }
@@ -59,7 +59,7 @@ def create(
     overwrite: bool | Callable[[Path], bool],
     config: dict[str, Any],
     tokenizer: Tokenizer,
-    data: dict[str, str],
+    data: dict[str, Any],
     made_by: str = recorded("train"),
     can_resume: bool = True,
     **task: Any,
@@ -67,9 +67,9 @@ def create(
     """A context with the directory of a new run, which is created, described and locked. Replaces a run only with
     `overwrite`, or where that says so of its folder.
 
-    `data`: the key, name, cache folder and start text of the prepared text; `task`, by its name, what a run is for
-    besides being a language model; `made_by` the command that does, as config.json has it, and whether that has
-    --resume."""
+    `data`: the key, name, cache folder and start text of the prepared text, and the scale of a series; `task`, by its
+    name, what a run is for besides being a language model; `made_by` the command that does, as config.json has it, and
+    whether that has --resume."""
     folder = Path(out) if out else RUNS
     try:
         if not out:
@@ -99,7 +99,7 @@ def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _describe(
-    folder: Path, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, str], task: dict[str, Any]
+    folder: Path, config: dict[str, Any], tokenizer: Tokenizer, data: dict[str, Any], task: dict[str, Any]
 ) -> None:
     """Write `tokenizer.json` and `config.json` of a new run, and read them back: a run that cannot be read must not
     begin."""
@@ -171,6 +171,11 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 def sample_command(folder: Path) -> str:
     """The command that samples from this run."""
     return f"{command('sample')} {shlex.quote(str(folder))}"
+
+
+def forecast_command(folder: Path) -> str:
+    """The command that forecasts with this run."""
+    return f"{command('forecast')} {shlex.quote(str(folder))}"
 
 
 def resume_command(folder: Path, program: str = "train") -> str:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from data.errors import UserError
+from data.program import command
+from data.store import ROWS
 from data.tokenizers import AFTER_EOS
 from engine.backends import check_backends
 from engine.config.flags import config_of
 from engine.config.sections import Config
-from engine.config.settings import make, replace
+from engine.config.settings import get, make, replace
 from engine.registry import build_model, layers
 from engine.run import checkpoint
 from engine.run.folder import command_of, read_facts, read_tokenizer, task_of
@@ -45,22 +47,23 @@ def load_parent(config: Config) -> Run:
     assert init is not None
     if (weights := pretrained.folder_of(init)) is not None:
         return load_pretrained(weights, config.net.context, "cpu")
-    return load_run(init, config.run.checkpoint or "best", "cpu")
+    return load_run(init, config.run.checkpoint or "best", "cpu", of_series=get(config, "kind") == "series")
 
 
-def load_writer(folder: str | Path, which: str = "best", device: str = "auto") -> Run:
+def load_writer(folder: str | Path, which: str = "best", device: str = "auto", of_series: bool = False) -> Run:
     """`load_run`, of a run that says what comes next. Raises UserError for one that fills gaps."""
-    run = load_run(folder, which, device)
+    run = load_run(folder, which, device, of_series=of_series)
     run.check_writes()
     return run
 
 
 def load_run(
-    folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto"
-) -> Run:
+    folder: str | Path, which: str = "best", device: str = "auto", attention: str = "auto", norm_kernel: str = "auto",
+    of_series: bool = False,
+) -> Run:  # fmt: skip
     """Load a run for use: its model in evaluation mode, tokenizer and configuration. `which`: 'best' or 'last'. Device
     and kernels are those given here, not those of the training. `folder` 'gpt2:PATH' or 'hf:PATH': published
-    weights, or an export, from a folder in the Hub's layout.
+    weights, or an export, from a folder in the Hub's layout. `of_series`: whether it may be one of series of numbers.
 
     Raises UserError, with the file, for one that is missing, damaged or of another run."""
     if (weights := pretrained.folder_of(str(folder))) is not None:
@@ -73,8 +76,10 @@ def load_run(
     if task.get("needs_source"):
         raise UserError(f"{folder} writes a text only after another one, its source: it is for {command_of(facts)}")
     config = replace(config_of(folder), attention=attention, norm_kernel=norm_kernel)
+    if config.text.kind == "series" and not of_series:
+        raise UserError(f"{folder} goes on with series of numbers and writes no text: it is for {command('forecast')}")
     tokenizer = read_tokenizer(folder, facts["vocab_size"])
-    if not facts["data"]["start"] and config.text.kind == "stream":
+    if not facts["data"]["start"] and config.text.kind not in ROWS:
         raise UserError(f"{folder / 'config.json'} is damaged: data.start, which an empty prompt begins with, is empty")
     target, _ = choose_device(device)
     check_backends(config, target)

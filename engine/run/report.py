@@ -8,6 +8,7 @@ import torch
 
 from data.disk import replace_file
 from data.eval_batches import eval_batches
+from data.series.bins import Scale
 from data.store import Store
 from data.terminal import show
 from engine import flops
@@ -25,6 +26,7 @@ from makemore.base import LanguageModel, count_parameters
 
 N_LINES, N_DOCUMENTS = 20, 5
 N_CHARACTERS = 500
+N_VALUES = 24  # of a series
 SAMPLE_SEED = 42
 UNKNOWN = "\ufffd"  # what `<unk>` is decoded to
 
@@ -69,7 +71,10 @@ def _speed(summary: dict[str, Any]) -> str:
 def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
     """Samples of the model as text, and their entries of the summary: 20 lines or 5 documents, each marked 'in train',
     'in val' or 'new'; of a stream 500 tokens, or 5 documents of at most as many, and the length of the longest
-    substring copied from the training text. Of a model that fills gaps some of the validation text, filled."""
+    substring copied from the training text; of series some values. Of a model that fills gaps some of the validation
+    text, filled."""
+    if run.is_series:
+        return _values(run, store), {}
     if run.fills:
         return fillings(run, store), {}
     if not run.is_lines:
@@ -86,6 +91,14 @@ def samples(run: Run, store: Store) -> tuple[str, dict[str, int]]:
         text = run.tokenizer.decode(row)
         lines.append(f"--- {mark}\n{text}\n" if run.is_documents else f"{text:<24} {mark}")
     return "\n".join(lines).rstrip("\n"), {}
+
+
+def _values(run: Run, store: Store) -> str:
+    """A series that the model makes up, as numbers of the first column."""
+    scale = Scale.from_json(store.meta["series"], str(store.folder))
+    drawn = next(run.samples(run.start, max_new_tokens=N_VALUES, seed=SAMPLE_SEED))
+    numbers = " ".join(f"{value:.4g}" for value in scale.read(drawn.new, 0))
+    return f"{N_VALUES} values of {scale.columns[0]}, made up: {numbers}"
 
 
 def fillings(run: Run, store: Store) -> str:

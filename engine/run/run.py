@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from data.series.bins import BETWEEN
+from data.store import ROWS
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_logprobs, check_names, check_num, check_text, demand
@@ -49,12 +51,17 @@ class Run:
     @property
     def is_lines(self) -> bool:
         """Whether the run's texts are rows, each with an end: lines or documents."""
-        return self.config.text.kind != "stream"
+        return self.config.text.kind in ROWS
 
     @property
     def has_ends(self) -> bool:
         """Whether a text may end: rows do, and the documents of a stream that has `<eos>` after each."""
         return self.is_lines or self.start == AFTER_EOS
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the run's texts are numbers, written as data/series/bins.py says."""
+        return self.config.text.kind == "series"
 
     @property
     def is_documents(self) -> bool:
@@ -67,9 +74,11 @@ class Run:
 
     @property
     def suppressed(self) -> list[int]:
-        """The ids that are never drawn: all specials but `<eos>`, and `<eos>` too for a stream that has no ends."""
+        """The ids that are never drawn: all specials but `<eos>`, and `<eos>` too for a stream that has no ends; of a
+        series what is no value."""
         special = self.tokenizer.special
-        return special.never_predicted + ([] if self.has_ends else [special.eos])
+        between = self.tokenizer.encode(BETWEEN).tolist() if self.is_series else []
+        return special.never_predicted + ([] if self.has_ends else [special.eos]) + between
 
     @property
     def longest(self) -> int:

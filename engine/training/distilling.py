@@ -70,7 +70,7 @@ def load_teacher(config: Config) -> Run:
     """The run of --teacher, on the CPU. Raises UserError for one that is no neural model, or reads too little."""
     path = config.run.teacher
     assert path is not None  # who asks has looked
-    run = load_writer(path, device="cpu")
+    run = load_writer(path, device="cpu", of_series=config.text.kind == "series")
     model = run.model.neural if isinstance(run.model, Mixture) else run.model  # counts are of another text
     if run.config.net.is_counted or getattr(run.config.net, "count_inputs", False):
         raise UserError(f"--teacher {path} counts; a teacher is a neural model")

@@ -59,6 +59,8 @@ def train(config: NumPyConfig, explicit: set[str]) -> Path:
     """Train the run that `config` describes. Returns its folder."""
     tokenizer, weights = read_parent(config, explicit) if config.run.init else (None, None)
     store = prepare_text(config, tokenizer)
+    if store.kind == "series":
+        raise UserError(f"--kind series is for {command('train')}; the families in NumPy write texts")
     config = cast(NumPyConfig, with_context(config, store))
     model = build(config, store)
     if weights is not None:
