@@ -35,9 +35,9 @@ COMPUTED = {
 }  # fmt: skip
 OF_TRAINING = {
     "label_smoothing", "z_loss", "weight_init", "dropout", "norm_kernel", "carry_state", "zero_init", "attention",
-    "activation_checkpointing",
+    "activation_checkpointing", "mask_rate", "mask_span",
 }  # fmt: skip
-NOT_COMPUTED = {"count_inputs"}  # refused where it is on
+NOT_COMPUTED = {"count_inputs": False, "objective": "next"}  # refused where it is another
 
 
 def save(run: Run, folder: Path) -> str:
@@ -71,7 +71,7 @@ def save(run: Run, folder: Path) -> str:
 def describe(run: Run) -> dict[str, Any]:
     """settings.json: what the page has to know of the run besides its weights and tokenizer."""
     net = vars(run.config.net)
-    off = {name for name in NOT_COMPUTED if not net.get(name)}
+    off = {name for name, plain in NOT_COMPUTED.items() if net.get(name, plain) == plain}
     if unknown := net.keys() - COMPUTED - OF_TRAINING - off:
         raise UserError(f"no page computes {flags(sorted(unknown))}, which {run.folder} was trained with")
     return {

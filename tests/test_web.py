@@ -157,6 +157,8 @@ def test_a_setting_is_computed_or_of_training_or_refused(tmp_path, monkeypatch):
     assert known == set().union(*sets) and len(known) == sum(map(len, sets))
     with pytest.raises(UserError, match="no page computes --count-inputs, which .* was trained with"):
         web.save(made(tmp_path, model="gru", mix_ngram=2, count_inputs=True), tmp_path / "page")
+    with pytest.raises(UserError, match="no page computes --objective, which .* was trained with"):
+        web.save(made(tmp_path, model="gru", objective="masked"), tmp_path / "page")
     monkeypatch.setattr(web, "COMPUTED", web.COMPUTED - {"window"})
     with pytest.raises(UserError, match="no page computes --window, which .* was trained with"):
         web.save(made(tmp_path, **MODELS["transformer"]), tmp_path / "page")

@@ -22,7 +22,7 @@ def check_values(config: Config) -> None:
         if values.get(name) == []:
             raise UserError(f"{flag(name)} names no text; it takes one or several")
     for name, setting in settings(type(config), config.model).items():
-        if setting.range is not None and values[name] not in (None, "auto"):
+        if setting.range is not None and values.get(name) not in (None, "auto"):  # another family's: refused later
             check_range(name, values[name], setting.range)
     if values["steps"] is None and values["minutes"] is None:
         raise UserError("nothing ends the training: --steps and --minutes are both None; give one of them")
