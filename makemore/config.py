@@ -33,6 +33,7 @@ class Mark(Enum):
     BACKEND = "whose kernels run: a matter of the machine"
     CALL = "about one call of the command: not stored"
     SETTLED = "None, auto, or on by default, until data and machine are known: a run has what was settled then"
+    SHAPE = "makes a model what it is, as all flags of its family do: --init takes it over"
     RARE = "for few: --help shows it to who gives one of its kind"
     USES_RUN = "works on the run in --out instead of making one"
 

@@ -260,7 +260,7 @@ def test_the_commands_that_classify(cli, texts, tmp_path, monkeypatch):
     assert len(CLASSIFY) == 17
     for command in CLASSIFY:
         words = shlex.split(command)[3:]
-        ended = cli("-m finetune.classify", *words, *([] if "--out" in words else SHORT[:4]))
+        ended = cli("-m finetune.classify", *words, *([] if {"--translate", "--eval-only"} & {*words} else SHORT[:4]))
         assert ended.code == 0, (command, ended.err)
 
 
@@ -281,10 +281,10 @@ def test_the_commands_that_follow_instructions(cli, texts, tmp_path):
 
 
 def test_the_commands_that_translate(cli, texts, few_pairs):
-    assert len(TRANSLATE) == 8
+    assert len(TRANSLATE) == 10
     for command in TRANSLATE:
         words = shlex.split(command)[3:]
-        ended = cli("-m finetune.translate", *words, *([] if "--out" in words else SHORT[:4]))
+        ended = cli("-m finetune.translate", *words, *([] if {"--translate", "--eval-only"} & {*words} else SHORT[:4]))
         assert ended.code == 0, (command, ended.err)
 
 

@@ -131,7 +131,7 @@ def test_other_commands_say_what_such_a_run_is_for(cli, anki):
     of_names = cli(MODULE, "--out", "names", "--translate", "x")
     refused(of_names, "names is not a run of python -m finetune.translate")
     assert "--init" not in of_names.err
-    refused(cli(MODULE, "--init", "names", "--data", anki), "--init means nothing to python -m finetune.translate")
+    refused(cli(MODULE, "--init", "names", "--data", anki), "names is not a run of python -m finetune.translate")
     anki.write_text(anki.read_text() + "ab\tAB\n")
     refused(cli(MODULE, "--out", "run", "--eval-only"), "the examples of", "have changed since the run began")
 

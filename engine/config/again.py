@@ -45,7 +45,7 @@ def _sources(config: Any) -> dict[str, str]:
         found |= dict.fromkeys(read_file(run.config, cls), f"--config {run.config}")
     if run.init and place_of_parent(run.init).exists():
         # How much of a text a tuned model reads may be another than its parent's.
-        parent = settings_of_parent(run.init).keys() & shape(cls) - cls.fixed.keys()
+        parent = settings_of_parent(run.init, cls).keys() & shape(cls) - cls.fixed.keys()
         found |= dict.fromkeys(parent, f"--init {run.init}")
         found.pop("context", None)
     return {name: source for name, source in found.items() if name in settings(cls, config.model)}

@@ -120,7 +120,7 @@ def _defaults(first: First, argv: list[str], explicit: set[str], cls: type[Confi
         if own and not place_of_parent(init).exists() and (own / "config.json").exists():
             parent = run_settings(own, cls)  # the run that goes on has its parent's shape, and needs it no more
         else:
-            parent = settings_of_parent(init)
+            parent = settings_of_parent(init, cls)
         of_parent = {name: parent[name] for name in shape(cls) - cls.fixed.keys() if name in parent}
         start = {"optimizer": parent.get("optimizer", "adamw")}  # what AdamW has trained is no start for Muon
         if first.preset in presets.TRANSFORMERS:
@@ -163,8 +163,10 @@ def place_of_parent(init: str) -> Path:
     return pretrained.folder_of(init) or Path(init)
 
 
-def settings_of_parent(init: str) -> dict[str, Any]:
-    """The settings of the run, or of the GPT-2, that `--init` names."""
+def settings_of_parent(init: str, cls: type[Config]) -> dict[str, Any]:
+    """The settings of the run, or of the GPT-2, that `--init` names, for a `cls`."""
+    if cls.own_parents:
+        return settings_to_go_on(Path(init), cls)
     weights = pretrained.folder_of(init)
     return pretrained.read_settings(weights) if weights else run_settings(Path(init))
 
@@ -186,7 +188,8 @@ def settings_to_go_on(folder: Path, cls: type[Config]) -> dict[str, Any]:
     task = task_of(facts)
     if task != cls.task:
         if cls.task is not None:
-            way_out = "" if "init" in cls.fixed else f"; start one from it with --init {folder}"
+            for_what = f"; it is for {command_of(facts)}"
+            way_out = for_what if cls.own_parents else f"; start one from it with --init {folder}"
             raise UserError(f"{folder} is not a run of {command(cls.program)}{way_out}")
         assert task is not None  # `cls.task` is, and this is another
         if "labels" in facts[task]:

@@ -202,6 +202,7 @@ class Config(Generic[Net]):
     fixed: ClassVar[dict[str, Any]] = {}  # flags of families that mean nothing here, and the value they have
     apart: ClassVar[frozenset[str]] = frozenset()  # flags without which a command line is for another kind of run
     no_init: ClassVar[str | None] = None  # the word after --init that means none
+    own_parents: ClassVar[bool] = False  # whether --init takes runs of this command alone
 
     @classmethod
     def usual(cls, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def gradient_only(cls: type[Config]) -> set[str]:
 def shape(cls: type[Config]) -> set[str]:
     """The flags that make a model what it is: --init takes these over."""
     of_net = {n for n, s in all_settings(cls).items() if s.section == "net" and Mark.OWN not in s.marks}
-    return {"model", "tokenizer", "bpe_sample"} | of_net
+    return {"model", "tokenizer", "bpe_sample"} | of_net | marked(cls, Mark.SHAPE)
 
 
 def make(cls: type[Config], values: dict[str, Any]) -> Any:

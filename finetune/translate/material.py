@@ -11,6 +11,7 @@ from data.json_files import content_key
 from data.pairs.files import read_pairs
 from data.pairs.generated import GENERATED
 from data.pairs.pair import TextPair
+from data.pairs.spans import WAYS, hidden, read_texts
 from data.rows import Row
 from data.tokenizers import Tokenizer
 from finetune.sides import published_sides, split
@@ -61,9 +62,21 @@ def read_material(config: TranslateConfig) -> Material:
     text = config.text
     if text.data in GENERATED:
         return Material(text.data, GENERATED[text.data](text.split_seed))
+    if text.spans:
+        return _of_spans(config)
     name, pairs = read_pairs(text.data, text.encoding)
     published = published_sides(text, {"train": pairs}, lambda data: {"train": read_pairs(data, text.encoding)[1]})
     return Material(name, split(text, published, drop_duplicates))
+
+
+def _of_spans(config: TranslateConfig) -> Material:
+    """The pairs of a text without translations: a text is on one side, whatever is hidden of it."""
+    text = config.text
+    name, texts = read_texts(text.data, text.encoding)
+    published = published_sides(text, {"train": texts}, lambda data: {"train": read_texts(data, text.encoding)[1]})
+    sides = split(text, published, drop_duplicates)
+    ways = {"train": WAYS}
+    return Material(name, {side: hidden(sides[side], text.split_seed, ways.get(side, 1)) for side in sides})
 
 
 def read_all(config: TranslateConfig) -> tuple[str, list[TextPair]]:

@@ -29,7 +29,10 @@ class TextPairs(Examples):
     data: Annotated[str, Mark.PLACE] = "dates"
     """dates (in nine spellings, to ISO), reverse (3 to 24 letters, backwards), transliterate (made-up words, into
     Cyrillic), all generated, or a file of source<TAB>target lines, as Anki's and Tatoeba's are; further columns are
-    left out."""
+    left out. With --spans a text, a line each, or names and the like."""
+    spans: Annotated[bool, Mark.RARE] = False
+    """Of a text without translations: each line with spans of it hidden is a source, and what was hidden its target
+    (Raffel et al. 2020, T5), for a run to start from with --init."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ class TranslatorFlags(Tuning):
     lora_rank: Fixed[int] = 4
     lora_alpha: Fixed[float] = 8.0
     lora_layers: Fixed[str] = "all"
-    align: Literal["none", "bahdanau", "luong-dot", "luong-general"] = "luong-general"
+    align: Annotated[Literal["none", "bahdanau", "luong-dot", "luong-general"], Mark.SHAPE] = "luong-general"
     """How each step of a recurrent decoder looks at the source: not at all (it has the encoder's last vector alone),
     with the attention of Bahdanau, or with that of Luong, by a dot product or with a matrix in between."""
     beams: Annotated[int, Range(1, 64, says="from 1 to 64"), Mark.RESUMABLE] = 1
@@ -49,10 +52,10 @@ class TranslatorFlags(Tuning):
 
 @dataclass
 class TranslateRun(TuneRun):
-    """The run directory."""
+    """The run directory, and what the run starts from."""
 
-    init: Fixed[None] = None
-    extend_vocabulary: Fixed[bool] = False
+    init: Annotated[str | None, UNSET] = None
+    """Start from the weights and the vocabulary of this run, of the same command; scratch: from nothing."""
     translate: Annotated[str | None, Mark.CALL, Mark.USES_RUN, UNSET] = None
     """Translate this text with the run in --out; @FILE or - (standard input) each line, and @@ stands for an @."""
     map: Annotated[str | None, Mark.CALL, UNSET] = None
@@ -73,8 +76,9 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
 
     task: ClassVar[str | None] = "translate"
     program: ClassVar[str] = "translate"
+    own_parents: ClassVar[bool] = True
     fixed: ClassVar[dict[str, Any]] = TuneConfig.fixed | {
-        "hash_ngrams": 0, "hash_rows": 4096, "cells": "fused", "init": None, "extend_vocabulary": False,
+        "hash_ngrams": 0, "hash_rows": 4096, "cells": "fused",
         "window": None, "attention_cap": None, "logit_cap": None, "value_residual": False, "value_embeddings": False,
         "activation_checkpointing": False,
     }  # fmt: skip
@@ -108,6 +112,6 @@ class TranslateConfig(TuneConfig[Net], Generic[Net]):
             raise UserError("--map shows attention, and a run with --align none has none")
         if run.eval_only or run.resume or run.translate is not None:
             return
-        of_files = {"duplicates", "encoding", "val_data", "test_data"}
+        of_files = {"duplicates", "encoding", "val_data", "test_data", "spans"}
         if self.text.data in GENERATED and (useless := sorted(explicit & of_files)):
             raise UserError(f"{flag(useless[0])} means nothing to the bundled {self.text.data}")

@@ -7,12 +7,13 @@ from data.program import command
 from data.rows import eval_rows
 from data.terminal import show
 from data.tokenizers import Tokenizer
-from engine.config.settings import replace
+from engine.config.checks import refuse_contradictions
+from engine.config.settings import replace, shape, stored
 from engine.evaluate import evaluate
 from engine.run import results
-from engine.run.load import Run
 from engine.run.weights import load_best
 from engine.task import Session
+from engine.training.extend import check_extendable, load_extended
 from engine.training.progress import Progress
 from finetune.task import FineTuning, refuse_edited, tokenizer_for
 from finetune.translate import report, translator
@@ -27,14 +28,22 @@ MEASURED = 200  # validation pairs that are translated at each evaluation
 
 
 class Translation(FineTuning):
-    """Its data is a `TranslateData`."""
+    """Its data is a `TranslateData`, and its parent a `Translator`."""
 
-    def read(
-        self, config: TranslateConfig, explicit: set[str], parent: Run | None
-    ) -> tuple[TranslateConfig, TranslateData]:
+    def parent(self, config: Any, explicit: set[str]) -> Any:
+        parent = translator.load_translator(config.run.init, config.run.checkpoint or "best", "cpu")
+        unbounded = {"context"} if parent.model.context is None else set()  # how much of a text is read is free then
+        kept = stored(parent.config)
+        refuse_contradictions(config, explicit & shape(TranslateConfig) - unbounded, kept, set(), "--init")
+        check_extendable(config, parent.tokenizer)
+        return parent
+
+    def read(self, config: TranslateConfig, explicit: set[str], parent: Any) -> tuple[TranslateConfig, TranslateData]:
         material = read_material(config)
-        config, tokenizer = tokenizer_for(config, explicit, material.texts("train"), None)
-        config = replace(config, context=config.net.context or longest(material, tokenizer))
+        config, tokenizer = tokenizer_for(config, explicit, material.texts("train"), parent)
+        is_free = parent is not None and parent.model.context is None and "context" not in explicit
+        asked = None if is_free else config.net.context
+        config = replace(config, context=asked or longest(material, tokenizer))
         return config, encode_sides(material, tokenizer, config)
 
     def read_again(
@@ -44,8 +53,11 @@ class Translation(FineTuning):
         refuse_edited(config, material.key, facts, "start a new run")
         return encode_sides(material, tokenizer, config)
 
-    def build(self, config: TranslateConfig, data: TranslateData, parent: Run | None = None) -> LanguageModel:
-        return build_translator(config, data.tokenizer)
+    def build(self, config: TranslateConfig, data: TranslateData, parent: Any = None) -> LanguageModel:
+        model = build_translator(config, data.tokenizer)
+        if parent is not None:
+            load_extended(model, parent.model)
+        return model
 
     def facts(self, config: TranslateConfig, data: TranslateData) -> dict[str, Any]:
         return {"needs_source": True}
