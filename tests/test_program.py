@@ -11,23 +11,11 @@ import pytest
 
 from data import program
 from engine.run import folder
+from hatch_build import FOLDERS
 from tests.conftest import ROOT
 from tests.helpers import ok, quick
 
 CALLS = re.compile(r"\bpython3? (?!-m $)|\b(train|sample)\.py|finetune\.|engine\.doctor|data\.prepare")
-FLOORS = (
-    "data",
-    "kernels",
-    "makemore",
-    "nanogpt",
-    "engine",
-    "finetune",
-    "export",
-    "explain",
-    "forecast",
-    "serve",
-    "tune",
-)
 
 
 def messages(path) -> list[str]:
@@ -47,7 +35,7 @@ def is_dataclass(node) -> bool:
     return isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
 
 
-@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize("floor", FOLDERS)
 def test_a_message_takes_the_name_of_a_command_from_one_place(floor):
     for path in [*(ROOT / floor).rglob("*.py"), ROOT / "train.py", ROOT / "sample.py"]:
         if path != ROOT / "data/program.py":

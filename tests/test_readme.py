@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hatch_build import FOLDERS
 from tests.conftest import ROOT
 from tests.kernel_helpers import DEVICE
 from tests.matrices import matrix
@@ -127,21 +128,7 @@ def listed() -> set[str]:
 def test_the_tree_names_every_module():
     modules = {
         str(path.relative_to(ROOT))
-        for folder in (
-            "data",
-            "kernels",
-            "makemore",
-            "nanogpt",
-            "engine",
-            "finetune",
-            "export",
-            "serve",
-            "tune",
-            "explain",
-            "forecast",
-            "bench",
-            "charlm",
-        )
+        for folder in (*FOLDERS, "bench", "charlm")
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py"
     }
