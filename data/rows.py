@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batches import IGNORE, Array, Batch, Deal, Loader
+from data.batches import IGNORE, Array, Batch
+from data.loaders import Deal, Loader
 
 WINDOW = 20  # batches: among so many at a time, rows are sorted by length
 EVAL_TOKENS = 8192  # of a batch in evaluation, padding included

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.batches import Batch, Loader
+from data.batches import Batch
+from data.loaders import Loader
 from data.tokenizers import Tokenizer
 from engine.distributed.ranks import ALONE, Ranks
 from engine.run.folder import FORMAT

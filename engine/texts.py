@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from data.batches import Batch, LaneLoader, LineLoader, Loader, StreamLoader, longest_line
+from data.batches import Batch, longest_line
 from data.errors import UserError, warn
 from data.eval_batches import eval_batches
+from data.loaders import LaneLoader, LineLoader, Loader, StreamLoader
 from data.masking import Masking
 from data.prepare import key_of, open_or_discard, prepare
 from data.sources import cache_folder, data_set

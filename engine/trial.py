@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batches import IGNORE, Array, Batch, Loader
+from data.batches import IGNORE, Array, Batch
+from data.loaders import Loader
 from engine import runtime
 from engine.memory import Needs, needs, optimizer_bytes
 from engine.task import Batches

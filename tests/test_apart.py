@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Batch, Loader
+from data.batches import Batch
 from data.errors import UserError
+from data.loaders import Loader
 from engine import runtime, session
 from engine.config.flags import parse
 from engine.distributed.dealing import Share

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches import IGNORE, Batch, LaneLoader, LineLoader, StreamLoader, counting_arrays
+from data.batches import IGNORE, Batch, counting_arrays
 from data.errors import UserError
 from data.eval_batches import eval_batches
+from data.loaders import LaneLoader, LineLoader, StreamLoader
 from data.store import Split
 from data.token_file import TokenFile
 from data.tokenizers import BOS, EOS, N_SPECIALS, UNK
@@ -278,7 +279,7 @@ def test_models_that_count_get_all_pairs_and_the_place_in_the_row():
 
 def test_batches_are_dealt_without_torch():
     code = (
-        "import sys, numpy as np; import data.batches; from data.rows import Row, collate;"
+        "import sys, numpy as np; import data.loaders; from data.rows import Row, collate;"
         "collate([Row(np.zeros(2, int), np.zeros(2, int))], 0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

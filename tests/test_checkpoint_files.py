@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.chaos.quiet import left as weights_of
-from data.batches import Loader
 from data.errors import UserError
+from data.loaders import Loader
 from engine import load_run
 from engine.run import checkpoint, tensor_files
 from tests.helpers import KILL, LINES, at_call, facts, metrics, ok, quick, refused, trained, tree

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.batches import Loader
+from data.loaders import Loader
 from engine import going_on
 from engine import train as train_from_python
 from engine.config import presets

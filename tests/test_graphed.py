@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bench.gpu import graphs
-from data.batches import Loader
+from data.loaders import Loader
 from engine.registry import build_model
 from engine.training import graphed, losses, trainer
 from engine.training.optimizers import Muon, make_optimizers

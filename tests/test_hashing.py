@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.batches import Loader
+from data.loaders import Loader
 from engine.config.flags import parse
 from engine.config.settings import flat
 from engine.registry import build_model

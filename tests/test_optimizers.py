@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.batches import IGNORE, Batch, Deal, Loader
+from data.batches import IGNORE, Batch
+from data.loaders import Deal, Loader
 from engine import runtime
 from engine.config.sections import OPTIMIZERS, SCHEDULES, Config
 from engine.registry import build_model

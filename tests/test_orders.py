@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import batches
-from data.batches import LineLoader, StreamLoader
+from data import loaders
+from data.loaders import LineLoader, StreamLoader
 from data.orders import BLOCK, ComputedOrder, Permutation
 from tests.test_batches import lines, same, stream
 
@@ -84,14 +84,14 @@ def test_only_a_large_epoch_of_a_loader_that_computes_its_order_is_in_another_or
 
     arrays = begin()
     assert all(map(same, begin(computes_order=True), arrays))
-    monkeypatch.setattr(batches, "LARGE_EPOCH", 50)
+    monkeypatch.setattr(loaders, "LARGE_EPOCH", 50)
     assert all(map(same, begin(), arrays))
     assert not any(map(same, begin(computes_order=True), arrays))
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_large_epoch_visits_every_item_once_and_goes_on_from_its_state(kind, monkeypatch):
-    monkeypatch.setattr(batches, "LARGE_EPOCH", 50)
+    monkeypatch.setattr(loaders, "LARGE_EPOCH", 50)
     loader, array = LOADERS[kind](computes_order=True), LOADERS[kind]()
     rng = np.random.default_rng((loader.seed, 0))
     items = loader._epoch_order(rng)

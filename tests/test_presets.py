@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Deal
+from data.loaders import Deal
 from engine.config.flags import parse
 from engine.config.sections import Config
 from engine.config.settings import flat

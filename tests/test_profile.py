@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from data.batches import Loader
+from data.loaders import Loader
 from tests.helpers import STREAM, TERM, at_call, left, ok, quick, refused, trained, warnings_of
 
 FLAGS = STREAM | {"model": "lstm", "dropout": 0.2, "steps": 8}

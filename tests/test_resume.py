@@ -9,7 +9,7 @@ import time
 import pytest
 
 import engine.training.trainer
-from data.batches import Loader
+from data.loaders import Loader
 from engine.run import checkpoint, report, results
 from engine.training.metrics import Metrics
 from tests.conftest import TINY

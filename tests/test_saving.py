@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from data.batches import Loader
+from data.loaders import Loader
 from engine import session
 from engine.config.flags import parse
 from engine.pretraining import Pretraining

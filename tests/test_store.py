@@ -420,7 +420,7 @@ def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 _MEASURE = """
 import resource, sys
-from data.batches import StreamLoader
+from data.loaders import StreamLoader
 from data.eval_batches import eval_batches
 from data.prepare import prepare
 

@@ -25,7 +25,8 @@ from bench.gpu.machine import device, synchronize
 from bench.gpu.plan import MODELS, has_shakespeare
 from bench.gpu.rows import Row, append, ceiling, read
 from bench.step import make_trainer
-from data.batches import Array, Batch, Deal, Loader
+from data.batches import Array, Batch
+from data.loaders import Deal, Loader
 from engine import runtime
 from engine.config.flags import parse
 from engine.config.sections import Config

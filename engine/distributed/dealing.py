@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.batches import Batch, Deal
+from data.batches import Batch
 from data.errors import UserError
+from data.loaders import Deal
 from engine.config.sections import Optim
 from engine.distributed.ranks import Ranks, all_gather
 from engine.runtime import Signals

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from data.batches import Batch, Loader
+from data.batches import Batch
+from data.loaders import Loader
 from engine.distributed.dealing import Dealing, Share
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import Batch, Loader
+from data.batches import Batch
 from data.end_to_end import end_to_end
 from data.errors import UserError
+from data.loaders import Loader
 from engine import runtime
 from engine.config.sections import Config
 from engine.distributed.dealing import WholeBatch, dealing_of, share_sums

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data.batches import Array, Batch, Deal
+from data.batches import Array, Batch
+from data.loaders import Deal
 from data.rows import Row, RowLoader, collate
 
 CHANGES = 3  # kinds: replaced, left out, put in

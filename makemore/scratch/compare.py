@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.batches import Batch, Loader
+from data.batches import Batch
 from data.errors import run_command
+from data.loaders import Loader
 from engine.config.flags import parse
 from engine.registry import build_model
 from engine.texts import make_loader, prepare_text, with_context
