@@ -13,6 +13,7 @@ from torch import nn
 from makemore.layers import BatchNorm
 from makemore.scratch import functions as f
 from makemore.scratch import optimizers, recurrent, tape
+from makemore.scratch.soft_targets import soft_cross_entropy
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
@@ -57,6 +58,7 @@ def cell_sizes(gates: int, hidden: int = 1, B: int = 3, T: int = 4) -> list[np.n
     ]  # fmt: skip
 
 
+TAUGHT = draw(4, 6)
 MEAN, VAR = draw(4), np.abs(draw(4)) + 0.1
 
 
@@ -103,6 +105,10 @@ CASES: dict[str, tuple] = {
     "softmax": (f.softmax, lambda x: x.softmax(-1), [draw(3, 4) * 100]),
     "cross-entropy": (
         lambda x: f.cross_entropy(x, TARGETS), lambda x: F.cross_entropy(x, torch.tensor(TARGETS)), [draw(4, 6) * 100],
+    ),
+    "soft cross-entropy": (
+        lambda x: soft_cross_entropy(x, TAUGHT.astype(x.dtype), 2.0),
+        lambda x: 4 * F.cross_entropy(x / 2, torch.tensor(TAUGHT / 2).softmax(-1)), [draw(4, 6) * 100],
     ),
     "mean squared error": (
         lambda y: f.mean_squared_error(y, np.ones(4)), lambda y: F.mse_loss(y, torch.ones(4).double()), [draw(4)],
@@ -210,7 +216,8 @@ def test_float32_stays_float32(name):
 
 
 def test_a_loss_of_no_rows_is_zero():
-    for loss in (f.cross_entropy, f.hinge):
+    soft = lambda x, _: soft_cross_entropy(x, x, 2.0)  # noqa: E731
+    for loss in (f.cross_entropy, f.hinge, soft):
         value, back = loss(np.zeros((0, 5)), np.zeros(0, int))
         assert value == 0 and back(1.0).shape == (0, 5)
 

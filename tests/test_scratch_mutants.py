@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from makemore.scratch import functions, recurrent
+from makemore.scratch import functions, recurrent, soft_targets
 from tests.test_scratch import CASES, close, derivatives, test_batch_norms_statistics_are_those_that_torch_keeps
 
 # The module, its line, what becomes of it, and the case of tests/test_scratch.py that is to fail.
@@ -19,6 +19,9 @@ PLANTED = {
         functions, "p[rows, targets] -= 1  #", "p[rows, targets] -= 2  #", "cross-entropy",
     ),
     "a mean over the wrong count": (functions, "count = max(1, len(logits))", "count = logits.size", "cross-entropy"),
+    "a temperature that the derivative has lost": (
+        soft_targets, "return temperature * (np.exp", "return (np.exp", "soft cross-entropy",
+    ),
     "the unbiased variance in layer norm": (
         functions, "(((x - mean) ** 2).mean(-1, keepdims=True) + eps)",
         "(((x - mean) ** 2).sum(-1, keepdims=True) / (x.shape[-1] - 1) + eps)", "layer norm",
