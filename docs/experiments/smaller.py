@@ -13,6 +13,5 @@ EXPERIMENTS = [
     Experiment("smaller-taught", TAUGHT, "val_loss", 2.36, 2.4),
     Experiment("smaller-longer", STUDENT.format(9000, "longer"), "val_loss", 2.35, 2.39),
     Experiment("smaller-rounded", ROUNDED, r"^int4 .* ([+-]\S+)$", 0.0, 0.02, unit="nats more", digits=4),
-    Experiment("smaller-bytes", ROUNDED, r"^int4 +([\d,]+)", 100_000, 140_000, unit="bytes", digits=0),
 ]
 PICTURES = [Picture("smaller", of=("smaller-teacher", "smaller-alone", "smaller-taught"))]
