@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", default="1000", help="of a body")
     parser.add_argument("--tune-steps", default="800", help="of a classifier")
+    parser.add_argument("--tune-lr", default="3e-3", help="of every classifier, whatever it begins with")
     parser.add_argument("--bodies", default="nothing,both,next,masked")
     args, flags = parser.parse_known_args()
     _, sides = read_sides(args.data, Columns())
@@ -89,7 +90,7 @@ def classify(folder: Path, body: str, args: argparse.Namespace, seed: int, out: 
     new = ["--model", args.model, *both]
     start = ["--init", f"{folder}/{body}", "--extend-vocabulary"] if body in BODIES else new
     command = ["-m", "finetune.classify", "--data", f"{folder}/train.tsv", *sides, *start, *CLASSIFIER]
-    run([*command, "--steps", args.tune_steps, "--seed", str(seed), "--out", f"{folder}/{out}"])
+    run([*command, "--lr", args.tune_lr, "--steps", args.tune_steps, "--seed", str(seed), "--out", f"{folder}/{out}"])
     return json.loads(Path(folder, out, "summary.json").read_text())["test"]["accuracy"]
 
 
