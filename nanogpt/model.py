@@ -29,7 +29,8 @@ from nanogpt.checkpointing import read, recomputed
 from nanogpt.config import TransformerConfig
 from nanogpt.packing import Packing, leave_padding_out, longest_row, positions_in_rows
 from nanogpt.slots import make_slots
-from nanogpt.stepper import WINDOWS, make_stepper
+from nanogpt.stepper import WINDOWS
+from nanogpt.steppers import make_stepper
 
 
 class Transformer(LanguageModel):

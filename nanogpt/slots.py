@@ -17,8 +17,9 @@ from makemore.base import State
 from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
-from nanogpt.stepper import INITIAL_CAPACITY, WINDOWS, knows
+from nanogpt.stepper import INITIAL_CAPACITY, WINDOWS
 from nanogpt.stepper_layer import CacheIndex, RowsCacheIndex, layers_of, norm_of
+from nanogpt.steppers import knows
 
 Transformer = Any  # its module imports this one
 

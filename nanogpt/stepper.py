@@ -2,96 +2,26 @@
 
 A token of a small model is some hundred operations of a few microseconds, so that what surrounds them costs more than
 they do: calls of modules, checks, masks, dropout that drops nothing, a cache that is copied to grow. Here is the same
-sum as in `Transformer.hidden` without them, for one token; tests hold both equal. It is taken only where every module
-is exactly the known one, when the stepper is made: what is changed after that, the next stepper hears. On a GPU, where
-each operation also waits to be launched, the step is captured once as a CUDA graph and replayed.
+sum as in `Transformer.hidden` without them, for one token; tests hold both equal. Where it is taken, steppers.py says.
 """
 
-import math
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.errors import warn
 from kernels.step.draws import Draws
 from kernels.step.program import Decoded
 from makemore.base import State
-from makemore.counts.inputs import CountInputs
-from makemore.exact import are_exact, needs_gradients, note
-from makemore.hashing import HashedNGrams
 from makemore.small_work import for_small_work, without_gradients
 from nanogpt.attention import rotary_cos_sin, sinusoids
 from nanogpt.compiled_step import CompiledStep, compiled_step
-from nanogpt.stepper_layer import (
-    CacheIndex,
-    StaticCacheIndex,
-    evaluates,
-    layers_of,
-    norm_class,
-    norm_evaluates,
-    norm_of,
-    parts_of,
-)
+from nanogpt.stepper_layer import CacheIndex, StaticCacheIndex, layers_of, norm_of
 
 Transformer = Any  # its module imports this one
 WINDOWS = 4  # An unbounded model's cache holds 4 windows; when it is full, the last window is copied to the front.
-EAGER = 32  # steps before a capture, which costs a synchronisation and several steps: too much for a name
 INITIAL_CAPACITY = 64  # tokens; doubled as needed, so that short answers of a large model take little memory
-
-note(nn.Embedding, nn.Linear, HashedNGrams, CountInputs)
-
-_lock = threading.Lock()  # one capture at a time
-
-
-def make_stepper(model: Transformer, state: State) -> "TransformerStepper | None":
-    """The fast stepper for `model`, a Transformer whose own methods are the known ones; None where a part of it is not,
-    in training, and where a gradient is wanted, which the fast one does not have."""
-    if not knows(model) or needs_gradients(model, state):
-        return None
-    has_fixed_shapes = not isinstance(model.ngrams, CountInputs)  # of counts each token looks up another number
-    is_captured = model.wte.weight.is_cuda and has_fixed_shapes
-    return (GraphStepper if is_captured else TransformerStepper)(model, state)
-
-
-def knows(model: Transformer) -> bool:
-    """Whether the fast stepper computes what the modules of `model` do."""
-    return not model.training and are_exact(_parts_of(model)) and _evaluates(model)
-
-
-def _parts_of(model: Transformer) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules that the fast stepper computes or calls, each with the class that it has to be of."""
-    tables = [(table, nn.Embedding) for table in _tables_of(model)]
-    added = CountInputs if isinstance(model.ngrams, CountInputs) else HashedNGrams
-    optional = (*tables, (model.ngrams, added), (model.lm_head, nn.Linear))
-    yield from (part for part in optional if part[0] is not None)
-    yield model.drop, nn.Dropout
-    yield model.ln_f, norm_class(model.ln_f)
-    for block in model.h:
-        yield from parts_of(block)
-
-
-def _tables_of(model: Transformer) -> list[nn.Module | None]:
-    return [model.wte, model.wpe, *model.vte.values()]
-
-
-def _evaluates(model: Transformer) -> bool:
-    """Whether those modules are set as the fast stepper computes them."""
-    slopes = [block.attn.attend.slopes for block in model.h]
-    if model.positions == "alibi":
-        has_usual_slopes = all(each is not None and torch.equal(each, slopes[0]) for each in slopes)
-    else:
-        has_usual_slopes = all(each is None for each in slopes)
-    return (
-        not model.drop.training
-        and norm_evaluates(model.ln_f)
-        and all(evaluates(block, model.window) for block in model.h)
-        and has_usual_slopes
-        and all(table is None or table.max_norm is None for table in _tables_of(model))
-    )
 
 
 class TransformerStepper:
@@ -187,7 +117,7 @@ class TransformerStepper:
             x = F.embedding(token, self.model.wte.weight)
         else:
             x, after = self.model.embed(token[:, None], self.history)
-            x, self.history = x[:, 0], {name: _into(self.history[name], part) for name, part in after.items()}
+            x, self.history = x[:, 0], {name: into(self.history[name], part) for name, part in after.items()}
         if self.tokens is not None:
             cache_index.write(self.tokens, 1, token)
         return x if self.position_embeddings is None else x + cache_index.row(self.position_embeddings)
@@ -223,11 +153,11 @@ class TransformerStepper:
         length = state["k0"].shape[2]
         self.capacity = max(self.capacity, min(max(INITIAL_CAPACITY, 2 * length), self.max_len))
         if "history" in state:
-            self.history = {"history": _into(self.history.get("history"), state["history"].clone())}
+            self.history = {"history": into(self.history.get("history"), state["history"].clone())}
         for i, layer in enumerate(self.layers):
             layer.load(state[f"k{i}"], state[f"v{i}"], self.capacity)
         if self.context is not None:
-            self.tokens = _into(self.tokens, F.pad(state["tokens"], (0, self.max_len - length)))
+            self.tokens = into(self.tokens, F.pad(state["tokens"], (0, self.max_len - length)))
         self._begin_at(0 if self.context is not None else int(state["position"][0]) - length, length)
 
     def _leave_inference_mode(self) -> None:
@@ -250,82 +180,19 @@ class TransformerStepper:
         if model.wpe is not None:
             self.position_embeddings = model.wpe.weight
         elif model.positions == "sinusoidal":
-            self.position_embeddings = _into(
+            self.position_embeddings = into(
                 self.position_embeddings, sinusoids(positions, model.n_embd).type_as(weight)
             )
         elif model.positions == "rope":
             cos, sin = rotary_cos_sin(positions, model.head_size)
             table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
-            self.cos_sin = _into(self.cos_sin, table)  # (max_len, 2, hs)
+            self.cos_sin = into(self.cos_sin, table)  # (max_len, 2, hs)
         else:
             assert self.slopes is not None
             distance = torch.arange(1 - self.max_len, 1, device=weight.device)
             self.alibi_bias = (self.slopes * distance).type_as(weight)  # (1, n_kv_head, group, max_len)
 
 
-class GraphStepper(TransformerStepper):
-    """The same on a GPU. The captured step has fixed shapes: attention is to the whole capacity, what is not to be seen
-    masked. It is captured anew where the capacity has grown. Where it cannot be captured, a warning says so, and the
-    operations are launched one by one."""
-
-    def __init__(self, model: Transformer, state: State):
-        self.captured, self.taken = 0, 0  # the capacity that the graph has; steps so far
-        self.eager: float = EAGER  # of them without a graph
-        super().__init__(model, state)
-
-    def _compiled(self) -> None:
-        return None
-
-    def _step(self, token: Tensor) -> Tensor:
-        self.taken += 1
-        if self.taken > self.eager and self.captured != self.capacity:
-            self._capture(token)
-        if self.taken <= self.eager:
-            return super()._step(token)
-        self.token.copy_(token)
-        self.index.fill_(self.length)
-        self.replay()
-        return self.result
-
-    def _capture(self, token: Tensor) -> None:
-        self.token, self.index = token.clone(), token.new_full((1,), self.length)
-        history = {name: part.clone() for name, part in self.history.items()}
-        try:
-            self.replay, self.result = capture(self._static_step, token.device)
-        except RuntimeError as error:  # CUDA's errors and too little memory are RuntimeErrors too
-            reason = str(error).partition("\n")[0]
-            warn(f"decoding goes on without a CUDA graph, which is slower: capturing a step failed with '{reason}'")
-            self.eager, self.history = math.inf, history
-        else:
-            self.history = {name: _into(self.history[name], part) for name, part in history.items()}
-            self.captured = self.capacity
-
-    def _leave_inference_mode(self) -> None:
-        super()._leave_inference_mode()
-        self.captured = 0  # the graph reads the old tables
-
-    def _static_step(self) -> Tensor:
-        back = self.index - torch.arange(self.capacity, device=self.index.device)
-        bias = torch.zeros_like(back) if self.slopes is None else -self.slopes * back
-        bias = bias.type_as(self.model.wte.weight).masked_fill((back < 0) | (back >= self.window), -torch.inf)
-        return self._read(self.token, StaticCacheIndex(self.index, bias.view(1, *bias.shape[-3:-1], self.capacity)))
-
-
-def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """`step` as a CUDA graph: what replays it, and the tensor that then holds its result."""
-    with _lock, torch.cuda.device(device):
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):  # libraries choose kernels and allocate at first, which cannot be captured
-            for _ in range(2):
-                step()
-        current.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-            result = step()
-    return graph.replay, result
-
-
-def _into(old: Tensor | None, new: Tensor) -> Tensor:
+def into(old: Tensor | None, new: Tensor) -> Tensor:
     """`new` in the memory of `old`, which a captured graph reads."""
     return new if old is None or old.shape != new.shape else old.copy_(new)

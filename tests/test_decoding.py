@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 import makemore.base
 import makemore.counts.ngram_stepper
+import nanogpt.graph_stepper
 import nanogpt.model
 import nanogpt.stepper
 from data.tokenizers import BOS
 from engine.training.lora import add_lora
 from makemore import segments
 from makemore.small_work import for_small_work
-from nanogpt.stepper import GraphStepper, TransformerStepper
+from nanogpt.graph_stepper import GraphStepper
+from nanogpt.stepper import TransformerStepper
 from tests.kernel_helpers import DEVICE
 from tests.variants import FIXED, VARIANTS, VOCAB, B, build, close, every_transformer, every_variant, ready, some_tokens
 
@@ -180,8 +182,8 @@ def test_the_step_that_a_gpu_captures_gives_the_same(name, first, left):
     tokens, logits = some_tokens(40), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nanogpt.stepper, "INITIAL_CAPACITY", 2)
-        patch.setattr(nanogpt.stepper, "EAGER", 3)
-        patch.setattr(nanogpt.stepper, "capture", replayed)
+        patch.setattr(nanogpt.graph_stepper, "EAGER", 3)
+        patch.setattr(nanogpt.graph_stepper, "capture", replayed)
         with torch.inference_mode():
             step = GraphStepper(model, model.read(tokens[:, :first]).state)
         for i in range(first, 40):
@@ -197,8 +199,8 @@ def test_a_step_that_cannot_be_captured_is_launched_as_before(name, monkeypatch,
         step()  # as the warm-up does
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
 
-    monkeypatch.setattr(nanogpt.stepper, "EAGER", 3)
-    monkeypatch.setattr(nanogpt.stepper, "capture", fails)
+    monkeypatch.setattr(nanogpt.graph_stepper, "EAGER", 3)
+    monkeypatch.setattr(nanogpt.graph_stepper, "capture", fails)
     model = getattr(ready(name), "neural", ready(name))
     tokens = some_tokens(40)
     step = GraphStepper(model, model.read(tokens[:, :5]).state)
@@ -211,7 +213,7 @@ def test_a_step_that_cannot_be_captured_is_launched_as_before(name, monkeypatch,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @every_transformer
 def test_a_captured_step_gives_the_same(name, monkeypatch):
-    monkeypatch.setattr(nanogpt.stepper, "EAGER", 3)
+    monkeypatch.setattr(nanogpt.graph_stepper, "EAGER", 3)
     model = build(name).cuda().requires_grad_(False)
     model = getattr(model, "neural", model)
     tokens = some_tokens(40).cuda()

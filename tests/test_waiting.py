@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import nanogpt.stepper
+import nanogpt.graph_stepper
 from data.batches import IGNORE
 from engine.training.optimizers import make_optimizers
 from finetune.classify.classifier import POOLINGS, Classifier
+from nanogpt.graph_stepper import GraphStepper
 from nanogpt.model import Transformer
-from nanogpt.stepper import GraphStepper
 from tests.helpers import configure
 from tests.matrices import matrix
 from tests.variants import VOCAB, B, build, every_neural, every_transformer, longest
@@ -71,8 +71,8 @@ def test_neither_does_a_classifiers(name, pooling):
 
 @every_transformer
 def test_a_decoding_step_waits_for_nothing(name, monkeypatch):
-    monkeypatch.setattr(nanogpt.stepper, "EAGER", 1)
-    monkeypatch.setattr(nanogpt.stepper, "capture", lambda step, device: (lambda: None, step()))
+    monkeypatch.setattr(nanogpt.graph_stepper, "EAGER", 1)
+    monkeypatch.setattr(nanogpt.graph_stepper, "capture", lambda step, device: (lambda: None, step()))
     if "read" in name:
         pytest.skip("counts that are read are walked; no graph is made of such a step")
     model = build(name)

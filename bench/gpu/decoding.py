@@ -18,7 +18,7 @@ from bench.gpu.rows import Row, append
 from bench.nanogpt_cpu import nanogpt_model
 from engine.config.flags import parse
 from engine.registry import build_model
-from nanogpt import stepper
+from nanogpt import graph_stepper
 
 # Layers, heads, width, context.
 SIZES = {"nanoGPT's CPU model": (4, 4, 128, 64), "baby GPT": (6, 6, 384, 256), "GPT-2 124M": (12, 12, 768, 1024)}
@@ -29,18 +29,18 @@ LENGTH, TURNS = 500, 3
 
 def captured(rate: Callable[[], float]) -> float:
     """The rate, where every operation of the stepper is to be captured. RuntimeError where capturing failed."""
-    captures, original = [], stepper.capture
+    captures, original = [], graph_stepper.capture
 
     def noted(*args):
         result = original(*args)
         captures.append(True)
         return result
 
-    stepper.capture = noted
+    graph_stepper.capture = noted
     try:
         found = rate()
     finally:
-        stepper.capture = original
+        graph_stepper.capture = original
     if not captures:
         raise RuntimeError("no step was captured; the log has the warning")
     return found
@@ -48,11 +48,11 @@ def captured(rate: Callable[[], float]) -> float:
 
 def launched(rate: Callable[[], float]) -> float:
     """The rate where nothing is captured."""
-    usual, stepper.EAGER = stepper.EAGER, math.inf  # type: ignore[assignment]
+    usual, graph_stepper.EAGER = graph_stepper.EAGER, math.inf  # type: ignore[assignment]
     try:
         return rate()
     finally:
-        stepper.EAGER = usual
+        graph_stepper.EAGER = usual
 
 
 def ways(name: str, nanogpt: Path | None, length: int) -> dict[tuple[str, int], Callable[[], float]]:
