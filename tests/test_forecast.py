@@ -213,6 +213,8 @@ def test_a_series_starts_from_a_run_of_series_and_learns_from_one(cli, run):
     ok(cli("train.py", *series, *QUICK, "--init", "first", "--out", "second"))
     assert metrics("second")[0]["val_loss"] < metrics("first")[0]["val_loss"]
     ok(cli("train.py", *series, *QUICK, "--teacher", "first", "--out", "third"))
+    for other in ("--init", "--teacher"):  # a series by its name alone
+        ok(cli("train.py", "--data", "hours", *QUICK, "--eval-tokens", 200, other, "first", "--out", f"hours{other}"))
     ok(cli(MODULE, "third", "--ahead", 2, "--samples", 3))
     refused(cli("train.py", *series, *QUICK, "--bins", 32, "--init", "first", "--out", "x"), "--bins 32", "64")
 
