@@ -170,6 +170,21 @@ def test_a_backtest_stands_beside_naive_forecasts(cli, run, drawn):
     assert "a season of 5" in as_told
 
 
+def test_the_bands_of_a_picture_have_the_colours_that_the_legend_gives_them(cli, run, drawn):
+    levels = ("--quantiles", "0.05,0.2,0.5,0.8,0.95")
+    ok(cli(MODULE, "run", "--column", "load", "--ahead", 8, "--samples", 20, *levels, "--plot", "f.png"))
+    picture = (imread("f.png")[..., :3] * 255).round().astype(int)
+    beside = picture.shape[1] * 7 // 8  # the legend
+
+    def bands(part):
+        colours, counts = np.unique(part.reshape(-1, 3), axis=0, return_counts=True)
+        often = colours[counts > 100].tolist()
+        return {tuple(each) for each in often if each[2] - each[0] > 20 and each[0] > 30}  # blue, lighter than the line
+
+    legend = bands(picture[:, beside:])
+    assert len(legend) == 2 and legend <= bands(picture[:, :beside])
+
+
 def test_other_series_have_a_scale_of_their_own(cli, run, tmp_path):
     (tmp_path / "large.csv").write_text("x\n" + "\n".join(f"{1e6 + 100 * (n % 8)}" for n in range(100)) + "\n")
     ok(cli(MODULE, "run", "--data", "large.csv", "--ahead", 3, "--samples", 5, "--json", "f.json"))
