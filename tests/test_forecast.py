@@ -110,6 +110,13 @@ def test_missing_cells_take_the_last_value_and_a_note_names_their_lines(tmp_path
     found, notes = read(tmp_path, "a,b\n,1\n2,NA\n3,\n,4\n")
     assert found[0].values.tolist() == [2, 2, 3, 3] and found[1].values.tolist() == [1, 1, 1, 4]
     assert "column 'a' has no value in lines 2, 5" in notes[0] and "column 'b' has no value in lines 3, 4" in notes[1]
+    assert "at the beginning the first one after" in notes[0] and "at the beginning" not in notes[1]
+
+
+def test_a_column_of_decimal_commas_is_not_left_out_without_a_word(tmp_path):
+    found, notes = read(tmp_path, "day;load;price\n1. May;1;2,5\n2. May;3;2,75\n")
+    assert [each.name for each in found] == ["load"]
+    assert len(notes) == 1 and "column 'price'" in notes[0] and "a decimal comma is not read" in notes[0]
 
 
 @pytest.mark.parametrize(
