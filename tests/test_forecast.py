@@ -201,6 +201,16 @@ def test_other_series_have_a_scale_of_their_own(cli, run, tmp_path):
     assert "after 100 values" in piped.out
 
 
+def test_a_column_that_two_tables_have_keeps_the_scale_of_each(cli, tmp_path):
+    for name, level in (("first", 0), ("second", 1e6)):
+        (tmp_path / f"{name}.csv").write_text(table(100, lambda n, load, heat, level=level: (level + n % 8, heat)))
+    ok(cli("train.py", "--data", "first.csv", "second.csv", "--kind", "series", *QUICK, "--out", "run"))
+    done = ok(cli(MODULE, "run", "--column", "load", "--ahead", 3, "--samples", 5, "--json", "f.json"))
+    assert "in no bin" not in done.err
+    first, second = json.loads(Path("f.json").read_text())["series"]
+    assert np.max(first["quantiles"]) < 100 and np.min(second["quantiles"]) > 1e6 - 100
+
+
 def test_a_constant_column_is_forecast_as_it_is(cli, tmp_path):
     (tmp_path / "c.csv").write_text("x\n" + "7.5\n" * 200)
     ok(cli("train.py", "--data", "c.csv", *("--kind", "series"), *QUICK, "--steps", 60, "--lr", 0.05, "--out", "run"))
