@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import warn
 from data.series.columns import Series
 from engine.run.results import write_picture
 
@@ -19,6 +20,8 @@ def draw(path: Path, series: list[Series], found: list[dict[str, Any]], ahead: i
     from matplotlib.figure import Figure
 
     shown = list(zip(series, found, strict=True))[:MOST_PANELS]
+    if len(found) > len(shown):
+        warn(f"the picture shows the first {MOST_PANELS} of {len(found):,} series")
     figure = Figure(figsize=(9, 3.2 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (each, forecast) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):

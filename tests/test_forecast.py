@@ -348,6 +348,35 @@ def test_what_cannot_be_forecast_is_refused(cli, run, flags, words):
     refused(cli(MODULE, "run", "--samples", 2, *flags), *words)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"columns": [], "means": [], "deviations": []},
+        {"deviations": [0.0, 1.0]},
+        {"means": [1e308, 1e308]},
+        {"deviations": [1.0, 1e200]},
+        {"means": [1.0]},
+    ],
+)
+def test_a_stored_scale_that_is_none_is_refused(cli, run, change):
+    path = run / "config.json"
+    facts = json.loads(path.read_text())
+    facts["data"]["series"] |= change
+    path.write_text(json.dumps(facts))
+    refused(cli(MODULE, "run", "--samples", 2), "config.json", "data.series is no scale")
+
+
+def test_a_picture_of_many_series_says_how_many_it_shows(cli, tmp_path, drawn):
+    rows = [
+        "".join(f"c{i}," for i in range(10))[:-1],
+        *(",".join(str((n + i) % 7) for i in range(10)) for n in range(50)),
+    ]
+    (tmp_path / "many.csv").write_text("\n".join(rows) + "\n")
+    ok(cli("train.py", "--data", "many.csv", "--kind", "series", *QUICK, "--out", "run"))
+    done = ok(cli(MODULE, "run", "--ahead", 2, "--samples", 2, "--plot", "f.png"))
+    assert "the picture shows the first 8 of 10 series" in done.err
+
+
 def test_a_series_that_moved_is_asked_for(cli, run, days):
     days.rename("there.csv")
     refused(cli(MODULE, "run"), "the series of this run", "--data")
