@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from data import published
 from data.errors import UserError
 from data.reading import check_encoding, read_chunks, read_lines, text_files
-from data.sources import resolve
 from data.tables import is_table, read_texts
 
 MOST = 200_000  # texts that are read
@@ -16,7 +16,7 @@ MOST = 200_000  # texts that are read
 def texts_of(data: str, column: str | None, encoding: str, lines: bool) -> list[str]:
     """At most `MOST` texts of `data`. UserError where there are none, and for a column of what is no table."""
     check_encoding(encoding)
-    text = resolve(data)
+    text = published.resolve(data)
     try:
         files, _ = text_files(text, encoding)
         texts = list(itertools.islice(_texts(files, data, column, encoding, lines), MOST))

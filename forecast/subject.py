@@ -72,5 +72,11 @@ def _of_columns(kept: Scale, series: list[Series], folder: str) -> Scale:
             f"{folder} was not trained on column '{missing[0]}', but on {', '.join(kept.columns)[:200]}; --data FILE "
             "takes it as another series"
         )
-    places = [kept.columns.index(name) for name in names]
+    places = [_place(name, names[:n].count(name), kept.columns) for n, name in enumerate(names)]
     return Scale(names, [kept.means[i] for i in places], [kept.deviations[i] for i in places], kept.bins)
+
+
+def _place(name: str, before: int, columns: list[str]) -> int:
+    """Where a column of this name stands, after so many others of it: tables may have columns of one name. Of fewer the
+    last one."""
+    return [place for place, column in enumerate(columns) if column == name][: before + 1][-1]

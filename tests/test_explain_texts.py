@@ -91,6 +91,7 @@ def test_units_of_a_run_by_text_by_file_and_by_number(cli, names):
         ("neurons", "--text", "anna", "--text-column", "name"): "nothing without --data",
         ("neurons", "--data", "names.txt", "--text-column", "name"): "is for tables",
         ("neurons", "--data", "people.csv"): "no column 'text'",
+        ("neurons", "--data", "enwik8:nothing"): "'enwik8' has no part 'nothing'",  # a data set like any other
         ("lens", "--text", "anna", "--unit", "1:1"): "--unit means nothing to --what lens",
     }.items():
         refused(cli(MODULE, "run", "--what", *words), said)

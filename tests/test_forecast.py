@@ -110,6 +110,13 @@ def test_missing_cells_take_the_last_value_and_a_note_names_their_lines(tmp_path
     found, notes = read(tmp_path, "a,b\n,1\n2,NA\n3,\n,4\n")
     assert found[0].values.tolist() == [2, 2, 3, 3] and found[1].values.tolist() == [1, 1, 1, 4]
     assert "column 'a' has no value in lines 2, 5" in notes[0] and "column 'b' has no value in lines 3, 4" in notes[1]
+    assert "at the beginning the first one after" in notes[0] and "at the beginning" not in notes[1]
+
+
+def test_a_column_of_decimal_commas_is_not_left_out_without_a_word(tmp_path):
+    found, notes = read(tmp_path, "day;load;price\n1. May;1;2,5\n2. May;3;2,75\n")
+    assert [each.name for each in found] == ["load"]
+    assert len(notes) == 1 and "column 'price'" in notes[0] and "a decimal comma is not read" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +177,21 @@ def test_a_backtest_stands_beside_naive_forecasts(cli, run, drawn):
     assert "a season of 5" in as_told
 
 
+def test_the_bands_of_a_picture_have_the_colours_that_the_legend_gives_them(cli, run, drawn):
+    levels = ("--quantiles", "0.05,0.2,0.5,0.8,0.95")
+    ok(cli(MODULE, "run", "--column", "load", "--ahead", 8, "--samples", 20, *levels, "--plot", "f.png"))
+    picture = (imread("f.png")[..., :3] * 255).round().astype(int)
+    beside = picture.shape[1] * 7 // 8  # the legend
+
+    def bands(part):
+        colours, counts = np.unique(part.reshape(-1, 3), axis=0, return_counts=True)
+        often = colours[counts > 100].tolist()
+        return {tuple(each) for each in often if each[2] - each[0] > 20 and each[0] > 30}  # blue, lighter than the line
+
+    legend = bands(picture[:, beside:])
+    assert len(legend) == 2 and legend <= bands(picture[:, :beside])
+
+
 def test_other_series_have_a_scale_of_their_own(cli, run, tmp_path):
     (tmp_path / "large.csv").write_text("x\n" + "\n".join(f"{1e6 + 100 * (n % 8)}" for n in range(100)) + "\n")
     ok(cli(MODULE, "run", "--data", "large.csv", "--ahead", 3, "--samples", 5, "--json", "f.json"))
@@ -177,6 +199,16 @@ def test_other_series_have_a_scale_of_their_own(cli, run, tmp_path):
     assert found["column"] == "x" and min(min(row) for row in found["quantiles"]) > 1e6 - 2000
     piped = ok(cli(MODULE, "run", "--data", "-", "--ahead", 3, "--samples", 5, stdin=Path("large.csv").read_bytes()))
     assert "after 100 values" in piped.out
+
+
+def test_a_column_that_two_tables_have_keeps_the_scale_of_each(cli, tmp_path):
+    for name, level in (("first", 0), ("second", 1e6)):
+        (tmp_path / f"{name}.csv").write_text(table(100, lambda n, load, heat, level=level: (level + n % 8, heat)))
+    ok(cli("train.py", "--data", "first.csv", "second.csv", "--kind", "series", *QUICK, "--out", "run"))
+    done = ok(cli(MODULE, "run", "--column", "load", "--ahead", 3, "--samples", 5, "--json", "f.json"))
+    assert "in no bin" not in done.err
+    first, second = json.loads(Path("f.json").read_text())["series"]
+    assert np.max(first["quantiles"]) < 100 and np.min(second["quantiles"]) > 1e6 - 100
 
 
 def test_a_constant_column_is_forecast_as_it_is(cli, tmp_path):
@@ -213,6 +245,8 @@ def test_a_series_starts_from_a_run_of_series_and_learns_from_one(cli, run):
     ok(cli("train.py", *series, *QUICK, "--init", "first", "--out", "second"))
     assert metrics("second")[0]["val_loss"] < metrics("first")[0]["val_loss"]
     ok(cli("train.py", *series, *QUICK, "--teacher", "first", "--out", "third"))
+    for other in ("--init", "--teacher"):  # a series by its name alone
+        ok(cli("train.py", "--data", "hours", *QUICK, "--eval-tokens", 200, other, "first", "--out", f"hours{other}"))
     ok(cli(MODULE, "third", "--ahead", 2, "--samples", 3))
     refused(cli("train.py", *series, *QUICK, "--bins", 32, "--init", "first", "--out", "x"), "--bins 32", "64")
 
@@ -312,6 +346,35 @@ def test_a_run_of_text_is_no_forecaster(cli, names):
 )
 def test_what_cannot_be_forecast_is_refused(cli, run, flags, words):
     refused(cli(MODULE, "run", "--samples", 2, *flags), *words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"columns": [], "means": [], "deviations": []},
+        {"deviations": [0.0, 1.0]},
+        {"means": [1e308, 1e308]},
+        {"deviations": [1.0, 1e200]},
+        {"means": [1.0]},
+    ],
+)
+def test_a_stored_scale_that_is_none_is_refused(cli, run, change):
+    path = run / "config.json"
+    facts = json.loads(path.read_text())
+    facts["data"]["series"] |= change
+    path.write_text(json.dumps(facts))
+    refused(cli(MODULE, "run", "--samples", 2), "config.json", "data.series is no scale")
+
+
+def test_a_picture_of_many_series_says_how_many_it_shows(cli, tmp_path, drawn):
+    rows = [
+        "".join(f"c{i}," for i in range(10))[:-1],
+        *(",".join(str((n + i) % 7) for i in range(10)) for n in range(50)),
+    ]
+    (tmp_path / "many.csv").write_text("\n".join(rows) + "\n")
+    ok(cli("train.py", "--data", "many.csv", "--kind", "series", *QUICK, "--out", "run"))
+    done = ok(cli(MODULE, "run", "--ahead", 2, "--samples", 2, "--plot", "f.png"))
+    assert "the picture shows the first 8 of 10 series" in done.err
 
 
 def test_a_series_that_moved_is_asked_for(cli, run, days):

@@ -2,6 +2,7 @@
 `train.py --objective masked` and `sample.py --fill`."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from data.batches import IGNORE, Batch
 from data.masking import Masking
-from data.tokenizers import Special
+from data.tokenizers import ByteTokenizer, Special
 from engine.config.flags import parse
 from engine.registry import build_model
-from engine.run.filling import fill
+from engine.run.filling import fill, put_in
 from engine.run.load import load_run
 from engine.texts import make_loader, prepare_text, validation_batches, with_context
 from finetune.classify.labeller import load_labeller
@@ -229,6 +230,16 @@ def test_a_run_fills_gaps_and_resumes_exactly(cli, names, family):
     assert again["val_loss"] == pytest.approx(metrics("whole")[-1]["val_loss"], abs=1e-6)
     shown = ok(cli("sample.py", "whole", "--fill", "a_na", "--gap", "_")).out.splitlines()
     assert len(shown[0]) == 4 and "likeliest" in shown[1] and len(shown) == 3
+    refused(cli("sample.py", "whole", "--fill", "?a?Ñ"), "character 'Ñ' (position 3)")
+    kept = json.loads(ok(cli("sample.py", "whole", "--fill", "Ñ?Öa?Ñ", "--unknown", "skip", "--json")).out)
+    assert re.fullmatch("Ñ.Öa.Ñ", kept["text"]) and len(kept["gaps"]) == 2
+
+
+def test_gaps_side_by_side_may_hold_the_bytes_of_one_character():
+    tokenizer = ByteTokenizer()
+    bytes_ = [token for letter in ("é", "日", "x") for token in tokenizer.encode(letter).tolist()]
+    assert put_in(tokenizer, "??ab????", "?", bytes_) == "éab日x"
+    assert put_in(tokenizer, "?", "?", bytes_[2:3]) == "\ufffd"
 
 
 def test_a_stream_has_gaps_too(cli, text):

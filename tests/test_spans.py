@@ -75,6 +75,8 @@ def test_it_resumes_exactly(cli, names):
     ("flags", "said"),
     [
         (["--data", "dates", "--spans"], "--spans means nothing to the bundled dates"),
+        (["--data", "hours", "--spans"], "hours is a series of numbers"),
+        (["--data", "enwik8:nothing", "--spans"], "'enwik8' has no part 'nothing'"),
         (["--data", "marked.txt", "--spans"], "marked.txt line 2 has a '_'"),
         (["--data", "empty.txt", "--spans"], "empty.txt has no lines"),
         (["--data", "nothing.txt", "--spans"], "no such file: nothing.txt"),

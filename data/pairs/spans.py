@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data import reading
+from data import published, reading
 from data.errors import UserError
 from data.masking import Masking
 from data.packed import unpacked_name
 from data.pairs.pair import TextPair
-from data.sources import data_set, resolve
+from data.sources import DATA_SETS, data_set
 from data.tokenizers import N_SPECIALS, Special
 
 MARK = "_"  # in the source for each hidden span; in the target between two of them
@@ -29,7 +29,9 @@ def read_texts(data: str, encoding: str = "utf-8") -> tuple[str, list[TextPair]]
     line, for one that has MARK in it, for a text that is not there and for one without lines."""
     reading.check_encoding(encoding)
     named = data_set(data)
-    files = [Path(path) for path in resolve(data).files] if named else [Path(data)]
+    if named and DATA_SETS[named] == "series":
+        raise UserError(f"{data} is a series of numbers; --spans takes a text")
+    files = [Path(path) for path in published.resolve(data).files] if named else [Path(data)]
     if not files[0].is_file():
         raise UserError(f"no such file: {data}; --spans takes a text, of which each line is one, or one by its name")
     texts = []

@@ -15,6 +15,7 @@ from data.series.columns import Series
 from data.tokenizers import CharTokenizer
 
 LIMIT = 4.0  # deviations on each side of the mean that the bins cover; what lies beyond is in the outermost
+LARGEST = 1e150  # of a mean and of a deviation: what is computed with them has squares
 BINS = 64
 LEAST_BINS, MOST_BINS = 4, 256
 FIRST = 0x2800  # the braille patterns: 256 characters in a row that every font has
@@ -38,7 +39,7 @@ class Scale:
             means = [float(each.values.mean()) for each in series]
             deviations = [float(each.values.std()) for each in series]
         for n, each in enumerate(series):
-            if not np.isfinite([means[n], deviations[n]]).all():
+            if not _can_be(means[n], deviations[n]):
                 raise UserError(f"the numbers of column '{each.name}' are too large to work with")
             if each.values.min() == each.values.max() or not deviations[n]:
                 means[n], deviations[n] = float(each.values[0]), 1.0
@@ -49,7 +50,10 @@ class Scale:
         """The scale that `to_json` described, of the file `path`. Raises UserError for anything else."""
         check_schema(stored, _SCHEMA, path, "data.series")
         scale = cls(**{name: stored[name] for name in _SCHEMA})
-        if not len(scale.columns) == len(scale.means) == len(scale.deviations) or min(scale.deviations, default=0) <= 0:
+        if not len(scale.columns) == len(scale.means) == len(scale.deviations) > 0 or not all(
+            deviation > 0 and _can_be(mean, deviation)
+            for mean, deviation in zip(scale.means, scale.deviations, strict=True)
+        ):
             raise UserError(f"{path} is damaged: data.series is no scale")
         return scale
 
@@ -85,6 +89,10 @@ class Scale:
     def read(self, text: str, column: int) -> np.ndarray:
         """The values (T,) of a text of such characters."""
         return self.values_of(np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64) - FIRST, column)
+
+
+def _can_be(mean: float, deviation: float) -> bool:
+    return abs(mean) <= LARGEST and deviation <= LARGEST  # of NaN neither is so
 
 
 def tokenizer(bins: int) -> CharTokenizer:

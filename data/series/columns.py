@@ -13,6 +13,7 @@ from data.table_rows import is_column_number, table_rows
 
 MISSING = {"", "nan", "na", "n/a", "null", "none"}  # cells without a value, in lower case
 NAMED = 5  # lines that a note names
+COMMA_HINT = "; a decimal comma is not read, a point is"
 
 
 class Series(NamedTuple):
@@ -61,7 +62,7 @@ def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> 
         if chosen:
             raise UserError(f"{file} column '{names[index]}' is no series of numbers: {what}")
         left_out.append(f"column '{names[index]}' of {file} is left out: {what}")
-        if np.isfinite(values).any():  # of names and dates nothing is said
+        if np.isfinite(values).any() or COMMA_HINT in what:  # of names and dates nothing is said
             notes.append(left_out[-1])
     if not found:
         raise UserError(f"{file} has no column of numbers: {'; '.join(left_out)}")
@@ -99,7 +100,7 @@ def _not_numbers(values: np.ndarray, cells: list[_Cell]) -> str:
     if not np.isinf(values).any():
         return "it has no value at all"
     first = cells[int(np.isinf(values).argmax())]
-    hint = "; a decimal comma is not read, a point is" if _number(first.text.replace(",", ".", 1)) is not None else ""
+    hint = COMMA_HINT if _number(first.text.replace(",", ".", 1)) is not None else ""
     return f"line {first.line:,} holds {first.text[:40]!r}{hint}"
 
 
@@ -111,6 +112,7 @@ def _filled(values: np.ndarray, cells: list[_Cell], name: str, notes: list[str])
     lines = [f"{cells[i].line:,}" for i in np.flatnonzero(missing)]
     more = f" and {len(lines) - NAMED:,} more" if len(lines) > NAMED else ""
     which = f"{'line' if len(lines) == 1 else 'lines'} {', '.join(lines[:NAMED])}{more}"
-    notes.append(f"column '{name}' has no value in {which}: the last one before stands there")
+    instead = "the last one before stands there" + (", at the beginning the first one after" if missing[0] else "")
+    notes.append(f"column '{name}' has no value in {which}: {instead}")
     last = np.maximum.accumulate(np.where(missing, -1, np.arange(len(values))))
     return values[np.where(last < 0, np.flatnonzero(~missing)[0], last)]

@@ -120,11 +120,17 @@ def _refuse_useless_masks(config: Config, explicit: set[str]) -> None:
         if useless := sorted(explicit & {"mask_rate", "mask_span"}):
             raise UserError(f"{flag(useless[0])} means nothing without --objective masked")
         return
-    if (config.text.kind or kind_of(config.text.data)) == "series":
+    if reads_series(config):
         raise UserError("--objective masked fills gaps, and a series of numbers is gone on with: leave it out")
     for name in ("mix_ngram", "count_inputs", "carry_state", "teacher"):
         if getattr(config.run if name == "teacher" else config.net, name, None):
             raise UserError(f"{flag(name)} is about the next token, and --objective masked reads both ways")
+
+
+def reads_series(config: Config) -> bool:
+    """Whether the data of a training are series of numbers, by --kind or by their name."""
+    text = config.text
+    return isinstance(text, Text) and (text.kind or kind_of(text.data)) == "series"
 
 
 def refuse_foreign(foreign: set[str], cls: type[Config], model: str, prog: str) -> None:

@@ -26,14 +26,14 @@ class Text:
     """The text, and how it is read."""
 
     data: Annotated[str | list[str], Mark.PLACE] = "names"
-    """names, names32k, shakespeare, stdlib, text8, enwik8, ptb-char, tinystories, openwebtext, fineweb-sample, hours, a
-    file, a folder, a pattern of paths in quotes, or - for standard input; several are one text, in their order."""
+    """names, names32k, shakespeare, stdlib, hours, text8, enwik8, ptb-char, tinystories, openwebtext, fineweb-sample,
+    a file, a folder, a pattern of paths in quotes, or - for standard input; several are one text, in their order."""
     val_data: Annotated[str | list[str] | None, Mark.PLACE, UNSET] = None
     """The validation text, as --data. Without it: the last tenth of a stream, a tenth of the lines or documents by
     their hash."""
     kind: Annotated[Literal["stream", "lines", "documents", "series"] | None, Mark.SETTLED, UNSET] = None
-    """Read the text as one stream, as lines, or as documents of several lines with blank lines between them; or a CSV
-    file's columns as series of numbers (default: as the data set says; a file is a stream)."""
+    """Read it as one stream, as lines, as documents of several lines with blank lines between them, or as
+    the series of numbers of a CSV file (default: as the data set says; a file is a stream)."""
     separator: Annotated[str | None, UNSET] = None
     """What stands between documents, instead of blank lines; \\n in it is a line end. With --kind stream <eos> follows
     each of them."""

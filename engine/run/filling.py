@@ -4,6 +4,7 @@ The surest gap first, then the rest with it in place (after Ghazvininejad et al.
 by side are not filled as if neither knew of the other.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,12 +38,28 @@ def with_gaps(tokenizer: Tokenizer, text: str, gap: str, unknown: str, first: li
     for a text without one."""
     if gap not in text:
         raise UserError(f"--fill has no gap: put a {gap} where a token is missing, or name another --gap")
+    if unknown == "error":  # of the whole text, so that a message counts its characters
+        known = tokenizer.decode([len(tokenizer.special)])
+        tokenizer.encode(text.replace(gap, known), unknown)
     ids, places = list(first), []
     for part in text.split(gap):
         ids += tokenizer.encode(part, unknown).tolist()
         places.append(len(ids))
         ids.append(tokenizer.special.unk)
     return ids[:-1], places[:-1]  # nothing is missing after the last part
+
+
+def put_in(tokenizer: Tokenizer, text: str, gap: str, tokens: Sequence[int]) -> str:
+    """`text` with the `tokens` in the place of its gaps; what the model does not know stays. Gaps side by side may hold
+    the parts of one character, and are decoded together."""
+    parts = text.split(gap)
+    written, together = [parts[0]], []
+    for part, token in zip(parts[1:], tokens, strict=True):
+        together.append(token)
+        if part:
+            written += [tokenizer.decode(together), part]
+            together = []
+    return "".join(written) + tokenizer.decode(together)
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ from data.program import command
 from data.store import ROWS
 from data.tokenizers import AFTER_EOS
 from engine.backends import check_backends
+from engine.config.checks import reads_series
 from engine.config.flags import config_of
 from engine.config.sections import Config
-from engine.config.settings import get, make, replace
+from engine.config.settings import make, replace
 from engine.registry import build_model, layers
 from engine.run import checkpoint
 from engine.run.folder import command_of, read_facts, read_tokenizer, task_of
@@ -47,7 +48,7 @@ def load_parent(config: Config) -> Run:
     assert init is not None
     if (weights := pretrained.folder_of(init)) is not None:
         return load_pretrained(weights, config.net.context, "cpu")
-    return load_run(init, config.run.checkpoint or "best", "cpu", of_series=get(config, "kind") == "series")
+    return load_run(init, config.run.checkpoint or "best", "cpu", of_series=reads_series(config))
 
 
 def load_writer(folder: str | Path, which: str = "best", device: str = "auto", of_series: bool = False) -> Run:

@@ -17,7 +17,7 @@ from data.store import ROWS
 from data.tokenizers import AFTER_EOS, Tokenizer
 from engine.config.sections import Config
 from engine.run.arguments import check_logprobs, check_names, check_num, check_text, demand
-from engine.run.filling import Filled, fill, with_gaps
+from engine.run.filling import Filled, fill, put_in, with_gaps
 from engine.run.generate import generate, score, token_nll
 from engine.run.healing import Healing, heal
 from engine.run.likeliest import log_probabilities
@@ -257,10 +257,10 @@ class Run:
         ids, places = with_gaps(self.tokenizer, text, gap, unknown, [special.bos] * self.is_lines)
         if reads is not None and len(ids) > reads:
             raise UserError(f"--fill has {len(ids):,} tokens; {self.folder} reads {reads:,} at a time")
-        tokens, found = fill(self.model, torch.tensor(ids, device=self.device), places, likeliest, [*special])
+        _, found = fill(self.model, torch.tensor(ids, device=self.device), places, likeliest, [*special])
         told = [tuple((self.token_text(id_), p) for id_, p in each.likeliest) for each in found]
         gaps = [self._token_score(each.token, -each.logprob, shown) for each, shown in zip(found, told, strict=True)]
-        return Filled(self.tokenizer.decode(tokens), gaps)
+        return Filled(put_in(self.tokenizer, text, gap, [each.token for each in found]), gaps)
 
     def token_text(self, id_: int) -> str:
         """The text of a token, see `Tokenizer.token_text`; for the end of a line "\\n"."""

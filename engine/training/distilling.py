@@ -16,6 +16,7 @@ from data.disk import replace_file
 from data.errors import UserError
 from data.json_files import read_json
 from data.tokenizers import Tokenizer
+from engine.config.checks import reads_series
 from engine.config.sections import Config
 from engine.run.load import load_writer
 from engine.run.run import Run
@@ -70,7 +71,7 @@ def load_teacher(config: Config) -> Run:
     """The run of --teacher, on the CPU. Raises UserError for one that is no neural model, or reads too little."""
     path = config.run.teacher
     assert path is not None  # who asks has looked
-    run = load_writer(path, device="cpu", of_series=config.text.kind == "series")
+    run = load_writer(path, device="cpu", of_series=reads_series(config))
     model = run.model.neural if isinstance(run.model, Mixture) else run.model  # counts are of another text
     if run.config.net.is_counted or getattr(run.config.net, "count_inputs", False):
         raise UserError(f"--teacher {path} counts; a teacher is a neural model")
