@@ -100,7 +100,7 @@ def test_a_reward_that_fails_says_so_and_the_run_goes_on_once_it_is_mended(cli, 
     result = cli(MODULE, *GRPO, "--reward", f"own:{function}", "--reward-seconds", 1, *SHORT)
     refused(result, f"the reward own:{function} {words[0]}", *words[1:], "What was saved before is whole; go on with:")
     (tmp_path / "own.py").write_text(MENDED.format(function))
-    ok(cli(MODULE, "--resume", "--out", "run", "--reward", f"own:{function}"))
+    ok(cli(MODULE, "--resume", "--out", "run", "--reward", f"own:{function}", "--reward-seconds", 2))
     assert summary("run")["steps"] == 6
 
 

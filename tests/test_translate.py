@@ -13,12 +13,15 @@ from data.errors import UserError
 from data.pairs import dates, reversal, transliteration
 from data.pairs.files import read_pairs
 from data.tokenizers import Special
+from docs.flags import TASKS
+from engine.config.settings import marked
+from engine.run.identity import FREE
 from engine.training.trainer import Trainer
 from finetune.translate.beam import search
 from finetune.translate.decoding import greedy
 from finetune.translate.scores import character_error_rate, chrf, edit_distance
 from finetune.translate.translator import load_translator
-from makemore.config import GRUConfig
+from makemore.config import GRUConfig, Mark
 from makemore.seq2seq import Seq2Seq
 from tests.helpers import TERM, at_call, left, metrics, ok, refused, summary
 
@@ -111,6 +114,16 @@ def test_interrupted_and_resumed_equals_never_interrupted(cli, anki, tmp_path, k
     assert stopped.code == 143 and "python -m finetune.translate --resume --out" in stopped.out
     ok(cli(MODULE, "--resume", "--out", tmp_path / "run"))
     assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+def test_what_a_resume_changes_is_no_part_of_the_identity(cli, anki):
+    ok(cli(MODULE, "--data", anki, *QUICK, "--out", "run"))
+    ok(cli(MODULE, "--resume", "--out", "run", "--beams", 2, "--steps", 8))
+    assert summary()["test"]["beams"] == 2
+    ok(cli(MODULE, "--resume", "--out", "run", "--beams", 3))
+    ok(cli(MODULE, "--out", "run", "--translate", "ab"))
+    for cls in TASKS.values():
+        assert marked(cls, Mark.RESUMABLE, Mark.PLACE) <= FREE
 
 
 @pytest.mark.parametrize("kind", ["luong", "transformer"])
