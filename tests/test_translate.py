@@ -182,7 +182,23 @@ def test_a_transformer_translates_what_fits_into_its_context_and_draws_where_it_
     ok(cli(MODULE, "--data", anki, *sized("transformer"), "--out", "run"))
     ok(cli(MODULE, "--out", "run", "--translate", "abc", "--map", "map.png"))
     assert imread("map.png").ndim == 3
-    refused(cli(MODULE, "--out", "run", "--translate", "a" * 6), "7 tokens, its end included, is more than the context")
+    refused(
+        cli(MODULE, "--out", "run", "--translate", "a" * 6),
+        "'aaaaaa' has 7 tokens, its end included, which is more than",
+    )
+
+
+def test_a_line_of_translations_for_each_line_and_a_map_of_one(cli, anki, drawn):
+    ok(cli(MODULE, "--data", anki, *QUICK, "--out", "run"))
+    Path("some.txt").write_text("ab\n\nba\nab\n")
+    first, empty, *others = ok(cli(MODULE, "--out", "run", "--translate", "@some.txt")).out.split("\n")
+    assert empty == "" and len(others) == 3 and others[1] == first
+    piped = ok(cli(MODULE, "--out", "run", "--translate", "-", stdin=b"ab\n\nba\nab\n")).out
+    assert piped.split("\n") == [first, empty, *others]
+    for words, stdin in (("@some.txt", b""), ("-", b"ab\n\nba\n")):
+        several = cli(MODULE, "--out", "run", "--translate", words, "--map", "map.png", stdin=stdin)
+        refused(several, "--map draws one translation")
+    ok(cli(MODULE, "--out", "run", "--translate", "-", "--map", "map.png", stdin=b"ab\n\n"))
 
 
 def test_a_file_is_read_as_anki_and_tatoeba_have_it_and_faults_are_named(tmp_path, capsys):
@@ -195,6 +211,9 @@ def test_a_file_is_read_as_anki_and_tatoeba_have_it_and_faults_are_named(tmp_pat
     assert len(read_pairs(str(path))[1]) == 20 and "(the first: 21)" in capsys.readouterr().err
     path.write_text("a\tb\nno tab\nc\t\n")
     with pytest.raises(UserError, match=r"x.tsv line 2 \(2 of 3 lines\): no source<TAB>target"):
+        read_pairs(str(path))
+    path.write_text("1\teng\tHi.\n2\tfra\tSalut.\n")
+    with pytest.raises(UserError, match="x.tsv has sentences .*and not their translations"):
         read_pairs(str(path))
     path.write_text("\n")
     with pytest.raises(UserError, match="holds no pair"):
