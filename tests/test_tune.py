@@ -288,6 +288,10 @@ def test_a_strangers_folder_is_checked(tune, tmp_path):
     line = trials()[0] | {"values": {"lr": "0.001", "n_embd": "--out=/"}}
     Path("s/trials.jsonl").write_text(json.dumps(line) + "\n")
     refused(tune(*FEW, *RUN), "trials.jsonl is damaged: trial 0 has other values")
+    Path("s/trials.jsonl").write_text(
+        json.dumps(line | {"values": {"lr": "0.001", "n_embd": "4"}, "score": None}) + "\n"
+    )
+    refused(tune(*FEW, *RUN), "trials.jsonl:1 is damaged: trial 0 is done, and has no score")
     Path("s/trials.jsonl").write_text("no json\n")
     refused(tune(*FEW, *RUN), "trials.jsonl:1 is damaged: it is not JSON")
     (tmp_path / "mine").mkdir()
