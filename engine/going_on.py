@@ -17,7 +17,7 @@ from makemore.config import Mark
 
 
 class Decision(NamedTuple):
-    """What to do, with which settings, of which `changed` are others than the run had."""
+    """What to do, with which settings, of which `changed` are others than the run had, or have to be said again."""
 
     what: Literal["start", "resume", "nothing"]
     settings: dict[str, Any]
@@ -46,6 +46,7 @@ def _look(task: Task, config: Any, explicit: set[str]) -> Decision:
     going, changed = to_go_on(config, explicit, settings_to_go_on(path, type(config)))
     if going.run.init and is_unsaved(path):
         return start  # the weights that it started from are not in it
+    changed |= explicit & task.to_say_again(going)
     is_complete = _is_complete(task, path, going, changed)
     if is_complete and changed & marked(type(config), Mark.PLACE):  # the text lies elsewhere: is it the same?
         facts = folder.read_facts(path)

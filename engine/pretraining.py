@@ -49,7 +49,12 @@ class Pretraining(Task):
         return parent
 
     def read(self, config: Config, explicit: set[str], parent: Run | None) -> tuple[Config, Store]:
-        self.teacher = load_teacher(config) if config.run.teacher else None
+        if config.run.teacher:
+            self.teacher = load_teacher(config)
+            theirs = stored(self.teacher.config)
+            vocabulary = {"tokenizer", "bpe_sample"}
+            refuse_contradictions(config, explicit & vocabulary, theirs, set(), "--teacher")
+            config = replace(config, **{name: theirs[name] for name in vocabulary if parent is None})
         known = parent or self.teacher  # in whose vocabulary the text is read
         store = prepare_text(config, known.tokenizer if known else None, extend=config.run.extend_vocabulary)
         if parent and config.run.extend_vocabulary:

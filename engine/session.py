@@ -17,13 +17,13 @@ from engine import fitting, memory, precision, runtime, threads
 from engine.backends import check_backends
 from engine.config.checks import refuse_contradictions, refuse_useless, same_settings
 from engine.config.sections import Config
-from engine.config.settings import marked, stored
+from engine.config.settings import get, marked, stored
 from engine.counting import count
 from engine.distributed.buffers import once_a_host
 from engine.distributed.ranks import Ranks, device_for, processes, together
 from engine.distributed.sharding import Sharded
 from engine.going_on import decide, is_unsaved
-from engine.resume import check_sizes_to_go_on, restore
+from engine.resume import check_sizes_to_go_on, restore, was_never_saved
 from engine.run import checkpoint, folder, results
 from engine.run.identity import identity
 from engine.task import Batches, Session, Task
@@ -248,8 +248,15 @@ def _fit(session: Session, trainer: Trainer | None) -> Progress:
 def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
     """Inside, a signal, a disk that fails and what a step met outside of the run end in a message that says how to go
     on; memory that is out, in one that says what to lower."""
-    command = folder.resume_command(session.folder, session.config.program)
-    whole = f"What was saved before is whole; go on with: {command}"
+    config = session.config
+    again = {name: get(config, name) for name in session.task.to_say_again(config)}
+    command = folder.resume_command(session.folder, config.program, **again)
+
+    def what_is_left() -> str:
+        if config.run.init and was_never_saved(session.folder):  # the weights it started from are not in it
+            return "Nothing was saved yet: start it once more, with --overwrite"
+        return f"What was saved before is whole; go on with: {command}"
+
     try:
         yield
     except runtime.Interrupted:
@@ -259,13 +266,13 @@ def _saying_how_to_go_on(session: Session, trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         if not is_fault(error):
             raise
-        raise UserError(f"{fault(error)}. {whole}") from error
+        raise UserError(f"{fault(error)}. {what_is_left()}") from error
     except StepFault as error:
-        raise UserError(f"{error}. {whole}") from error
+        raise UserError(f"{error}. {what_is_left()}") from error
     except (MemoryError, RuntimeError) as error:
         if not runtime.is_out_of_memory(error):
             raise
-        raise memory.not_enough(session.config, session.model, session.device) from error
+        raise memory.not_enough(config, session.model, session.device) from error
 
 
 @contextlib.contextmanager

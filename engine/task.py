@@ -92,6 +92,10 @@ class Task:
         """What a new run is warned of."""
         return []
 
+    def to_say_again(self, config: Any) -> set[str]:
+        """The flags without which a run does not go on: what they name is used only where the command line says so."""
+        return set()
+
     def introduce(self, session: Session) -> str:
         """What is said before the first step: the model, and what it is trained on."""
         raise NotImplementedError

@@ -74,7 +74,7 @@ def test_a_run_with_a_teacher_is_a_run_like_any_other_and_goes_on_exactly(cli, t
     with at_call(Trainer, "step", 3, KILL):
         cli(*line, "--overwrite")
     Path("teacher").rename("moved")
-    refused(cli("train.py", "--resume", "--out", "run"), "no run directory teacher")
+    refused(cli("train.py", "--resume", "--out", "run"), "the teacher of run is not in teacher; say with --teacher")
     ok(cli("train.py", "--resume", "--out", "run", "--teacher", "moved"))
     assert left(Path("run")) == straight
     ok(cli("train.py", *quick("gru", data="names.txt", out="alone")))
@@ -96,6 +96,7 @@ def test_what_does_not_go_together_is_refused(cli, teacher, tmp_path):
         ("--teacher", "teacher", "--cuda-graph", "on"): "--cuda-graph on and --teacher exclude each other",
         ("--teacher", "nowhere"): "no run directory nowhere",
         ("--teacher", "teacher", "--context", 200): "reads",
+        ("--teacher", "teacher", "--tokenizer", "byte"): "--teacher cannot change --tokenizer byte (the run has char)",
     }.items():
         refused(cli(*line, *flags), words)
         assert not Path("run").exists()
@@ -104,6 +105,10 @@ def test_what_does_not_go_together_is_refused(cli, teacher, tmp_path):
     ok(cli("train.py", *quick("gru", data="names.txt", tokenizer="byte", out="bytes")))
     ok(cli("train.py", *quick("gru", data="names.txt", out="other"), "--init", "bytes"))
     refused(cli(*line, "--init", "bytes", "--teacher", "teacher"), "the vocabulary of --teacher teacher is not that")
+    itself = cli(*line, "--out", "bytes", "--teacher", "./bytes", "--overwrite")
+    refused(itself, "--teacher ./bytes is the run in --out; name another --out")
+    ok(cli(*line, "--teacher", "bytes"))
+    assert json.loads(Path("run/config.json").read_text())["config"]["tokenizer"] == "byte"
     refused(cli("-m finetune.instruct", "--teacher", "teacher"), "--teacher")
 
 

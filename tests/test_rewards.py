@@ -36,6 +36,7 @@ def later(what):  # fine for the two times that it is asked about 256 answers be
 raises = later(lambda answer: {}[answer])
 infinite = later(lambda answer: float("nan"))
 words = later(lambda answer: "good")
+large = later(lambda answer: 1e300)
 leaves = later(lambda answer: os._exit(3))
 hangs = later(lambda answer: time.sleep(1000))
 """
@@ -49,6 +50,7 @@ def start(cli, names, tmp_path):
     """A run `start` that writes names, and rewards of one's own."""
     ok(cli("train.py", *quick("gru", data="names.txt", steps=20, n_embd=8, n_hidden=16, lr=1e-2, out="start")))
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def f(:\n")
 
 
 def test_the_reward_grows_and_the_run_writes_what_it_learned(cli):
@@ -83,6 +85,24 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(cli):
     refused(cli(MODULE, "--resume", "--out", "run"), "own:share, a function outside", "--reward own:share")
     ok(cli(MODULE, "--resume", "--out", "run", "--reward", "own:share"))
     assert left(Path("run")) == straight
+    with at_call(Rewarded, "draw", 5, KILL):
+        cli(MODULE, *flags, "--overwrite")
+    ok(cli(MODULE, *flags, "--go-on"))  # this line names the reward, as the one that began the run
+    assert left(Path("run")) == straight
+
+
+def test_the_code_that_a_strangers_config_names_is_not_called(cli):
+    ok(cli(MODULE, *GRPO, "--reward", "own:share", *SHORT))
+    theirs = ("--config", "run/config.json", "--init", "start", "--data", "none", "--out", "mine")
+    refused(cli(MODULE, *theirs), "--config run/config.json asks for own:share", "--reward own:share")
+    ok(cli(MODULE, *theirs, "--reward", "own:share"))
+
+
+def test_what_fails_before_the_first_save_says_that_nothing_is_saved(cli, tmp_path):
+    (tmp_path / "own.py").write_text("def raises(answer, prompt, wanted):\n    return {}[answer]\n")
+    refused(cli(MODULE, *GRPO, "--reward", "own:raises", *SHORT), "Nothing was saved yet", "--overwrite")
+    (tmp_path / "own.py").write_text(MENDED.format("raises"))
+    ok(cli(MODULE, *GRPO, "--reward", "own:raises", *SHORT, "--overwrite"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +111,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(cli):
         "raises": ("raises KeyError", "own.py, line 12", "for the answer"),
         "infinite": ("is nan, which is not finite",),
         "words": ("is 'good', which is no number",),
+        "large": ("is 1e+300, where 1e+09 is the most",),
         "leaves": ("has ended its process (exit code 3)",),
         "hangs": ("has not ended after 1 s", "--reward-seconds"),
     }.items(),
@@ -98,9 +119,10 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(cli):
 )
 def test_a_reward_that_fails_says_so_and_the_run_goes_on_once_it_is_mended(cli, tmp_path, function, words):
     result = cli(MODULE, *GRPO, "--reward", f"own:{function}", "--reward-seconds", 1, *SHORT)
-    refused(result, f"the reward own:{function} {words[0]}", *words[1:], "What was saved before is whole; go on with:")
+    how = f"What was saved before is whole; go on with: python {MODULE} --resume --out run --reward own:{function}"
+    refused(result, f"the reward own:{function} {words[0]}", *words[1:], how)
     (tmp_path / "own.py").write_text(MENDED.format(function))
-    ok(cli(MODULE, "--resume", "--out", "run", "--reward", f"own:{function}"))
+    ok(cli(MODULE, "--resume", "--out", "run", "--reward", f"own:{function}", "--reward-seconds", 2))
     assert summary("run")["steps"] == 6
 
 
@@ -113,7 +135,9 @@ def test_a_reward_that_fails_says_so_and_the_run_goes_on_once_it_is_mended(cli, 
         ),
         "no function": (("--reward", "own:nothing"), "own.py has no function nothing"),
         "no name": (("--reward", "best"), "--reward best: alternating, exact, places, or MODULE:FUNCTION"),
-        "a path": (("--reward", "/tmp/own.py:f"), "or MODULE:FUNCTION"),
+        "a path": (("--reward", "/tmp/own:f"), "or MODULE:FUNCTION"),
+        "a file": (("--reward", "own.py:share"), "without .py, as in my_rewards:short"),
+        "a typing mistake": (("--reward", "broken:f"), "SyntaxError: invalid syntax (broken.py, line 1)"),
         "questions": (("--reward", "exact"), "--data none has none"),
         "one sample": (("--reward", "own:share", "--samples", 1), "needs --samples 2 or more"),
         "none": ((), "--grpo needs --reward"),

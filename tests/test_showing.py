@@ -43,6 +43,12 @@ def test_help_shows_the_defaults_of_the_chosen_pair(cli):
     assert "--n-hidden INT" in shown and "(default: 256)" in shown.split("--n-hidden INT")[1][:160]
 
 
+@pytest.mark.parametrize("task", ["classify", "instruct", "translate"])
+def test_help_of_a_task_says_in_words_what_its_family_is(cli, task):
+    shown = ok(cli(f"-m finetune.{task}", "--model", "gru", "--help")).out
+    assert "Gated recurrent units (Cho et al. 2014)." in shown and "typing" not in shown
+
+
 @pytest.mark.exhaustive
 def test_a_machine_without_a_compiler_trains_on_without_it(process, tmp_path):
     training = process("train.py", *quick("mlp", **LINES, compile="on"), env={"CXX": "/nonexistent"})

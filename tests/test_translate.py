@@ -13,12 +13,15 @@ from data.errors import UserError
 from data.pairs import dates, reversal, transliteration
 from data.pairs.files import read_pairs
 from data.tokenizers import Special
+from docs.flags import TASKS
+from engine.config.settings import marked
+from engine.run.identity import FREE
 from engine.training.trainer import Trainer
 from finetune.translate.beam import search
 from finetune.translate.decoding import greedy
 from finetune.translate.scores import character_error_rate, chrf, edit_distance
 from finetune.translate.translator import load_translator
-from makemore.config import GRUConfig
+from makemore.config import GRUConfig, Mark
 from makemore.seq2seq import Seq2Seq
 from tests.helpers import TERM, at_call, left, metrics, ok, refused, summary
 
@@ -113,6 +116,16 @@ def test_interrupted_and_resumed_equals_never_interrupted(cli, anki, tmp_path, k
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
+def test_what_a_resume_changes_is_no_part_of_the_identity(cli, anki):
+    ok(cli(MODULE, "--data", anki, *QUICK, "--out", "run"))
+    ok(cli(MODULE, "--resume", "--out", "run", "--beams", 2, "--steps", 8))
+    assert summary()["test"]["beams"] == 2
+    ok(cli(MODULE, "--resume", "--out", "run", "--beams", 3))
+    ok(cli(MODULE, "--out", "run", "--translate", "ab"))
+    for cls in TASKS.values():
+        assert marked(cls, Mark.RESUMABLE, Mark.PLACE) <= FREE
+
+
 @pytest.mark.parametrize("kind", ["luong", "transformer"])
 def test_two_processes_train_what_one_trains(cli, ranks, anki, kind):
     flags = ("--data", anki, *sized(kind), "--grad-accum", 2)
@@ -169,7 +182,23 @@ def test_a_transformer_translates_what_fits_into_its_context_and_draws_where_it_
     ok(cli(MODULE, "--data", anki, *sized("transformer"), "--out", "run"))
     ok(cli(MODULE, "--out", "run", "--translate", "abc", "--map", "map.png"))
     assert imread("map.png").ndim == 3
-    refused(cli(MODULE, "--out", "run", "--translate", "a" * 6), "7 tokens, its end included, is more than the context")
+    refused(
+        cli(MODULE, "--out", "run", "--translate", "a" * 6),
+        "'aaaaaa' has 7 tokens, its end included, which is more than",
+    )
+
+
+def test_a_line_of_translations_for_each_line_and_a_map_of_one(cli, anki, drawn):
+    ok(cli(MODULE, "--data", anki, *QUICK, "--out", "run"))
+    Path("some.txt").write_text("ab\n\nba\nab\n")
+    first, empty, *others = ok(cli(MODULE, "--out", "run", "--translate", "@some.txt")).out.split("\n")
+    assert empty == "" and len(others) == 3 and others[1] == first
+    piped = ok(cli(MODULE, "--out", "run", "--translate", "-", stdin=b"ab\n\nba\nab\n")).out
+    assert piped.split("\n") == [first, empty, *others]
+    for words, stdin in (("@some.txt", b""), ("-", b"ab\n\nba\n")):
+        several = cli(MODULE, "--out", "run", "--translate", words, "--map", "map.png", stdin=stdin)
+        refused(several, "--map draws one translation")
+    ok(cli(MODULE, "--out", "run", "--translate", "-", "--map", "map.png", stdin=b"ab\n\n"))
 
 
 def test_a_file_is_read_as_anki_and_tatoeba_have_it_and_faults_are_named(tmp_path, capsys):
@@ -182,6 +211,9 @@ def test_a_file_is_read_as_anki_and_tatoeba_have_it_and_faults_are_named(tmp_pat
     assert len(read_pairs(str(path))[1]) == 20 and "(the first: 21)" in capsys.readouterr().err
     path.write_text("a\tb\nno tab\nc\t\n")
     with pytest.raises(UserError, match=r"x.tsv line 2 \(2 of 3 lines\): no source<TAB>target"):
+        read_pairs(str(path))
+    path.write_text("1\teng\tHi.\n2\tfra\tSalut.\n")
+    with pytest.raises(UserError, match="x.tsv has sentences .*and not their translations"):
         read_pairs(str(path))
     path.write_text("\n")
     with pytest.raises(UserError, match="holds no pair"):

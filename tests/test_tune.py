@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from tests.conftest import TINY, Forked
-from tests.helpers import ok, refused, summary
+from tests.helpers import metrics, ok, refused, summary
 from tests.matrices import matrix
 from tune import methods, report
 from tune.space import parse_space
@@ -192,6 +192,18 @@ def test_instructions_are_searched_too(tune, greetings):
     assert [trial["state"] for trial in trials()] == ["done"] * 4 and "python -m finetune.instruct --data" in done.out
 
 
+def test_translations_are_searched_too(tune, tmp_path):
+    (tmp_path / "upper.tsv").write_text("".join(f"{n:b}\t{n:o}\n" for n in range(300)))
+    words = ["translate", "--try", "align=none,luong-dot", "--maximize", "val_chrf", "--out", "s"]
+    sizes = ["--n-embd", 8, "--n-hidden", 8, "--steps", 4, "--eval-interval", 2]
+    done = ok(tune(*words, "--", "--data", "upper.tsv", *sizes))
+    assert [trial["state"] for trial in trials()] == ["done"] * 2 and "python -m finetune.translate --data" in done.out
+    for trial in trials():
+        run = Path(f"s/trials/000{trial['number']}")
+        (line,) = [line for line in metrics(run) if line["step"] == summary(run)["best_step"]]
+        assert trial["score"] == line["val_chrf"]
+
+
 def test_a_search_stops_at_its_trials_where_one_was_interrupted(tune):
     ok(tune(*FEW, "--trials", 2, *RUN))
     line = trials()[1] | {"number": 2, "values": {"lr": "0.01", "n_embd": "4"}, "state": "interrupted", "score": None}
@@ -231,8 +243,15 @@ REFUSED = {
     "no switch": (["--try", "counts=yes,no"], "--counts is on or off: --try counts=on,off"),
     "no command": (
         ["serve", "--try", "lr=1,2"],
-        "'serve' is no command to search; there are: train, classify, instruct",
+        "'serve' is no command to search; there are: train, classify, instruct, translate",
     ),
+    "another loss": (["--try", "tokenizer=char,byte"], "--tokenizer changes what val_loss is", "val_bits_per_char"),
+    "another price": (
+        ["instruct", "--try", "kl=0,0.1", "--", "--grpo", "--init", "x", "--reward", "alternating"],
+        "--kl changes what val_loss is a loss of",
+        "val_reward",
+    ),
+    "a translation": (["translate", "--try", "lr=1,2", "--", "--translate", "x"], "--translate is not for a search"),
     "standard input": (["--try", "lr=1,2", "--", "--data", "-"], "every run reads the data anew"),
     "no trial": (["--try", "lr=1,2", "--trials", 0], "--trials is 0; it has to be above 0"),
     "flags in front": (
@@ -269,6 +288,10 @@ def test_a_strangers_folder_is_checked(tune, tmp_path):
     line = trials()[0] | {"values": {"lr": "0.001", "n_embd": "--out=/"}}
     Path("s/trials.jsonl").write_text(json.dumps(line) + "\n")
     refused(tune(*FEW, *RUN), "trials.jsonl is damaged: trial 0 has other values")
+    Path("s/trials.jsonl").write_text(
+        json.dumps(line | {"values": {"lr": "0.001", "n_embd": "4"}, "score": None}) + "\n"
+    )
+    refused(tune(*FEW, *RUN), "trials.jsonl:1 is damaged: trial 0 is done, and has no score")
     Path("s/trials.jsonl").write_text("no json\n")
     refused(tune(*FEW, *RUN), "trials.jsonl:1 is damaged: it is not JSON")
     (tmp_path / "mine").mkdir()

@@ -2,8 +2,8 @@
 
     python -m tune --try lr=1e-4..1e-2:log --try n_layer=1,2,4 -- --data names --steps 500
 
-Behind `--` stand the flags of every run; the first word may be another command: classify, instruct. The same command
-again goes on with a search that was stopped.
+Behind `--` stand the flags of every run; the first word may be another command: classify, instruct, translate. The same
+command again goes on with a search that was stopped.
 """
 
 import argparse
@@ -19,10 +19,20 @@ from tune.search import Search, search
 from tune.space import SYNTAX, Space, parse_space, words
 from tune.study import Study
 
-COMMANDS = ("train", "classify", "instruct")
+COMMANDS = ("train", "classify", "instruct", "translate")
 STUDIES = Path("studies")
 DEFAULT_TRIALS = 20  # where there is a range, and no --minutes
-OURS = {"out", "resume", "go_on", "overwrite", "eval_only", "checkpoint", "predict"}  # the search says these itself
+# The search says these itself, or they train nothing.
+OURS = {"out", "resume", "go_on", "overwrite", "eval_only", "checkpoint", "predict", "translate", "map"}
+# Of each command the flags whose every value has a val_loss of its own, and a number that may be compared.
+OF_THE_LOSS = {
+    "train": {"tokenizer"}, "classify": set(), "translate": {"tokenizer"},
+    "instruct": {"tokenizer", "dpo_beta", "kl", "reward"},
+}  # fmt: skip
+INSTEAD = {
+    "train": "--minimize val_bits_per_char", "instruct": "--maximize val_exact_match (of rewards val_reward)",
+    "translate": "--maximize val_exact_match",
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         prog=command("tune"),
         description="Search the best flags of a command that trains, over runs of it.",
-        usage="%(prog)s [train|classify|instruct] --try FLAG=VALUES [--try ...] [options] -- [flags of every run]",
+        usage=f"%(prog)s [{'|'.join(COMMANDS)}] --try FLAG=VALUES [--try ...] [options] -- [flags of every run]",
         epilog=f"{SYNTAX}. A flag that is on or off: --try bias=on,off. The same command again goes on with a search "
         "that was stopped.",
     )
@@ -51,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, help="how long all runs may take together")
     made.add_argument("--patience", type=int, help="end after so many runs in a row that were no better than the best")
     goal = made.add_mutually_exclusive_group()
-    goal.add_argument("--minimize", metavar="KEY", help="a number of summary.json (default: val_loss)")
+    goal.add_argument(
+        "--minimize", metavar="KEY", help="a number of summary.json, or of an evaluation (default: val_loss)"
+    )
     goal.add_argument("--maximize", metavar="KEY", help="the same, the largest first, as test.accuracy")
     made.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     made.add_argument("--out", type=Path, help=f"the folder of the search (default: {STUDIES}/COMMAND)")
@@ -134,6 +146,10 @@ def _config_class(name: str) -> Any:
         from finetune.instruct.options import InstructConfig
 
         return InstructConfig
+    if name == "translate":
+        from finetune.translate.options import TranslateConfig
+
+        return TranslateConfig
     from engine.config.sections import Config
 
     return Config
@@ -156,8 +172,7 @@ def _check_flags(plan: Search, space: Space) -> None:
         raise UserError(f"{flag(clash[0])} is not for a search: it gives every run a folder of its own")
     if twice := sorted(given & space.keys()):
         raise UserError(f"{flag(twice[0])} is tried, and stands behind -- too; leave one out")
-    if plan.command == "train" and (other := sorted({"objective", "mask_rate", "mask_span"} & space.keys())):
-        raise UserError(f"{flag(other[0])} changes what the loss is a loss of: trials could not be compared")
+    _check_comparable(plan, space)
     if any(word in ("-", "--data=-", "--val-data=-") for word in plan.flags):
         raise UserError("every run reads the data anew, which standard input cannot give: put the text into a file")
     first = {name: values.ends()[0] for name, values in space.items()}
@@ -169,6 +184,17 @@ def _check_flags(plan: Search, space: Space) -> None:
                 parse(changed, _config_class(plan.command))
             except UserError:
                 continue
+
+
+def _check_comparable(plan: Search, space: Space) -> None:
+    """Raise UserError for a flag of which each value has a loss of its own."""
+    if plan.command == "train" and (other := sorted({"objective", "mask_rate", "mask_span", "bins"} & space.keys())):
+        raise UserError(f"{flag(other[0])} changes what the loss is a loss of: trials could not be compared")
+    if plan.metric == "val_loss" and (other := sorted(OF_THE_LOSS[plan.command] & space.keys())):
+        raise UserError(
+            f"{flag(other[0])} changes what val_loss is a loss of: trials could not be compared by it; name another "
+            f"number, as {INSTEAD[plan.command]}"
+        )
 
 
 if __name__ == "__main__":

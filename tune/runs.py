@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.errors import note
 from data.json_files import parse_json
@@ -70,6 +71,7 @@ class Curve:
         self._metric = metric.replace(".", "_")  # what a summary has as val.accuracy is val_accuracy here
         self.values: list[float] = []
         self.known: list[str] = []  # what the last evaluation measured
+        self._lines: list[dict[str, Any]] = []
 
     def read(self) -> list[float]:
         """The values so far."""
@@ -78,10 +80,17 @@ class Curve:
             self._size = size
             lines = self._path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line is half written
             read = [parse_json(line, self._path, dict) for line in lines]
+            self._lines = read
             self.known = [name for name, value in read[-1].items() if isinstance(value, float)] if read else []
             trained = [line for line in read if line.get("step") != 0]  # at first every run is as good as chance
             self.values = [float(line[self._metric]) for line in trained if is_number(line.get(self._metric))]
         return self.values
+
+    def at(self, step: object) -> float | None:
+        """The value at the evaluation of this step, the first one too; None where it was not measured."""
+        self.read()
+        values = [line.get(self._metric) for line in self._lines if line.get("step") == step]
+        return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
 def is_number(value: object) -> bool:

@@ -96,7 +96,7 @@ def _run(plan: Search, study: Study, trial: Trial) -> Trial:
         return note("pruned", score=seen[-1], curve=seen)
     if process.returncode == 0 and (summary := read_summary(run)):  # also one that ended just before it was stopped
         try:
-            score = _score(plan, summary)
+            score = _score(plan, summary, curve)
             if halving is not None and not curve.values:
                 raise UserError(
                     f"--method halving compares runs by their evaluations, which do not measure {plan.metric}; they "
@@ -114,13 +114,16 @@ def _run(plan: Search, study: Study, trial: Trial) -> Trial:
     return note("failed", why=runs.complaint(output, before, code))
 
 
-def _score(plan: Search, summary: dict[str, Any]) -> float:
-    """The metric of a run, as 'val_loss' or 'test.accuracy'. Raises UserError where its summary has no such number."""
+def _score(plan: Search, summary: dict[str, Any], curve: runs.Curve) -> float:
+    """The metric of a run, as 'val_loss' or 'test.accuracy': that of its summary, else of the evaluation of its best
+    weights. Raises UserError where neither has such a number."""
     value: Any = summary
     for name in plan.metric.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     if not runs.is_number(value):
-        known = ", ".join(_numbers(summary))
+        value = curve.at(summary.get("best_step"))
+    if value is None:
+        known = ", ".join(dict.fromkeys([*_numbers(summary), *curve.known]))
         raise UserError(f"the summary of a run has no number '{plan.metric}'; it has {known}")
     return float(value)
 

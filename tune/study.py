@@ -88,6 +88,8 @@ class Study:
             trial = Trial(**{name: values[name] for name in _LINE})
             if trial.state not in STATES:
                 raise UserError(f"{path}:{n} is damaged: the state is '{trial.state}'; it may be {', '.join(STATES)}")
+            if trial.state == "done" and trial.score is None:
+                raise UserError(f"{path}:{n} is damaged: trial {trial.number} is done, and has no score")
             found[trial.number] = trial
         if torn:
             replace_file(path, b"".join(line + b"\n" for line in lines))

@@ -3,6 +3,7 @@
 Tatoeba's downloads have the numbers of the sentences beside them (id, source, id, target): these are read as they come.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data.pairs.pair import TextPair
 from data.sources import path_of
 
 FAULTY_ALLOWED = 0.1  # of the lines
+LANGUAGE = re.compile(r"[a-z]{3}")  # as Tatoeba names it
 BEGINNING = 20  # lines that show whether the columns have numbers between them
 
 
@@ -26,6 +28,7 @@ def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[TextPair]]
     if not path.is_file():
         raise UserError(f"no such file: {data}; pairs by name there are: {', '.join(GENERATED)}")
     lines = [(n, line.split("\t")) for n, line in _lines(path, encoding) if line.strip()]
+    _refuse_sentences(path, [fields for _, fields in lines[:BEGINNING]])
     source, target = _columns(fields for _, fields in lines)
     pairs, faulty = [], []
     for n, fields in lines:
@@ -49,6 +52,15 @@ def read_pairs(data: str, encoding: str = "utf-8") -> tuple[str, list[TextPair]]
 def _lines(path: Path, encoding: str) -> Iterable[tuple[int, str]]:
     for n, line in reading.numbered_lines(reading.read_chunks([path], encoding)):
         yield n, line.rstrip("\r\n")
+
+
+def _refuse_sentences(path: Path, rows: list[list[str]]) -> None:
+    """Raise UserError for Tatoeba's other list: number, language, sentence, without a translation."""
+    if rows and all(len(row) >= 3 and row[0].strip().isdigit() and LANGUAGE.fullmatch(row[1].strip()) for row in rows):
+        raise UserError(
+            f"{path} has sentences (number, language, text) and not their translations; take Tatoeba's sentence pairs, "
+            "or a file of source<TAB>target"
+        )
 
 
 def _columns(rows: Iterable[list[str]]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import types
 import typing
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -110,6 +111,8 @@ def _refuse_useless_teacher(config: Config, explicit: set[str]) -> None:
         raise UserError("--extend-vocabulary and --teacher exclude each other: both have one vocabulary")
     if config.machine.shard:
         raise UserError("--shard divides one model, and --teacher is a second one")
+    if config.run.out and Path(config.run.teacher).resolve() == config.run.path.resolve():
+        raise UserError(f"--teacher {config.run.teacher} is the run in --out; name another --out")
     if config.machine.cuda_graph == "on":
         raise UserError("--cuda-graph on and --teacher exclude each other: a teacher's part has another size each step")
 

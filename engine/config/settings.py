@@ -49,7 +49,11 @@ def _net(cls: type[Config], model: str) -> type[ModelConfig]:
     hints = typing.get_type_hints(net, include_extras=True)
     fixed: Any = Fixed  # of a type that is known only now
     hidden = [(name, fixed[hints[name]], value) for name, value in cls.fixed.items() if name in hints]
-    return dataclasses.make_dataclass(net.__name__, hidden, bases=(net,)) if hidden else net
+    if not hidden:
+        return net
+    made = dataclasses.make_dataclass(net.__name__, hidden, bases=(net,))
+    made.__doc__ = net.__doc__  # else a dataclass has its signature there, and --help shows it
+    return made
 
 
 def without_rare(cls: Any, config: Any) -> tuple[Any, Any]:

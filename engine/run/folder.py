@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.disk import remove, replace_file
-from data.errors import FULL, UserError
+from data.errors import FULL, UserError, flag
 from data.json_files import Whole, as_stored, check_schema, read_json
 from data.locks import hold
 from data.program import command, recorded, spoken
@@ -178,9 +178,10 @@ def forecast_command(folder: Path) -> str:
     return f"{command('forecast')} {shlex.quote(str(folder))}"
 
 
-def resume_command(folder: Path, program: str = "train") -> str:
-    """The command that resumes this run."""
-    return f"{command(program)} --resume --out {shlex.quote(str(folder))}"
+def resume_command(folder: Path, program: str = "train", **settings: Any) -> str:
+    """The command that resumes this run, with these settings."""
+    words = [f"{flag(name)} {shlex.quote(str(value))}" for name, value in settings.items()]
+    return " ".join([f"{command(program)} --resume --out {shlex.quote(str(folder))}", *words])
 
 
 def _make_next_free(base: str) -> Path:

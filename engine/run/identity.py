@@ -20,13 +20,13 @@ from makemore.config import Mark
 
 # Settings that matter to training alone: for sampling, scoring and labelling they may differ.
 _TRAINING_ONLY = gradient_only(Config) | {"dropout", "seed", "init"}
-# What a resume may change; examples may have a file for the test, too.
-_FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE) | {"test_data"}
+# What a resume may change: of every run, and, as whoever samples from a run cannot ask its task, of single tasks.
+FREE = marked(Config, Mark.RESUMABLE, Mark.PLACE) | {"test_data", "beams", "reward_seconds"}
 
 
 def identity(facts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The identity of the run whose `config.json` has these `facts`: everything that belongs to its weights."""
-    ours: dict[str, Any] = {"settings": {n: v for n, v in facts["config"].items() if n not in _FREE}}
+    ours: dict[str, Any] = {"settings": {n: v for n, v in facts["config"].items() if n not in FREE}}
     ours["tokenizer"] = hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
     ours["run"] = facts.get("id")
     ours["text"] = facts["data"]["key"]

@@ -23,6 +23,7 @@ from engine.run.run import Run
 from engine.training.beside import Beside
 from makemore.base import LanguageModel, Output, State
 from makemore.counts.mixture import Mixture
+from nanogpt.pretrained import folder_of
 
 KEPT = "teacher.json"  # in the run: the hash of the teacher's weights
 PREFIX = "teacher."  # of its part of a state
@@ -71,6 +72,8 @@ def load_teacher(config: Config) -> Run:
     """The run of --teacher, on the CPU. Raises UserError for one that is no neural model, or reads too little."""
     path = config.run.teacher
     assert path is not None  # who asks has looked
+    if config.run.resume and folder_of(path) is None and not Path(path).is_dir():
+        raise UserError(f"the teacher of {config.run.out} is not in {path}; say with --teacher where it is now")
     run = load_writer(path, device="cpu", of_series=reads_series(config))
     model = run.model.neural if isinstance(run.model, Mixture) else run.model  # counts are of another text
     if run.config.net.is_counted or getattr(run.config.net, "count_inputs", False):

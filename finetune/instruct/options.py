@@ -81,7 +81,9 @@ class AnswererFlags(Tuning):
     """How strongly the model is held to what it was before --grpo; 0: not at all."""
     samples: Annotated[int, Range(1)] = 16
     """Answers that are drawn to each question in a step; --batch-size says how many questions it has."""
-    reward_seconds: Annotated[float, Range(0, above=0, below=float("inf"), says="above 0 and finite")] = 60.0
+    reward_seconds: Annotated[
+        float, Range(0, above=0, below=float("inf"), says="above 0 and finite"), Mark.RESUMABLE
+    ] = 60.0
     """How long a reward may take for the answers of one batch."""
 
 

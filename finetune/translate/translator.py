@@ -10,7 +10,7 @@ import torch
 
 from data.errors import UserError, warn
 from data.program import command
-from data.reading import file_or_text, read_chunks, read_lines
+from data.reading import file_or_text, numbered_lines, read_chunks
 from data.rows import eval_rows
 from data.terminal import show
 from data.tokenizers import Tokenizer
@@ -32,6 +32,7 @@ from finetune.translate.options import USE_FLAGS, TranslateConfig
 from finetune.translate.picture import draw_map
 from makemore.base import LanguageModel
 
+SHOWN = 40  # characters of a text in a message
 LINES_AT_ONCE = 256  # of a file that is translated
 
 
@@ -50,9 +51,11 @@ class Translator:
         context = self.model.context
         lengths = [len(source_ids(text, self.tokenizer)) for text in texts]
         if context is not None and max(lengths) > context:
+            text = texts[lengths.index(max(lengths))]
             raise UserError(
-                f"a text of {max(lengths):,} tokens, its end included, is more than the context of {context}, which is "
-                "all that this model reads: cut it, or train with a larger --context"
+                f"{text[:SHOWN]!r}{'...' * (len(text) > SHOWN)} has {max(lengths):,} tokens, its end included, which "
+                f"is more than the context of {context}, all that this model reads: cut it, or train with a larger "
+                "--context"
             )
         unknown = sum(int((self.tokenizer.encode(text, "mask") == self.tokenizer.special.unk).sum()) for text in texts)
         if unknown:
@@ -84,14 +87,18 @@ def load_translator(path: str | Path, which: str = "best", device: str = "auto",
 
 
 def translate(config: TranslateConfig, explicit: set[str]) -> int:
-    """`--translate`: a line for each text; with `--map` the picture of one."""
-    translator = _translator(config, explicit, {"translate", "map"})
+    """`--translate`: a line for each text, an empty one for an empty line; with `--map` the picture of one."""
+    translator, drawn = _translator(config, explicit, {"translate", "map"}), 0
     for texts in _texts(config):
-        if config.run.map is not None and len(texts) != 1:
+        some = [text for text in texts if text]
+        if config.run.map is not None and drawn + len(some) > 1:
             raise UserError("--map draws one translation: give --translate one text")
-        for text, answer in zip(texts, translator(texts, config.tuning.beams), strict=True):
+        answers = dict(zip(some, translator(some, config.tuning.beams), strict=True)) if some else {}
+        for text in texts:
+            answer = answers.get(text, "")
             show(answer, flush=True)
-            if config.run.map is not None:
+            if config.run.map is not None and text:
+                drawn += 1
                 draw_map(translator.model, translator.tokenizer, text, answer, Path(config.run.map), translator.device)
     return 0
 
@@ -131,13 +138,14 @@ def _texts(config: TranslateConfig) -> Iterator[list[str]]:
                 text = line.decode(config.text.encoding).strip()
             except UnicodeDecodeError as error:
                 raise UserError(f"standard input is not {config.text.encoding}: line {n}; see --encoding") from error
-            if text:
-                yield [text]
+            yield [text]
         return
     file, text = file_or_text(wanted)
     if file is None:
         yield [text.strip()]
         return
-    lines = [line.strip() for line in read_lines(read_chunks([file], config.text.encoding))]
+    lines = [line.strip() for _, line in numbered_lines(read_chunks([file], config.text.encoding))]
+    if not lines[-1]:
+        lines.pop()  # what follows the last end of a line
     for start in range(0, len(lines), LINES_AT_ONCE):
         yield lines[start : start + LINES_AT_ONCE]

@@ -48,6 +48,8 @@ def check_name(name: str) -> None:
     """Raise UserError for what is neither a bundled reward nor MODULE:FUNCTION."""
     module, _, function = name.partition(":")
     words = [*module.split("."), function]
+    if module.endswith(".py"):
+        raise UserError(f"--reward {name}: the module's name is without .py, as in my_rewards:short")
     if is_own(name) and not all(word.isidentifier() for word in words):
         raise UserError(f"--reward {name}: {', '.join(BUNDLED)}, or MODULE:FUNCTION as in my_rewards:short")
 

@@ -16,6 +16,7 @@ from finetune.instruct.reward.rewards import NotFound, find
 
 STARTS_WITHIN = 120.0  # seconds, the imports of the reward's module included
 SHOWN = 60  # characters of an answer in a message
+LARGEST = 1e9  # of a reward: the squares of larger ones are soon more than a float32 holds
 
 
 class Answer(NamedTuple):
@@ -70,9 +71,10 @@ class Scorer:
         assert self._pipe is not None  # `start` has opened it
         try:
             if not self._pipe.poll(seconds):
-                raise self._fault(
-                    f"has not ended after {seconds:g} s; --reward-seconds gives it longer", answers, error
-                )
+                if not answers:
+                    raise self._fault(f"is not imported after {seconds:g} s", answers, error)
+                way_out = "; --reward-seconds gives it longer"
+                raise self._fault(f"has not ended after {seconds:g} s", answers, error, way_out)
             said, problem = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
@@ -81,11 +83,11 @@ class Scorer:
             raise self._fault(problem, answers, error)
         return said
 
-    def _fault(self, what: str, answers: Sequence[Answer], error: type[UserError]) -> UserError:
+    def _fault(self, what: str, answers: Sequence[Answer], error: type[UserError], way_out: str = "") -> UserError:
         nth = self._nth.value
         of = f" for the answer {_short(answers[nth].text)}" if nth < len(answers) else ""
         self.close()
-        return error(f"the reward {self.name} {what}{of}")
+        return error(f"the reward {self.name} {what}{of}{way_out}")
 
 
 def _serve(name: str, pipe: Connection, nth: Any) -> None:
@@ -132,6 +134,8 @@ def _checked(score: Any) -> float:
         raise _NoNumber(f"is {score!r:.{SHOWN}}, which is no number") from None
     if not math.isfinite(number):
         raise _NoNumber(f"is {number}, which is not finite")
+    if abs(number) > LARGEST:
+        raise _NoNumber(f"is {number:g}, where {LARGEST:g} is the most, above and below 0,")
     return number
 
 
@@ -143,6 +147,8 @@ def _told(error: Exception) -> str:
     """What went wrong, and where in the reward's file."""
     if isinstance(error, _NoNumber):
         return str(error)
+    if isinstance(error, SyntaxError):  # names its place itself
+        return f"raises SyntaxError: {error}"
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"raises {type(error).__name__}: {error} ({os.path.basename(last.filename)}, line {last.lineno})"
 

@@ -36,6 +36,11 @@ class Rewards(Instructions):
         self, config: InstructConfig, explicit: set[str], parent: Run | None
     ) -> tuple[InstructConfig, InstructData]:
         assert parent is not None  # the options ask for --init
+        if "reward" not in explicit and self.to_say_again(config):
+            raise UserError(
+                f"--config {config.run.config} asks for {config.tuning.reward}, a function outside of this project: to "
+                f"have it called, say so: --reward {config.tuning.reward}"
+            )
         if config.text.data != NO_QUESTIONS:
             return super().read(config, explicit, parent)
         if parent.template is not None:
@@ -48,12 +53,16 @@ class Rewards(Instructions):
         self, config: InstructConfig, explicit: set[str], facts: dict[str, Any], tokenizer: Tokenizer
     ) -> InstructData:
         reward = config.tuning.reward
-        if is_own(reward or "") and "reward" not in explicit:  # a run may be a stranger's, and this is code
+        if "reward" not in explicit and self.to_say_again(config):
             raise UserError(
                 f"{config.run.out} learns from {reward}, a function outside of this project: to have it called, "
                 f"say so again: --reward {reward}"
             )
         return super().read_again(config, explicit, facts, tokenizer)
+
+    def to_say_again(self, config: InstructConfig) -> set[str]:
+        """A run, or a --config, may be a stranger's, and a reward of one's own is code."""
+        return {"reward"} if is_own(config.tuning.reward or "") else set()
 
     def facts(self, config: InstructConfig, data: InstructData) -> dict[str, Any]:
         return {} if config.text.data == NO_QUESTIONS else super().facts(config, data)
