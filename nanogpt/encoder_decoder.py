@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.tokenizers import Special
+from kernels import Attention
 from makemore.base import OURS, LanguageModel, State, make_head
 from makemore.constants import INIT_STD
 from makemore.layers import make_norm
@@ -30,10 +31,11 @@ class CrossAttention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         C, bias = config.n_embd, config.bias
-        self.n_head, self.qk_norm, self.p = config.n_head, config.qk_norm, config.dropout
+        self.n_head, self.qk_norm = config.n_head, config.qk_norm
         self.c_q, self.c_kv = nn.Linear(C, C, bias), nn.Linear(C, 2 * C, bias)
         self.c_proj = nn.Linear(C, C, bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.attend = Attention(causal=False, dropout=config.dropout, backend=config.attention)
 
     def keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's features (B, S, C), computed once a source."""
@@ -41,8 +43,7 @@ class CrossAttention(nn.Module):
         return self._normed(self._heads(k)), self._heads(v)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, there: Tensor) -> Tensor:
-        p = self.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(self._queries(x), k, v, there[:, None, None], dropout_p=p)
+        y = self.attend(self._queries(x), k, v, there)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
     def weights(self, x: Tensor, k: Tensor, there: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from makemore.config import GRUConfig, LSTMConfig
 from makemore.seq2seq import Seq2Seq
 from nanogpt.config import TransformerConfig
 from nanogpt.encoder_decoder import EncoderDecoder
+from tests.kernel_helpers import DEVICE
 
 POSITIONS = ["learned", "sinusoidal", "rope"]  # of a Transformer
 ALIGNS = ["none", "bahdanau", "luong-dot", "luong-general"]
@@ -130,3 +131,22 @@ def test_a_transformer_learns_with_dropout_and_starts_as_if_its_blocks_were_not_
     nll = model(tokens, tokens.roll(-1, 1), model.start(sources, None), want_logits=False).nll_sum
     nll.backward()
     assert all(block.cross.c_proj.weight.grad.any() for block in model.decoder)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_all_attention_of_a_transformer_runs_on_the_kernels_that_are_asked_for(positions, monkeypatch):
+    sources, tokens = texts()
+    found = {}
+    for backend in ("torch", "triton"):
+        torch.manual_seed(0)
+        config = TransformerConfig(
+            context=8, n_layer=2, n_embd=8, n_head=2, n_kv_head=1, positions=positions, attention=backend
+        )
+        model = EncoderDecoder(V, config).to(DEVICE)
+        if backend == "triton":
+            monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+        out = model(tokens.to(DEVICE), tokens.to(DEVICE), model.start(sources.to(DEVICE), None))
+        out.nll_sum.backward()
+        found[backend] = [out.logits, *(weight.grad for weight in model.parameters())]
+    for ours, theirs in zip(found["triton"], found["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -203,7 +203,8 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, options: Options, return_lse: bool) 
     is_seeded = seed is not None and dropout > 0
     # torch's kernels for GPUs refuse their own log-sum-exp where vmap has laid it out.
     is_refused = is_forward_mode(q, k, v) or (q.is_cuda and is_transformed())
-    if return_lse or is_seeded or softcap is not None or Tq > Tk or is_refused:
+    sees_all = not causal and window is None
+    if return_lse or is_seeded or softcap is not None or (Tq > Tk and not sees_all) or is_refused:
         plain = options._replace(slopes=slopes, seed=_seed(options, q))
         out, lse = _at_least_float32(reference.attention, q, k, v, **plain._asdict())
         return (out, lse) if return_lse else out
@@ -213,7 +214,9 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, options: Options, return_lse: bool) 
     whole = window is None and slopes is None and key_mask is None
     causal_only = whole and causal and (Tq == Tk or Tq == 1)
     mask = None
-    if not causal_only and not (whole and not causal):
+    if sees_all and slopes is None:
+        mask = None if key_mask is None else key_mask[:, None, None]
+    elif not causal_only:
         mask = reference.sdpa_mask(Tq, Tk, causal, window, slopes, q.device, q.dtype, key_mask)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal_only and Tq > 1, scale=scale)
 
