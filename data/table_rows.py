@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data.errors import UserError
 DELIMITERS = (",", ";", "\t")
 BEGINNING = 1 << 16  # characters of a file that show what its fields are separated by ...
 FIRST_ROWS = 20  # ... or so many rows
+DECIMAL = re.compile(r"[+-]?\d+,\d+")
 
 
 def table_rows(path: Path, chunks: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -48,15 +50,24 @@ def tab_separated(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[
 
 def _delimiter(beginning: str) -> str:
     """What separates the fields of a CSV file that begins so: a comma where every row has one, or where nothing else
-    makes rows of one width of it."""
+    makes rows of one width of it. Where others part
+    fields that have commas within numbers alone, those are decimal ones."""
     lines = beginning[:BEGINNING].split("\n")
     if len(beginning) > BEGINNING and len(lines) > 1:
         lines.pop()  # it may go on
-    for delimiter in DELIMITERS:
+    decimal = [delimiter for delimiter in DELIMITERS[1:] if _has_decimal_commas(lines, delimiter)]
+    for delimiter in (*decimal, *DELIMITERS):
         widths = _widths(lines, delimiter)
         if widths and min(widths) > 1 and (delimiter == "," or len(set(widths)) == 1):
             return delimiter
     return ","
+
+
+def _has_decimal_commas(lines: list[str], delimiter: str) -> bool:
+    """Whether in the first rows, with this delimiter, commas stand within numbers and nowhere else."""
+    fields = [field.strip() for line in filter(None, lines[:FIRST_ROWS]) for field in line.split(delimiter)]
+    with_comma = [field for field in fields if "," in field]
+    return bool(with_comma) and all(DECIMAL.fullmatch(field) for field in with_comma)
 
 
 def _widths(lines: list[str], delimiter: str) -> list[int]:

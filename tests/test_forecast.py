@@ -113,17 +113,28 @@ def test_missing_cells_take_the_last_value_and_a_note_names_their_lines(tmp_path
     assert "at the beginning the first one after" in notes[0] and "at the beginning" not in notes[1]
 
 
-def test_a_column_of_decimal_commas_is_not_left_out_without_a_word(tmp_path):
-    found, notes = read(tmp_path, "day;load;price\n1. May;1;2,5\n2. May;3;2,75\n")
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("names", ["day;load;price\n", ""])
+def test_decimal_commas_are_read(tmp_path, names, delimiter):
+    content = names + "1. May;1;2,5\n2. May;3;-1002,75\n3. May;4;1,125\n"
+    found, notes = read(tmp_path, content.replace(";", delimiter))
+    assert [each.values.tolist() for each in found] == [[1, 3, 4], [2.5, -1002.75, 1.125]] and not notes
+    assert [each.name for each in found] == (["load", "price"] if names else ["2", "3"])
+
+
+@pytest.mark.parametrize("cells", ["1,250;2,750", "1.250,5;2,75", "1,234,567;2"])
+def test_a_comma_that_may_part_thousands_is_not_guessed_at(tmp_path, cells):
+    first, second = cells.split(";")
+    found, notes = read(tmp_path, f"load;price\n1;{first}\n3;{second}\n")
     assert [each.name for each in found] == ["load"]
-    assert len(notes) == 1 and "column 'price'" in notes[0] and "a decimal comma is not read" in notes[0]
+    assert len(notes) == 1 and "column 'price'" in notes[0]
 
 
 @pytest.mark.parametrize(
     "content, wanted, words",
     [
         ("a,b\n1,2\n1,x\n3,4\n", ["b"], ["column 'b'", "no series of numbers", "line 3 holds 'x'"]),
-        ("a;b\n1;2,5\n1;3\n3;4\n", ["b"], ["line 2 holds '2,5'", "a decimal comma is not read"]),
+        ("a;b\n1;2,500\n1;3\n3;4\n", ["b"], ["line 2 holds '2,500'", "write points for decimals"]),
         ("a,b\n1,inf\n", ["b"], ["line 2 holds 'inf'"]),
         ("a,b\n1,\n2,\n", ["b"], ["'b'", "no value at all"]),
         ("load,b\n1,2\n", ["laod"], ["no column 'laod'", "load, b", "Did you mean 'load'?"]),

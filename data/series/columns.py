@@ -1,6 +1,7 @@
 """The number columns of CSV and TSV files as series."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,11 @@ from data.table_rows import is_column_number, table_rows
 
 MISSING = {"", "nan", "na", "n/a", "null", "none"}  # cells without a value, in lower case
 NAMED = 5  # lines that a note names
-COMMA_HINT = "; a decimal comma is not read, a point is"
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+PUNCTUATED = re.compile(r"[+-]?\d[\d.,]*")
+COMMA_HINT = (
+    "; whether its comma parts thousands or decimals cannot be told: write points for decimals, and no thousands"
+)
 
 
 class Series(NamedTuple):
@@ -32,7 +37,8 @@ def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> 
     """The columns of a table that are `wanted`, by name or number from 1, or all that are numbers; and notes on what
     was left out and filled in. A first row without a single number names the columns.
 
-    A cell without a value takes the last one before it, at the beginning the first one after it. Raises UserError, with
+    Decimal commas are read in a column that has no points, and where one comma at least does not part thousands. A cell
+    without a value takes the last one before it, at the beginning the first one after it. Raises UserError, with
     file and line, for a wanted column that is none, or holds something else, and for a table without numbers."""
     rows = list(table_rows(path, reading.read_chunks([path], encoding)))
     file = reading.shown(path)
@@ -40,7 +46,7 @@ def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> 
         raise UserError(f"{file} is empty: it holds no series")
     width = len(rows[0][1])
     names = [str(n) for n in range(1, width + 1)]
-    if not any(_number(cell) is not None for cell in rows[0][1]):
+    if not any(_number(cell.replace(",", ".", 1)) is not None for cell in rows[0][1]):
         names = [name.strip() or number for name, number in zip(rows[0][1], names, strict=True)]
         rows = rows[1:]
     for line, row in rows:
@@ -54,7 +60,7 @@ def read_columns(path: Path, wanted: Sequence[str], encoding: str = "utf-8") -> 
     left_out: list[str] = []
     for index in chosen or range(width):
         cells = [_Cell(line, row[index] if index < len(row) else "") for line, row in rows]
-        values = np.array([_value(cell.text) for cell in cells], float)
+        values = _values([cell.text for cell in cells])
         if not np.isnan(values).all() and not np.isinf(values).any():
             found.append(Series(names[index], _filled(values, cells, names[index], notes)))
             continue
@@ -95,12 +101,22 @@ def _value(text: str) -> float:
     return math.inf if number is None else number
 
 
+def _values(texts: list[str]) -> np.ndarray:
+    """`_value` of each of these cells of a column, whose commas are decimal ones where they can be nothing else."""
+    values = np.array([_value(text) for text in texts], float)
+    with_comma = [text for text in texts if "," in text]
+    if not with_comma or any("." in text for text in texts) or all(THOUSANDS.fullmatch(each) for each in with_comma):
+        return values
+    pointed = np.array([_value(text.replace(",", ".", 1)) for text in texts], float)
+    return values if np.isinf(pointed).any() else pointed
+
+
 def _not_numbers(values: np.ndarray, cells: list[_Cell]) -> str:
     """Why a column is no series."""
     if not np.isinf(values).any():
         return "it has no value at all"
     first = cells[int(np.isinf(values).argmax())]
-    hint = COMMA_HINT if _number(first.text.replace(",", ".", 1)) is not None else ""
+    hint = COMMA_HINT if "," in first.text and PUNCTUATED.fullmatch(first.text.strip()) else ""
     return f"line {first.line:,} holds {first.text[:40]!r}{hint}"
 
 
