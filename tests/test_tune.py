@@ -275,6 +275,12 @@ def test_a_command_whose_trials_all_fail_ends_in_what_they_say_and_may_be_mended
     refused(tune(*FEW, *RUN, "--seed", 3), "s holds another search: its flags is", "name another --out")
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tune):
+    Path("s").write_text("mine")
+    refused(tune(*FEW, *RUN), "s is a file", "name another --out")
+    assert Path("s").read_text() == "mine"
+
+
 def test_a_metric_that_a_run_has_not_is_said_with_those_it_has(tune):
     refused(tune(*FEW, "--minimize", "loss", *RUN), "has no number 'loss'", "val_loss")
     words = ["--try", "lr=0.001..0.1", "--method", "halving", "--maximize", "tokens_per_second", "--out", "h"]

@@ -86,6 +86,8 @@ def main() -> int:
     _check_flags(plan, space)
 
     folder = args.out or STUDIES / args.command
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a search is a folder; name another --out")
     study = Study(folder, space, is_max=args.maximize is not None)
     outlive_readers()
     folder.mkdir(parents=True, exist_ok=True)
