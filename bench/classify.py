@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers import ROOT
+from bench.peers import ROOT, output
 from data.errors import UserError, run_command
 from engine.config.flags import parse
 from finetune.classify.baselines import ngram_baseline
@@ -77,9 +76,7 @@ def one(data: str, seed: int, flags: list[str]) -> dict:
     """The summary of one run of the command."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "finetune.classify", "--data", data, "--split-seed", str(seed), *flags]
-        completed = subprocess.run([*command, "--out", f"{folder}/run"], cwd=ROOT, capture_output=True, text=True)
-        if completed.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
+        output([*command, "--out", f"{folder}/run"], ROOT)
         return json.loads(Path(folder, "run", "summary.json").read_text())
 
 

@@ -11,7 +11,6 @@ loss.png into the folder (compare-DATA).
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import decoding
-from bench.peers import ROOT
+from bench.peers import ROOT, output
 from bench.speedrun import BEST_OF_LINES, BEST_OF_STREAM
 from data.sources import DATA_SETS
 from engine.run.load import Run, load_run
@@ -109,9 +108,7 @@ def _steps(steps: int, evaluations: int) -> list[str]:
 def _train(flags: list[str], path: Path) -> list[dict]:
     """Train a run; returns the lines of its metrics."""
     command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", str(path)]
-    completed = subprocess.run(command, capture_output=True, text=True)
-    if completed.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
+    output(command)
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -6,12 +6,11 @@ A seed is of the series and of the training. Prints the backtest of each run, se
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.peers import ROOT
+from bench.peers import run
 from data.errors import run_command
 from data.series import hours
 
@@ -35,14 +34,6 @@ def main() -> int:
                 run(["train.py", *text, "--model", model, "--seed", seed, "--out", out])
                 print(run(["-m", "forecast", out, "--backtest", "100"]), flush=True)
     return 0
-
-
-def run(words: list[str]) -> str:
-    """What a command prints. Raises SystemExit, with its errors, where it fails."""
-    completed = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if completed.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{completed.stderr}")
-    return completed.stdout
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Both sides keep the learning rate constant, which leaves about 0.008 of noise in
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -55,11 +54,7 @@ def run(flags: list[str], split: dict[str, Path], out: Path) -> tuple[dict, floa
 
 def _train(*flags: str | Path) -> str:
     """Run train.py; returns its output."""
-    command = [sys.executable, str(peers.ROOT / "train.py"), *map(str, flags)]
-    completed = subprocess.run(command, capture_output=True, text=True)
-    if completed.returncode:
-        raise SystemExit(completed.stderr)
-    return completed.stdout
+    return peers.output([sys.executable, str(peers.ROOT / "train.py"), *map(str, flags)])
 
 
 def main() -> None:

@@ -12,12 +12,11 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.peers import ROOT
+from bench.peers import run
 from data.errors import run_command
 from data.examples import read_sides
 from data.labelled.example import Columns, Example
@@ -103,12 +102,6 @@ def write(path: Path, examples: list[Example]) -> None:
 def one_line(text: str) -> str:
     """A text without line ends, tabs and quotes, which a table would have to escape."""
     return " ".join(text.replace('"', "'").split())
-
-
-def run(words: list[str]) -> None:
-    completed = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if completed.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{completed.stderr}")
 
 
 if __name__ == "__main__":

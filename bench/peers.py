@@ -43,9 +43,7 @@ def ours(*flags: str) -> dict:
     of a step, as the median over the intervals between evaluations, without the first fifth of them (warm-up)."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", f"{folder}/run"]
-        completed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if completed.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
+        output(command, folder)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         spans = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
@@ -66,7 +64,7 @@ def makemore(checkout: Path, names: Path, *flags: str) -> str:
             folder,
             *flags,
         ]
-        return _output(command, folder)
+        return output(command, folder)
 
 
 def step_times(printed: str, pattern: str) -> float:
@@ -75,7 +73,13 @@ def step_times(printed: str, pattern: str) -> float:
     return statistics.median(times[len(times) // 5 :])
 
 
-def _output(command: list[str], folder: str) -> str:
+def run(words: list[str]) -> str:
+    """What one of our commands prints, as of ["train.py", "--steps", "5"]. Raises SystemExit where it fails."""
+    return output([sys.executable, *words], ROOT)
+
+
+def output(command: list[str], folder: str | Path | None = None) -> str:
+    """What a command prints, run in `folder`. Raises SystemExit, with its errors, where it fails."""
     completed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if completed.returncode:
         raise SystemExit(f"{' '.join(command)}\n{completed.stderr}")
